@@ -1,0 +1,54 @@
+# Each target does its own set-up. Nothing is installed outside .venv; models go to the user's cache.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
+WORKERS ?= 2
+
+.PHONY: help demo test test-fast check docs lessons clean
+
+help:
+	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
+	@echo "make test       all tests, real checkpoints included, with coverage"
+	@echo "make test-fast  the tests that need no checkpoint"
+	@echo "make check      ruff, ruff format, mypy --strict"
+	@echo "make lessons    run every numbered lesson"
+	@echo "make docs       check the links and run the code blocks of the Markdown pages"
+
+.venv/bin/python:
+	@echo "creating .venv"
+	@$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: requirements/cpu.txt setup.cfg pyproject.toml | .venv/bin/python
+	@echo "installing requirements/cpu.txt (a minute or two, once)"
+	@$(PIP) -r requirements/cpu.txt
+	@$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt .venv/demo.stamp
+	@echo "installing requirements/dev.txt (once)"
+	@$(PIP) -r requirements/dev.txt
+	@touch $@
+
+demo: .venv/demo.stamp
+	@$(BIN)/python examples/quickstart.py
+
+test: .venv/dev.stamp
+	@$(BIN)/python -m qlib.models fetch whisper-tiny.en whisper-base
+	@$(BIN)/python -m pytest -n $(WORKERS) --cov=qlib --cov-report=term --cov-fail-under=95
+
+test-fast: .venv/dev.stamp
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not weights and not slow"
+
+check: .venv/dev.stamp
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+lessons: .venv/demo.stamp
+	@for lesson in examples/[0-9]*.py; do echo "== $$lesson"; $(BIN)/python $$lesson || exit 1; done
+
+docs: .venv/dev.stamp
+	@$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -1,0 +1,1 @@
+"""Post-training quantization of speech recognizers and small language models, from scratch in PyTorch."""

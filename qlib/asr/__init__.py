@@ -1,0 +1,1 @@
+"""Speech: audio files, features, transcription, word error rate."""

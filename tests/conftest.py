@@ -1,0 +1,38 @@
+"""Shared fixtures: one thread a worker, checkpoints looked up once, never fetched by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SPEECH = Path(__file__).parents[1] / "examples" / "data" / "speech"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Two workers share two cores: more threads would only wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Callable[[str], Path]:
+    """Folder of a registered checkpoint; skips the test, with the command to run, where it was not fetched."""
+    from qlib.errors import ModelError
+    from qlib.models import registry
+
+    def find(name: str) -> Path:
+        try:
+            return registry.path(name)
+        except ModelError as error:
+            pytest.skip(str(error))
+
+    return find
+
+
+@pytest.fixture
+def speech() -> Path:
+    """The folder of real recordings that ships with the examples."""
+    return SPEECH
