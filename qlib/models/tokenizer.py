@@ -1,0 +1,106 @@
+"""Text to token ids and back, by a checkpoint's `tokenizer.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from qlib.errors import ModelError, list_names
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that adds no special tokens of its own accord and never changes.
+
+    Copies are the same object, also under `copy.deepcopy`; pickling is supported.
+
+    Parameters
+    ----------
+    backend : tokenizers.Tokenizer
+        The table and its rules. Do not change it afterwards.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Number of ids, special tokens included: ids are below it unless the table has gaps.
+    special_ids : frozenset of int
+        Ids of the special tokens.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self._backend = backend
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read `tokenizer.json` of a folder in Hugging Face layout.
+
+        Raises
+        ------
+        ModelError
+            The file is missing or damaged.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{path} does not exist. A checkpoint folder needs it besides config.json and "
+                "model.safetensors; copy it from where the weights came from."
+            )
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the reader raises bare Exception
+            raise ModelError(f"{path} is damaged or of an unknown kind: {error}. Copy it again.") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, with nothing added; a special token spelled out becomes its id."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Return the text of some ids, spaces as they are.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            Token ids; those that the table lacks (Whisper's timestamps) stand for nothing.
+        skip_special : bool
+            Leave special tokens out; otherwise they are spelled out.
+        """
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_id(self, token: str) -> int:
+        """Return the id of one token as it is spelled in the table.
+
+        Raises
+        ------
+        ModelError
+            There is no such token; the message lists similar ones.
+        """
+        found = self._backend.token_to_id(token)
+        if found is None:
+            vocabulary = self._backend.get_vocab()
+            special = sorted(name for name, number in vocabulary.items() if number in self.special_ids)
+            similar = get_close_matches(token, special) or get_close_matches(token, vocabulary)
+            hint = f"Similar: {list_names(similar)}" if similar else f"Special ones: {list_names(special)}"
+            raise ModelError(f"The tokenizer has no token {token!r} among its {self.vocab_size}. {hint}.")
+        return found
+
+    def __copy__(self) -> Tokenizer:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_json, (self._backend.to_str(),)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} tokens, {len(self.special_ids)} special)"
+
+
+def _from_json(text: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text))
