@@ -1,0 +1,255 @@
+"""Recordings in, log-mel features out: what Whisper's encoder reads.
+
+A recording becomes 16 kHz mono float32 (`read_audio`), is cut at pauses where it is longer than the model's
+30 seconds (`split_windows`), and becomes 3000 frames of `bins` log energies (`log_mel`).
+
+The features of one window, in order:
+
+1. pad with zeros to 30 s, reflect 200 samples at either end, cut into frames of 25 ms every 10 ms;
+2. Hann window, Fourier transform, squared magnitude: power [201, 3000] (the 3001st frame is dropped);
+3. `mel_filters` sums it into triangular bands that are even in pitch: [bins, 3000];
+4. log10, nothing below 8 under the window's own maximum, then (x + 4) / 4.
+
+Paper: Radford et al. 2022, arXiv 2212.04356, section 2.2. Equal to the reference features to 1e-6.
+
+Frames that hear padding only are known without a Fourier transform (their power is exactly zero), so a
+3-second clip costs a tenth of a full window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from qlib.errors import DataError, require_extra
+
+SAMPLE_RATE = 16_000  # samples per second
+N_FFT = 400  # samples per frame: 25 ms
+HOP = 160  # samples from frame to frame: 10 ms
+CHUNK_SECONDS = 30  # what the encoder hears at once
+CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE  # 480,000
+N_FRAMES = CHUNK_SAMPLES // HOP  # 3,000 frames per window
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP  # 100
+N_FREQUENCIES = N_FFT // 2 + 1  # 201 lines, 40 Hz apart, up to 8 kHz
+MAX_BINS = 128  # finer bands than this fall between the lines of the Fourier transform
+
+PAUSE_SECONDS = 0.25  # longer than the closure of a "p" or "t", shorter than the pause between two phrases
+POWER_FLOOR = 1e-10  # log10 of silence is -10
+LOG_RANGE = 8.0  # powers of ten kept below the loudest band of a window
+MAX_PEAK = 4.0  # full scale is 1; resampling and lossy formats overshoot a little, never by 12 dB
+
+
+def read_audio(path: str | Path) -> Tensor:
+    """Read a recording as 16 kHz mono.
+
+    Channels are averaged; another rate is then resampled by soxr (the ``asr`` extra, not needed at 16 kHz).
+
+    Parameters
+    ----------
+    path : str or Path
+        Any format that libsndfile reads: wav, flac, ogg, mp3, ...
+
+    Returns
+    -------
+    Tensor
+        ``[samples]`` float32 at 16,000 samples per second, full scale [-1, 1].
+
+    Raises
+    ------
+    DataError
+        The file is missing, unreadable, empty, not finite or not scaled to [-1, 1].
+    MissingExtraError
+        The rate is not 16 kHz and soxr is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such audio file. Check the path, or the folder it is relative to."
+        )
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as audio ({error}). Convert it to wav or flac.") from error
+    audio = torch.from_numpy(samples.mean(axis=1))
+    _check_samples(audio, path)
+    if rate == SAMPLE_RATE:
+        return audio
+    soxr = require_extra("soxr", "asr", f"{path}: resampling from {rate} Hz to {SAMPLE_RATE} Hz")
+    return torch.from_numpy(soxr.resample(audio.numpy(), rate, SAMPLE_RATE))
+
+
+def split_windows(audio: Tensor, seconds: float = CHUNK_SECONDS) -> list[Tensor]:
+    """Cut a recording into windows that the model can hear, at pauses where there are any.
+
+    Rule: as long as more than `seconds` are left, look at the last third of the next window (10 s of 30),
+    find its quietest stretch of 0.25 s (least energy; of equals the last one) and cut in the middle of it.
+    Where nobody pauses for 10 s, a word may be cut.
+
+    Parameters
+    ----------
+    audio : Tensor
+        ``[samples]`` at 16 kHz, any length, 0 included.
+    seconds : float
+        The longest window, 1 or more.
+
+    Returns
+    -------
+    list of Tensor
+        Views of `audio`, at least one, each at most `seconds` long; joined they are `audio` again.
+    """
+    if seconds < 1:
+        raise DataError(
+            f"split_windows: seconds={seconds:g} is too short for a word. Use 1 or more, 30 for Whisper."
+        )
+    _check_waveform(audio)
+    window, pause = int(seconds * SAMPLE_RATE), int(PAUSE_SECONDS * SAMPLE_RATE)
+    windows = []
+    while len(audio) > window:
+        first = window - window // 3
+        # Running sum of energy, float64: differences of it are the energies of all stretches at once.
+        total = audio[first:window].double().square().cumsum(0)
+        energy = total[pause:] - total[:-pause]
+        quietest = len(energy) - 1 - int(energy.flip(0).argmin())
+        cut = first + 1 + quietest + pause // 2
+        windows.append(audio[:cut])
+        audio = audio[cut:]
+    return [*windows, audio]
+
+
+@lru_cache(maxsize=4)
+def mel_filters(bins: int = 80) -> Tensor:
+    """Weights that sum a power spectrum into bands even in pitch (Slaney's mel scale and norm).
+
+    The scale: 200/3 Hz per mel up to 1 kHz, from there 27 mels for each factor of 6.4. Band k is a triangle
+    over the edges k, k+1, k+2 of bins + 2 edges evenly spaced in mel from 0 to 8 kHz; its area in Hz is 1.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bands: 80, or 128 for large-v3 and later; 1 to 128.
+
+    Returns
+    -------
+    Tensor
+        ``[bins, 201]`` float32. Shared by all callers: do not write into it.
+    """
+    if not 1 <= bins <= MAX_BINS:
+        raise DataError(
+            f"mel_filters: bins={bins} is not in 1 to {MAX_BINS}. Whisper uses 80 (large-v3: 128)."
+        )
+    break_mel, log_step = 15.0, math.log(6.4) / 27  # 1 kHz = 15 mels
+    top = break_mel + math.log(SAMPLE_RATE / 2 / 1000) / log_step
+    mels = torch.linspace(0, top, bins + 2, dtype=torch.float64)
+    linear, curved = mels * (200 / 3), 1000 * torch.exp((mels - break_mel) * log_step)
+    edges = torch.where(mels < break_mel, linear, curved)  # Hz, [bins + 2]
+    lines = torch.linspace(0, SAMPLE_RATE / 2, N_FREQUENCIES, dtype=torch.float64)  # Hz, [201]
+    width = edges.diff()[:, None]
+    distance = lines - edges[:, None]  # [bins + 2, 201]
+    rising, falling = distance[:-2] / width[:-1], -distance[2:] / width[1:]
+    triangles = torch.minimum(rising, falling).clamp(min=0)
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+def log_mel(audio: Tensor, bins: int = 80) -> Tensor:
+    """Whisper's input features of one window.
+
+    Parameters
+    ----------
+    audio : Tensor
+        ``[samples]`` at 16 kHz, at most 30 s, 0 samples allowed (silence).
+    bins : int
+        Mel bands, as the checkpoint wants: 80 or 128.
+
+    Returns
+    -------
+    Tensor
+        ``[bins, 3000]`` float32 on the device of `audio`.
+
+    Raises
+    ------
+    DataError
+        Not a waveform, longer than 30 s (cut it by `split_windows`), or not finite.
+    """
+    return log_mel_batch([audio], bins)[0]
+
+
+def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80) -> Tensor:
+    """Whisper's input features of several windows of any lengths, each exactly as `log_mel` gives it alone.
+
+    Parameters
+    ----------
+    audios : sequence of Tensor, or Tensor
+        B waveforms ``[samples]``, or one tensor ``[B, samples]``; each at most 30 s.
+    bins : int
+        Mel bands: 80 or 128.
+
+    Returns
+    -------
+    Tensor
+        ``[B, bins, 3000]`` float32 on the device of the audio.
+
+    Raises
+    ------
+    DataError
+        No waveform at all, or one that `log_mel` refuses.
+    """
+    if not len(audios):
+        raise DataError("log_mel_batch: no waveform was given. Pass at least one.")
+    features = torch.empty(len(audios), bins, N_FRAMES, dtype=torch.float32, device=audios[0].device)
+    for audio, out in zip(audios, features, strict=True):
+        # One at a time: the cost follows each clip's own length, and no clip changes another's last bit.
+        _write_log_mel(audio, out)
+    return features
+
+
+def _write_log_mel(audio: Tensor, out: Tensor) -> None:
+    _check_waveform(audio)
+    if len(audio) > CHUNK_SAMPLES:
+        raise DataError(
+            f"log_mel: the audio lasts {len(audio) / SAMPLE_RATE:.2f} s, the encoder hears {CHUNK_SECONDS}. "
+            "Cut it by split_windows first."
+        )
+    # Frames centred more than half a frame after the audio's end hear zeros only.
+    heard = min(-(-(len(audio) + N_FFT) // HOP), N_FRAMES)
+    half = N_FFT // 2
+    window = torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device)
+    padded = pad(audio.float()[None], (0, heard * HOP - len(audio)))
+    padded = pad(padded, (half, half), mode="reflect")[0]
+    frames = padded.unfold(0, N_FFT, HOP)[:heard] * window
+    spectrum = torch.fft.rfft(frames)  # [heard, 201], in half the time of torch.stft
+    power = spectrum.real.square() + spectrum.imag.square()
+    mel = mel_filters(len(out)).to(audio.device) @ power.T  # [bins, heard]
+    out[:, :heard] = mel.clamp(min=POWER_FLOOR).log10()
+    out[:, heard:] = math.log10(POWER_FLOOR)
+    peak = out.max()
+    if not math.isfinite(peak.item()):
+        raise DataError(
+            "log_mel: the audio has NaN or infinite samples. Read it by read_audio, which names the file."
+        )
+    out.clamp_(min=peak.item() - LOG_RANGE).add_(4.0).div_(4.0)
+
+
+def _check_waveform(audio: Tensor) -> None:
+    if audio.dim() != 1 or not audio.is_floating_point():
+        raise DataError(
+            f"expected one waveform [samples] of floats, got {list(audio.shape)} {audio.dtype}. "
+            "Average the channels and scale to [-1, 1], as read_audio does."
+        )
+
+
+def _check_samples(audio: Tensor, path: Path) -> None:
+    if not len(audio):
+        raise DataError(f"{path}: the recording is empty, it has 0 samples. Remove it from the list.")
+    peak = audio.abs().max().item()
+    if not math.isfinite(peak):
+        bad = int((~audio.isfinite()).sum())
+        raise DataError(f"{path}: {bad} of {len(audio)} samples are NaN or infinite. Export it again.")
+    if peak > MAX_PEAK:
+        raise DataError(f"{path}: samples reach {peak:g}, full scale is 1. Divide a float file by its range.")
