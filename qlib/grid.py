@@ -1,0 +1,505 @@
+"""Grids of integer codes: the only place in the library where a number is rounded.
+
+A grid keeps, for each group of neighbouring weights of a row, 2^b equally spaced values, and a weight
+becomes the number (the code) of the nearest one:
+
+    asymmetric  scale = (hi - lo) / (2^b - 1)          lo = min(w, 0), hi = max(w, 0) over the group
+                zero  = round(-lo / scale)             codes 0 .. 2^b - 1
+    symmetric   scale = max|w| / (2^(b-1) - 1)         codes -2^(b-1) .. 2^(b-1) - 1, no zero
+    code  = clamp(round(w / scale) + zero)             value = scale (code - zero)
+
+Why the range always reaches 0: then 0.0 has a code of its own, so padding, dead inputs and all-zero rows
+survive exactly. Rounding is half to even. A group of zeros takes the range [-1, 1]: no division by 0.
+
+>>> weight = torch.tensor([[-1.0, 0.2, 0.9, 2.0]])
+>>> grid = Grid(bits=2)
+>>> scale = fit_minmax(weight, grid)  # scale 1, zero 1
+>>> encode(weight, scale, grid).tolist()
+[[0, 1, 2, 3]]
+
+Shapes: weight [rows, columns] = (out, in); scale and zero [rows, groups]; groups run along the columns.
+Numbers: float32 whatever the weight's dtype, except that float64 stays float64.
+Left out: float16 scales, which would save 16 bits a group on disk; every value would then carry two errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from qlib.errors import QuantError
+
+Fit = Literal["minmax", "mse"]
+
+SHRINKS = [1 - step / 100 for step in range(80)]  # fit_mse tries these shares of the full range
+NORM = 2.4  # exponent of the error in fit_mse: between least squares and "no large error at all"
+CHUNK = 1 << 17  # numbers that fit_mse handles at once: its buffers then stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How finely weights are rounded, and which of them share a scale.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of one code, 2 to 8.
+    group : int or None
+        Number of neighbouring columns of a row that share a scale; the last group may be narrower.
+        None: the whole row is one group ("per channel").
+    symmetric : bool
+        False: codes 0 .. 2^bits - 1 and an integer zero point. True: signed codes, no zero point.
+
+    Raises
+    ------
+    QuantError
+        Bits outside 2 to 8, or a group below 1.
+
+    Examples
+    --------
+    >>> print(Grid(bits=4, group=64))
+    w4 g64 asymmetric
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise QuantError(
+                f"bits={self.bits!r} in Grid is outside 2 to 8. Use bits=8, 4, 3 or 2, "
+                "and skip a layer that should stay in floating point."
+            )
+        if self.group is not None and (not isinstance(self.group, int) or self.group < 1):
+            raise QuantError(
+                f"group={self.group!r} in Grid is not a number of columns >= 1. Use group=64, "
+                "or group=None for one scale a row."
+            )
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code."""
+        return -(1 << (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return self.qmin + self.levels - 1
+
+    @property
+    def levels(self) -> int:
+        """Number of codes, 2^bits."""
+        return 1 << self.bits
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """Dtype of the codes: int8 when symmetric, else uint8."""
+        return torch.int8 if self.symmetric else torch.uint8
+
+    def slices(self, columns: int) -> list[slice]:
+        """Return the column range of each group; the last may be narrower.
+
+        >>> Grid(bits=4, group=128).slices(288)
+        [slice(0, 128, None), slice(128, 256, None), slice(256, 288, None)]
+        """
+        width = self.group or columns
+        return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+    def group_index(self, columns: int) -> Tensor:
+        """Return the group of each column, an int64 tensor [columns]."""
+        return torch.arange(columns) // (self.group or columns)
+
+    def check(self, columns: int, where: str) -> None:
+        """Refuse a group that is larger than the layer.
+
+        Parameters
+        ----------
+        columns : int
+            Inputs of the layer.
+        where : str
+            Name of the layer, for the message.
+
+        Raises
+        ------
+        QuantError
+            `group` exceeds `columns`.
+        """
+        if self.group is not None and self.group > columns:
+            raise QuantError(
+                f"group={self.group} is larger than the {columns} columns of {where}. "
+                f"Use group={columns} or less, or group=None for one scale a row."
+            )
+
+    def __str__(self) -> str:
+        group = "per channel" if self.group is None else f"g{self.group}"
+        return f"w{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Step and offset of every group, and which group each column belongs to.
+
+    Parameters
+    ----------
+    scale : Tensor
+        Distance between two neighbouring values, [rows, groups], > 0.
+    zero : Tensor or None
+        Code of the value 0.0, [rows, groups], uint8; None: it is 0.
+    index : Tensor or None
+        Group of each column, [columns], int64; None: there is one group.
+    """
+
+    scale: Tensor
+    zero: Tensor | None = None
+    index: Tensor | None = None
+
+    def per_column(self) -> tuple[Tensor, Tensor | None]:
+        """Return scale and zero, both in the scale's dtype, as [rows, columns] ([rows, 1] when one group)."""
+        zero = None if self.zero is None else self.zero.to(self.scale.dtype)
+        if self.index is None:
+            return self.scale, zero
+        return self.scale[:, self.index], None if zero is None else zero[:, self.index]
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """What is left of a weight: integer codes, and the few numbers that turn them into values.
+
+    Parameters
+    ----------
+    codes : Tensor
+        [rows, columns], uint8 (asymmetric) or int8 (symmetric).
+    scale, zero, index : Tensor
+        As in `Scale`.
+    notes : tuple of str
+        What the user should know about this layer: what damping did, inputs that were never used.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    index: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def decode(self) -> Tensor:
+        """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
+        return decode(self.codes, Scale(self.scale, self.zero, self.index))
+
+
+# --- the arithmetic, on any shapes that broadcast; codes and zeros are whole numbers in a float tensor
+
+
+def nearest(values: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
+    """Return the code nearest to each value, as floats. A NaN stays a NaN."""
+    codes = torch.div(values, scale).round_()
+    if zero is not None:
+        codes += zero
+    return codes.clamp_(grid.qmin, grid.qmax)
+
+
+def value_of(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Return the value of each code (a float tensor): scale (code - zero)."""
+    return codes * scale if zero is None else (codes - zero).mul_(scale)
+
+
+def _range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest value over the last axis (kept, of size 1), extended to reach 0."""
+    # Two passes on purpose: on a CPU, torch.aminmax along an axis takes 15 times as long as both together.
+    return values.amin(-1, keepdim=True).clamp_(max=0), values.amax(-1, keepdim=True).clamp_(min=0)
+
+
+def _scale_of(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return scale and (float) zero of the range [lo, hi], which contains 0."""
+    span = torch.maximum(-lo, hi) if grid.symmetric else hi - lo
+    scale = span / grid.qmax
+    empty = scale == 0  # asked of the scale, not of the span: a span of 1e-45 divides to 0 as well
+    scale.masked_fill_(empty, (1 if grid.symmetric else 2) / grid.qmax)
+    return scale, None if grid.symmetric else lo.masked_fill(empty, -1).neg_().div_(scale).round_()
+
+
+# --- fitting
+
+
+def fit_minmax(weight: Tensor, grid: Grid) -> Scale:
+    """Fit each group's range to its smallest and largest weight.
+
+    Parameters
+    ----------
+    weight : Tensor
+        [rows, columns], any floating dtype.
+    grid : Grid
+        Bits, group and symmetry.
+
+    Raises
+    ------
+    QuantError
+        The weight is not a matrix, holds NaN or infinity, or is narrower than a group.
+    """
+    groups = _grouped(weight, grid)  # [rows, groups, group]
+    return _as_scale(*_scale_of(*_range(groups), grid), weight.shape[1], grid)
+
+
+def fit_mse(weight: Tensor, grid: Grid) -> Scale:
+    """Shrink each group's range while that lowers the sum of |error|^2.4: clip few, serve many.
+
+    Tries 100 %, 99 %, ... 21 % of the full range; the widest range wins a tie. Arguments and errors as
+    for `fit_minmax`.
+    """
+    groups = _grouped(weight, grid)
+    rows = max(1, CHUNK // groups[0].numel())
+    scales, zeros = zip(*(_search(part, grid) for part in torch.split(groups, rows)), strict=True)
+    zero = None if grid.symmetric else torch.cat(zeros)
+    return _as_scale(torch.cat(scales), zero, weight.shape[1], grid)
+
+
+def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> Scale:
+    """Fit by name: "minmax" or "mse".
+
+    Raises
+    ------
+    QuantError
+        Another name, and whatever the fit itself refuses.
+    """
+    check_fit(fit)
+    return fit_mse(weight, grid) if fit == "mse" else fit_minmax(weight, grid)
+
+
+def check_fit(fit: str) -> None:
+    """Refuse a name that `fit_scale` does not know."""
+    if fit not in ("minmax", "mse"):
+        raise QuantError(f"fit={fit!r} is unknown. Use fit='minmax' or fit='mse'.")
+
+
+def _search(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return the scale and zero of the shrunk range with the smallest error, for [rows, groups, group]."""
+    lo, hi = _range(groups)
+    scale, zero = _scale_of(lo, hi, grid)
+    best = torch.full_like(scale, torch.inf)
+    for share in SHRINKS:
+        tried, offset = _scale_of(lo * share, hi * share, grid)
+        values = value_of(nearest(groups, tried, offset, grid), tried, offset)
+        error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale = torch.where(better, tried, scale)
+        if zero is not None and offset is not None:
+            zero = torch.where(better, offset, zero)
+    return scale, zero
+
+
+def _grouped(weight: Tensor, grid: Grid) -> Tensor:
+    """Return a checked weight as [rows, groups, group].
+
+    A narrower last group is filled up with zeros. That is exact, not approximate: each range reaches 0
+    anyway, and 0 is rounded without error.
+    """
+    check_weight(weight)
+    columns = weight.shape[1]
+    grid.check(columns, "the weight")
+    width = grid.group or columns
+    padded = pad(_working(weight), (0, -columns % width))
+    return padded.reshape(len(weight), -1, width)
+
+
+def _as_scale(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> Scale:
+    """Return a `Scale` from numbers [rows, groups, 1]."""
+    index = None if scale.shape[1] == 1 else grid.group_index(columns).to(scale.device)
+    return Scale(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
+
+
+def _working(values: Tensor) -> Tensor:
+    """Return the values in the dtype of the arithmetic: float64 as it is, all others float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def check_weight(weight: Tensor) -> None:
+    """Refuse what is not a non-empty matrix of finite numbers.
+
+    Raises
+    ------
+    QuantError
+        Says the shape and dtype, or how many numbers are NaN or infinite and where the first one is.
+    """
+    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():
+        raise QuantError(
+            f"a weight of shape {tuple(weight.shape)} and dtype {weight.dtype} cannot be quantized. Pass a "
+            "floating-point matrix [outputs, inputs]."
+        )
+    finite = weight.isfinite()
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        raise QuantError(
+            f"{int((~finite).sum())} of {weight.numel()} weights are NaN or infinite, the first "
+            f"({weight[row, column].item()}) at row {row}, column {column}. "
+            "Repair the checkpoint, or skip this layer."
+        )
+
+
+# --- codes
+
+
+def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
+    """Return the codes of a weight, [rows, columns], uint8 (asymmetric) or int8 (symmetric).
+
+    Raises
+    ------
+    QuantError
+        The weight is not a matrix, or holds NaN or infinity.
+    """
+    check_weight(weight)
+    return nearest(_working(weight), *scale.per_column(), grid).to(grid.code_dtype)
+
+
+def decode(codes: Tensor, scale: Scale) -> Tensor:
+    """Return the values of codes, [rows, columns], in the scale's dtype."""
+    return value_of(codes.to(scale.scale.dtype), *scale.per_column())
+
+
+def to_unsigned(codes: Tensor, grid: Grid) -> Tensor:
+    """Return codes counted from 0 (uint8), as `pack` wants them."""
+    return (codes.to(torch.int16) - grid.qmin).to(torch.uint8)
+
+
+def from_unsigned(codes: Tensor, grid: Grid) -> Tensor:
+    """Undo `to_unsigned`: codes from `grid.qmin` on, in the grid's dtype."""
+    return (codes.to(torch.int16) + grid.qmin).to(grid.code_dtype)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes without gaps: code k takes the bits k * bits to (k + 1) * bits - 1 of the stream.
+
+    Bit i of the stream is bit i % 8 (counted from the lowest) of byte i // 8.
+
+    Parameters
+    ----------
+    codes : Tensor
+        Whole numbers 0 .. 2^bits - 1 of any shape, flattened in row-major order.
+    bits : int
+        2 to 8.
+
+    Returns
+    -------
+    Tensor
+        uint8, ceil(codes.numel() * bits / 8) bytes; the last byte is filled up with zero bits.
+
+    Raises
+    ------
+    QuantError
+        A code that needs more bits.
+
+    Examples
+    --------
+    >>> pack(torch.tensor([1, 2, 3]), bits=4).tolist()
+    [33, 3]
+    """
+    count = codes.numel()
+    low, high = (int(codes.min()), int(codes.max())) if count else (0, 0)
+    if low < 0 or high >= 1 << bits:
+        raise QuantError(
+            f"codes from {low} to {high} do not fit into {bits} unsigned bits. "
+            "Shift signed codes by to_unsigned(codes, grid) first."
+        )
+    octets = pad(codes.flatten(), (0, -count % 8)).view(-1, 8)  # 8 codes fill exactly `bits` bytes
+    word = torch.zeros(len(octets), dtype=torch.int64, device=codes.device)
+    for k in range(8):
+        word |= octets[:, k].to(torch.int64) << (bits * k)
+    packed = torch.empty(len(octets), bits, dtype=torch.uint8, device=codes.device)
+    for k in range(bits):
+        packed[:, k] = (word >> (8 * k)) & 0xFF
+    return packed.flatten()[: -(-count * bits // 8)]
+
+
+def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """Undo `pack`.
+
+    Parameters
+    ----------
+    packed : Tensor
+        uint8, [ceil(prod(shape) * bits / 8)].
+    bits : int
+        2 to 8.
+    shape : sequence of int
+        Shape of the codes.
+
+    Returns
+    -------
+    Tensor
+        uint8 codes of that shape.
+
+    Raises
+    ------
+    QuantError
+        The number of bytes does not belong to that many codes.
+    """
+    count = prod(shape)
+    needed = -(-count * bits // 8)
+    if packed.shape != (needed,):
+        raise QuantError(
+            f"{count} codes of {bits} bits take {needed} bytes, but the packed tensor has shape "
+            f"{tuple(packed.shape)}. Is the file complete, and are bits and shape those it was written with?"
+        )
+    octets = pad(packed, (0, -needed % bits)).view(-1, bits)
+    word = torch.zeros(len(octets), dtype=torch.int64, device=packed.device)
+    for k in range(bits):
+        word |= octets[:, k].to(torch.int64) << (8 * k)
+    codes = torch.empty(len(octets), 8, dtype=torch.uint8, device=packed.device)
+    for k in range(8):
+        codes[:, k] = (word >> (bits * k)) & ((1 << bits) - 1)
+    return codes.flatten()[:count].view(tuple(shape))
+
+
+# --- activations
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """Rounds activations, each token on a grid fitted to that token alone ("dynamic": no calibration).
+
+    Parameters
+    ----------
+    bits : int
+        Bits of one code, 2 to 8.
+    symmetric : bool
+        As in `Grid`.
+
+    Examples
+    --------
+    >>> PerToken(bits=2)(torch.tensor([[-1.0, 0.2, 0.9, 2.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
+    [[-1.0, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.grid  # refuses bad bits now, not at the first token
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of one token."""
+        return Grid(self.bits, None, self.symmetric)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the rounded inputs, same shape and dtype.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            [..., features]; the last axis is one token. NaN gives NaN: activations are not checked.
+        """
+        if inputs.numel() == 0:
+            return inputs
+        values = _working(inputs)
+        scale, zero = _scale_of(*_range(values), self.grid)
+        return value_of(nearest(values, scale, zero, self.grid), scale, zero).to(inputs.dtype)
+
+    def __str__(self) -> str:
+        return f"a{self.bits} per token {'symmetric' if self.symmetric else 'asymmetric'}"

@@ -1,0 +1,120 @@
+"""A linear layer with a quantized weight.
+
+This is *fake* quantization: the layer keeps the integer codes and their scales, decodes them once, and
+multiplies in floating point. Its outputs are those of real integer weights, so accuracy can be studied
+on any device; it is not faster than `nn.Linear`, and in memory it is larger, because codes and values
+are both there. On disk only the codes count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear as multiply
+
+from qlib.errors import QuantError
+from qlib.grid import Grid, QuantizedWeight
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class FakeQuantLinear(nn.Module):
+    """y = A(x) W^T + b, with W decoded from integer codes and A an optional rounding of the input.
+
+    Parameters
+    ----------
+    quantized : QuantizedWeight
+        Codes [out_features, in_features] and their scales.
+    grid : Grid
+        The grid that the codes belong to: kept for reports and for saving.
+    bias : Tensor or None
+        [out_features]; copied.
+    activation : callable or None
+        Applied to the input first, for example `PerToken(bits=8)`.
+    dtype : torch.dtype
+        Dtype of the decoded weight, and so of the multiplication.
+
+    Notes
+    -----
+    `codes`, `scale`, `zero`, `index` and `bias` are in the state dict; `weight`, the decoded values, is not:
+    it is computed from them, also after `load_state_dict`. Casting the module to a shorter float
+    (`.half()`) rounds its scales as well.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    index: Tensor | None
+    weight: Tensor
+
+    def __init__(
+        self,
+        quantized: QuantizedWeight,
+        grid: Grid,
+        bias: Tensor | None = None,
+        activation: Activation | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.activation = activation
+        self.notes = quantized.notes
+        self.register_buffer("codes", quantized.codes)
+        self.register_buffer("scale", quantized.scale)
+        self.register_buffer("zero", quantized.zero)
+        self.register_buffer("index", quantized.index)
+        self.register_buffer("weight", quantized.decode().to(dtype), persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, quantized: QuantizedWeight, grid: Grid, activation: Activation | None = None
+    ) -> FakeQuantLinear:
+        """Return the quantized twin of a linear layer: its bias and dtype, another weight.
+
+        Raises
+        ------
+        QuantError
+            The codes do not have the shape of the layer's weight.
+        """
+        if quantized.codes.shape != linear.weight.shape:
+            raise QuantError(
+                f"codes of shape {tuple(quantized.codes.shape)} for a linear layer whose weight is "
+                f"{tuple(linear.weight.shape)}. Quantize this layer's own weight [out_features, in_features]."
+            )
+        return cls(quantized, grid, linear.bias, activation, linear.weight.dtype)
+
+    @property
+    def in_features(self) -> int:
+        """Size of an input vector."""
+        return self.codes.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of an output vector."""
+        return self.codes.shape[0]
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        """The codes and scales, as they were handed in."""
+        return QuantizedWeight(self.codes, self.scale, self.zero, self.index, self.notes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return [..., out_features] for inputs [..., in_features]."""
+        if self.activation is not None:
+            inputs = self.activation(inputs)
+        return multiply(inputs, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        activation = "" if self.activation is None else f", {self.activation}"
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.grid}{activation}"
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.weight.copy_(self.quantized.decode())  # else it would be the values of the codes before

@@ -1,0 +1,406 @@
+"""The grids: hand-worked numbers, properties over every setting, packing against brute force, error texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import encode_oracle, fit_mse_oracle, pack_oracle
+from torch import Tensor
+
+from qlib.errors import QuantError
+from qlib.grid import (
+    Grid,
+    PerToken,
+    Scale,
+    decode,
+    encode,
+    fit_minmax,
+    fit_mse,
+    fit_scale,
+    from_unsigned,
+    pack,
+    to_unsigned,
+    unpack,
+)
+
+GRIDS = [
+    Grid(bits, group, symmetric)
+    for bits, group, symmetric in itertools.product([2, 3, 4, 8], [None, 64, 100], [False, True])
+]
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+every_bits = pytest.mark.parametrize("bits", range(2, 9))
+both_kinds = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+
+
+def layer(rows: int = 24, columns: int = 384, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def round_trip(
+    weight: Tensor, grid: Grid, fit: Callable[[Tensor, Grid], Scale] = fit_minmax
+) -> tuple[Tensor, Scale]:
+    scale = fit(weight, grid)
+    return decode(encode(weight, scale, grid), scale), scale
+
+
+def squared_error(weight: Tensor, grid: Grid) -> float:
+    return float((round_trip(weight, grid)[0] - weight).square().sum())
+
+
+class TestByHand:
+    def test_asymmetric_two_bits(self) -> None:
+        weight = torch.tensor([[-1.0, 0.2, 0.9, 2.0]])
+        scale = fit_minmax(weight, Grid(bits=2))
+        assert (scale.scale.item(), scale.zero.item(), scale.index) == (1.0, 1, None)
+        assert encode(weight, scale, Grid(bits=2)).tolist() == [[0, 1, 2, 3]]
+
+    def test_symmetric_three_bits(self) -> None:
+        weight = torch.tensor([[-6.0, 1.4, 3.0, 5.2]])
+        grid = Grid(bits=3, symmetric=True)
+        scale = fit_minmax(weight, grid)  # 6 / 3; 3.0 lies between two codes and goes to the even one
+        assert scale.scale.item() == 2.0
+        assert scale.zero is None
+        assert encode(weight, scale, grid).tolist() == [[-3, 1, 2, 3]]
+
+    def test_ragged_group_is_a_layer_of_its_own(self) -> None:
+        weight = torch.tensor([[0.0, 3.0, 0.0, 30.0, 0.0, 300.0, 200.0]])
+        scale = fit_minmax(weight, Grid(bits=2, group=3))
+        assert scale.scale.tolist() == [[1.0, 100.0, pytest.approx(200 / 3)]]
+        assert scale.index.tolist() == [0, 0, 0, 1, 1, 1, 2]
+
+    def test_all_zero_group_takes_the_range_from_minus_one_to_one(self) -> None:
+        for grid, step in [(Grid(4), 2 / 15), (Grid(4, symmetric=True), 1 / 7)]:
+            scale = fit_minmax(torch.zeros(1, 4), grid)
+            assert scale.scale.item() == pytest.approx(step)
+            assert scale.zero is None or scale.zero.item() in (7, 8)  # 7.5, rounded in float32
+
+    @pytest.mark.parametrize(
+        ("grid", "text", "lowest", "highest"),
+        [
+            (Grid(4, 64), "w4 g64 asymmetric", 0, 15),
+            (Grid(3, None, True), "w3 per channel symmetric", -4, 3),
+            (Grid(8, 1, True), "w8 g1 symmetric", -128, 127),
+        ],
+        ids=str,
+    )
+    def test_codes_and_name(self, grid: Grid, text: str, lowest: int, highest: int) -> None:
+        assert (str(grid), grid.qmin, grid.qmax) == (text, lowest, highest)
+        assert grid.levels == highest - lowest + 1 == 2**grid.bits
+
+    def test_slices_and_group_index_agree(self) -> None:
+        for group, columns in [(None, 5), (5, 5), (2, 5), (128, 288), (32, 288), (1, 3)]:
+            grid = Grid(4, group)
+            index = torch.cat(
+                [torch.full((s.stop - s.start,), k) for k, s in enumerate(grid.slices(columns))]
+            )
+            assert torch.equal(grid.group_index(columns), index)
+
+
+class TestProperties:
+    @every_grid
+    def test_error_is_at_most_half_a_step(self, grid: Grid) -> None:
+        weight = layer()
+        rounded, scale = round_trip(weight, grid)
+        assert ((rounded - weight).abs() <= scale.per_column()[0] / 2 * (1 + 1e-4)).all()
+
+    @every_grid
+    def test_codes_and_zeros_stay_in_range(self, grid: Grid) -> None:
+        weight = layer()
+        scale = fit_minmax(weight, grid)
+        codes = encode(weight, scale, grid)
+        assert codes.dtype == (torch.int8 if grid.symmetric else torch.uint8)
+        assert int(codes.min()) >= grid.qmin
+        assert int(codes.max()) == grid.qmax
+        if scale.zero is not None:
+            assert scale.zero.dtype == torch.uint8
+            assert int(scale.zero.max()) <= grid.qmax
+
+    @every_grid
+    @pytest.mark.parametrize("fit", [fit_minmax, fit_mse], ids=["minmax", "mse"])
+    def test_zero_is_exact(self, grid: Grid, fit: Callable[[Tensor, Grid], Scale]) -> None:
+        weight = layer()
+        weight[:, ::7] = 0
+        assert (round_trip(weight, grid, fit)[0][:, ::7] == 0).all()
+
+    @every_grid
+    def test_rounding_twice_changes_nothing(self, grid: Grid) -> None:
+        once, scale = round_trip(layer(), grid)
+        frozen = decode(encode(once, scale, grid), scale)
+        assert torch.equal(frozen, once)
+        again, _ = round_trip(once, grid)
+        tolerance = 0 if grid.symmetric else 1e-4 * float(scale.scale.max())
+        torch.testing.assert_close(again, once, rtol=1e-6 if grid.symmetric else 0, atol=tolerance)
+
+    @every_grid
+    def test_scaling_by_a_power_of_two_scales_the_result(self, grid: Grid) -> None:
+        assert torch.equal(round_trip(layer() * 8, grid)[0], round_trip(layer(), grid)[0] * 8)
+
+    def test_symmetric_grid_commutes_with_the_sign(self) -> None:
+        grid = Grid(4, 64, symmetric=True)
+        assert torch.equal(round_trip(-layer(), grid)[0], -round_trip(layer(), grid)[0])
+
+    @every_grid
+    @pytest.mark.parametrize("fit", [fit_minmax, fit_mse], ids=["minmax", "mse"])
+    def test_rows_are_independent(self, grid: Grid, fit: Callable[[Tensor, Grid], Scale]) -> None:
+        weight = layer(rows=6)
+        order = torch.tensor([3, 1, 5])
+        assert torch.equal(round_trip(weight[order], grid, fit)[0], round_trip(weight, grid, fit)[0][order])
+
+    @both_kinds
+    @pytest.mark.parametrize(("columns", "group"), [(384, 100), (288, 128), (416, 64), (5, 2)])
+    def test_ragged_equals_slices_apart(self, columns: int, group: int, symmetric: bool) -> None:
+        weight = layer(8, columns)
+        grid = Grid(4, group, symmetric)
+        for fit in (fit_minmax, fit_mse):
+            apart = [
+                round_trip(weight[:, part], Grid(4, None, symmetric), fit)[0] for part in grid.slices(columns)
+            ]
+            assert torch.equal(round_trip(weight, grid, fit)[0], torch.cat(apart, dim=1))
+
+    @both_kinds
+    def test_group_of_the_full_width_is_per_channel(self, symmetric: bool) -> None:
+        whole, scale = round_trip(layer(), Grid(3, 384, symmetric))
+        assert torch.equal(whole, round_trip(layer(), Grid(3, None, symmetric))[0])
+        assert scale.index is None
+
+    def test_group_of_one_is_exact_when_symmetric(self) -> None:
+        torch.testing.assert_close(round_trip(layer(), Grid(4, 1, True))[0], layer(), rtol=1e-6, atol=0)
+
+    @both_kinds
+    def test_error_falls_with_the_bits_as_the_squared_step(self, symmetric: bool) -> None:
+        errors = {bits: squared_error(layer(384), Grid(bits, None, symmetric)) for bits in (8, 4, 3, 2)}
+        steps = {bits: Grid(bits, None, symmetric).qmax for bits in errors}
+        for fine, coarse in [(8, 4), (4, 3), (3, 2)]:
+            expected = (steps[fine] / steps[coarse]) ** 2
+            assert expected / 2 < errors[coarse] / errors[fine] < expected * 2
+
+    @both_kinds
+    def test_error_falls_with_smaller_groups(self, symmetric: bool) -> None:
+        errors = [squared_error(layer(384), Grid(4, group, symmetric)) for group in (32, 64, 128, None)]
+        assert errors == sorted(errors)
+
+    @given(
+        st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=12),
+        st.integers(2, 8),
+        st.booleans(),
+        st.integers(1, 12),
+    )
+    @settings(max_examples=300, deadline=None)
+    def test_any_row_gives_finite_values_within_half_a_step(
+        self, row: list[float], bits: int, symmetric: bool, group: int
+    ) -> None:
+        weight = torch.tensor([row])
+        grid = Grid(bits, min(group, len(row)), symmetric)
+        rounded, scale = round_trip(weight, grid)
+        assert rounded.isfinite().all()
+        step = scale.per_column()[0].double()
+        room = step * (0.5 + 1e-4) + 1e-37  # below 1e-37 float32 itself has no digits left
+        assert ((rounded.double() - weight.double()).abs() <= room).all()
+
+    @pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-8, 1.0, 1e4, 1e30])
+    @pytest.mark.parametrize("sign", [1, -1])
+    @both_kinds
+    def test_constant_rows(self, size: float, sign: int, symmetric: bool) -> None:
+        weight = torch.full((2, 5), size * sign)
+        for bits, fit in itertools.product((2, 4, 8), (fit_minmax, fit_mse)):
+            rounded, _ = round_trip(weight, Grid(bits, None, symmetric), fit)
+            torch.testing.assert_close(rounded, weight, rtol=1e-5, atol=1e-44)
+
+    def test_one_signed_group_keeps_its_precision(self) -> None:
+        weight = layer().abs() + 0.5
+        rounded, scale = round_trip(weight, Grid(4))
+        assert ((rounded - weight).abs() <= scale.scale / 2 * (1 + 1e-4)).all()
+        assert (scale.zero == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @every_grid
+    def test_half_precision_is_computed_in_float32(self, dtype: torch.dtype, grid: Grid) -> None:
+        short = layer().to(dtype)
+        rounded, scale = round_trip(short, grid)
+        assert scale.scale.dtype == rounded.dtype == torch.float32
+        assert torch.equal(rounded, round_trip(short.float(), grid)[0])
+
+    @every_grid
+    def test_float64_agrees_with_a_separate_implementation(self, grid: Grid) -> None:
+        weight = layer().double()
+        scale = fit_minmax(weight, grid)
+        codes, values = encode_oracle(weight, grid.bits, grid.group, grid.symmetric)
+        assert scale.scale.dtype == torch.float64
+        assert torch.equal(encode(weight, scale, grid).double(), codes)
+        torch.testing.assert_close(decode(encode(weight, scale, grid), scale), values, rtol=1e-14, atol=1e-14)
+
+    def test_transposed_storage_gives_the_same_codes(self) -> None:
+        weight, grid = layer(), Grid(4, 64)
+        tall = weight.T.contiguous().T
+        assert torch.equal(
+            encode(tall, fit_minmax(tall, grid), grid), encode(weight, fit_minmax(weight, grid), grid)
+        )
+
+
+class TestRangeSearch:
+    @pytest.mark.parametrize("grid", [Grid(2, 64), Grid(3), Grid(4, 100), Grid(3, 64, True)], ids=str)
+    def test_equals_a_loop_over_rows_and_groups(self, grid: Grid) -> None:
+        weight = layer(rows=3).double()
+        scale = fit_mse(weight, grid)
+        expected_scale, expected_zero = fit_mse_oracle(weight, grid.bits, grid.group, grid.symmetric)
+        torch.testing.assert_close(scale.scale, expected_scale, rtol=1e-12, atol=0)
+        if scale.zero is not None:
+            assert torch.equal(scale.zero.double(), expected_zero)
+
+    @every_grid
+    def test_never_worse_in_its_own_norm(self, grid: Grid) -> None:
+        weight = layer()
+
+        def loss(fit: Callable[[Tensor, Grid], Scale]) -> Tensor:
+            error = (round_trip(weight, grid, fit)[0] - weight).abs().pow(2.4)
+            return torch.stack([error[:, part].sum(1) for part in grid.slices(384)])
+
+        assert (loss(fit_mse) <= loss(fit_minmax) * (1 + 1e-5)).all()
+
+    def test_outlier_is_clipped_at_low_bits(self) -> None:
+        weight = layer()
+        weight[:, 5] = 8.0
+        grid = Grid(2, symmetric=True)
+        assert (fit_mse(weight, grid).scale < 0.9 * fit_minmax(weight, grid).scale).all()
+
+    def test_chunks_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        weight, grid = layer(), Grid(3, 100)
+        whole = fit_mse(weight, grid)
+        monkeypatch.setattr("qlib.grid.CHUNK", 1)
+        torch.testing.assert_close(fit_mse(weight, grid).scale, whole.scale, rtol=0, atol=0)
+
+    def test_fit_by_name(self) -> None:
+        weight, grid = layer(), Grid(3)
+        assert torch.equal(fit_scale(weight, grid, "mse").scale, fit_mse(weight, grid).scale)
+        assert torch.equal(fit_scale(weight, grid, "minmax").scale, fit_minmax(weight, grid).scale)
+
+
+class TestPacking:
+    @given(st.integers(2, 8), st.integers(0, 70), st.randoms(use_true_random=False))
+    @settings(max_examples=200, deadline=None)
+    def test_equals_bit_by_bit(self, bits: int, count: int, random: object) -> None:
+        codes = [random.randrange(1 << bits) for _ in range(count)]  # type: ignore[attr-defined]
+        packed = pack(torch.tensor(codes, dtype=torch.uint8), bits)
+        assert packed.dtype == torch.uint8
+        assert packed.tolist() == pack_oracle(codes, bits)
+        assert unpack(packed, bits, (count,)).tolist() == codes
+
+    @every_bits
+    @pytest.mark.parametrize("shape", [(3, 384), (7, 288), (1, 1536), (5, 1), (2, 3, 5)])
+    def test_shapes_and_extremes(self, bits: int, shape: tuple[int, ...]) -> None:
+        for fill in (0, 2**bits - 1):
+            codes = torch.full(shape, fill, dtype=torch.uint8)
+            packed = pack(codes, bits)
+            assert len(packed) == -(-codes.numel() * bits // 8)
+            assert torch.equal(unpack(packed, bits, shape), codes)
+
+    def test_transposed_codes(self) -> None:
+        codes = torch.arange(12, dtype=torch.uint8).view(3, 4).T
+        assert torch.equal(unpack(pack(codes, 4), 4, codes.shape), codes)
+
+    @every_bits
+    @both_kinds
+    def test_grid_codes_survive_and_decode_to_the_same_bits(self, bits: int, symmetric: bool) -> None:
+        weight, grid = layer(7, 288), Grid(bits, 128, symmetric)
+        scale = fit_minmax(weight, grid)
+        codes = encode(weight, scale, grid)
+        codes[0, :2] = torch.tensor([grid.qmin, grid.qmax])
+        back = from_unsigned(unpack(pack(to_unsigned(codes, grid), bits), bits, codes.shape), grid)
+        assert back.dtype == codes.dtype
+        assert torch.equal(back, codes)
+        assert torch.equal(decode(back, scale), decode(codes, scale))
+
+
+class TestPerToken:
+    @every_bits
+    @both_kinds
+    def test_equals_fit_encode_decode(self, bits: int, symmetric: bool) -> None:
+        tokens = layer(9, 40)
+        expected, _ = round_trip(tokens, Grid(bits, None, symmetric))
+        assert torch.equal(PerToken(bits, symmetric)(tokens), expected)
+        assert torch.equal(PerToken(bits, symmetric)(tokens.view(3, 3, 40)), expected.view(3, 3, 40))
+
+    @both_kinds
+    def test_tokens_are_independent(self, symmetric: bool) -> None:
+        tokens, rounding = layer(9, 40), PerToken(4, symmetric)
+        tokens[4] *= 1000
+        assert torch.equal(rounding(tokens.flip(0)), rounding(tokens).flip(0))
+        assert torch.equal(torch.cat([rounding(part) for part in tokens.split(2)]), rounding(tokens))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_dtype_is_kept(self, dtype: torch.dtype) -> None:
+        assert PerToken()(layer().to(dtype)).dtype == dtype
+
+    def test_input_is_left_alone(self) -> None:
+        tokens = layer()
+        PerToken(4)(tokens)
+        assert torch.equal(tokens, layer())
+
+    @both_kinds
+    def test_zeros_and_nothing(self, symmetric: bool) -> None:
+        rounding = PerToken(8, symmetric)
+        assert torch.equal(rounding(torch.zeros(2, 5)), torch.zeros(2, 5))
+        for shape in [(0, 5), (2, 0), (0,)]:
+            assert rounding(torch.empty(shape)).shape == shape
+
+    def test_name(self) -> None:
+        assert str(PerToken()) == "a8 per token asymmetric"
+        assert str(PerToken(4, symmetric=True)) == "a4 per token symmetric"
+
+
+class TestErrors:
+    @pytest.mark.parametrize("bits", [1, 9, 0, -4, 4.0, "4"])
+    def test_bits(self, bits: object) -> None:
+        with pytest.raises(QuantError, match=r"bits=.* outside 2 to 8"):
+            Grid(bits)  # type: ignore[arg-type]
+        with pytest.raises(QuantError, match="bits="):
+            PerToken(bits)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("group", [0, -1, 64.0])
+    def test_group(self, group: object) -> None:
+        with pytest.raises(QuantError, match=r"group=.* Use group=64"):
+            Grid(4, group)  # type: ignore[arg-type]
+
+    def test_group_larger_than_the_layer(self) -> None:
+        with pytest.raises(QuantError, match=r"group=512 .* 384 columns of encoder.fc1.* Use group=384"):
+            Grid(4, 512).check(384, "encoder.fc1")
+        with pytest.raises(QuantError, match="group=512"):
+            fit_minmax(layer(), Grid(4, 512))
+        Grid(4, 384).check(384, "encoder.fc1")
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_weights_that_are_no_numbers(self, bad: float) -> None:
+        weight = layer()
+        scale = fit_minmax(weight, Grid(4))
+        weight[3, 7] = weight[5, 0] = bad
+        for call in (
+            lambda: fit_minmax(weight, Grid(4)),
+            lambda: fit_mse(weight, Grid(4)),
+            lambda: encode(weight, scale, Grid(4)),
+        ):
+            with pytest.raises(QuantError, match=r"2 of 9216 weights .* row 3, column 7"):
+                call()
+
+    @pytest.mark.parametrize("weight", [torch.ones(4), torch.ones(0, 4), torch.ones(2, 2, dtype=torch.int8)])
+    def test_weights_of_a_wrong_kind(self, weight: Tensor) -> None:
+        with pytest.raises(QuantError, match="floating-point matrix"):
+            fit_minmax(weight, Grid(4))
+
+    def test_unknown_fit(self) -> None:
+        with pytest.raises(QuantError, match=r"fit='l2' is unknown"):
+            fit_scale(layer(), Grid(4), "l2")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("codes", [[0, 16], [-1, 3]])
+    def test_codes_that_do_not_fit(self, codes: list[int]) -> None:
+        with pytest.raises(QuantError, match=r"do not fit into 4 unsigned bits.*to_unsigned"):
+            pack(torch.tensor(codes), 4)
+
+    @pytest.mark.parametrize("size", [2, 4])
+    def test_wrong_number_of_bytes(self, size: int) -> None:
+        with pytest.raises(QuantError, match=r"7 codes of 3 bits take 3 bytes"):
+            unpack(torch.zeros(size, dtype=torch.uint8), 3, (7,))

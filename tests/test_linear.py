@@ -1,0 +1,102 @@
+"""The fake-quantized layer: the same product as the decoded weight, through copies, casts and state dicts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qlib.errors import QuantError
+from qlib.grid import Grid, PerToken, QuantizedWeight
+from qlib.linear import FakeQuantLinear
+from qlib.methods.rtn import rtn
+
+GRID = Grid(bits=4, group=5)
+
+
+def linear(seed: int = 0, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(12, 7, bias=bias, dtype=dtype)
+
+
+def quantize(layer: nn.Linear, activation: PerToken | None = None, grid: Grid = GRID) -> FakeQuantLinear:
+    return FakeQuantLinear.from_linear(layer, rtn(layer.weight.detach(), grid), grid, activation)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [None, PerToken(bits=3)], ids=str)
+def test_forward_is_the_product_with_the_decoded_weight(bias: bool, activation: PerToken | None) -> None:
+    layer, inputs = linear(bias=bias), torch.randn(2, 3, 12)
+    expected = rtn(layer.weight.detach(), GRID).decode()
+    seen = inputs if activation is None else activation(inputs)
+    torch.testing.assert_close(
+        quantize(layer, activation)(inputs), nn.functional.linear(seen, expected, layer.bias), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_computes_in_the_dtype_of_the_layer(dtype: torch.dtype) -> None:
+    twin = quantize(linear(dtype=dtype))
+    assert twin.weight.dtype == dtype
+    assert twin(torch.randn(3, 12, dtype=dtype)).dtype == dtype
+
+
+def test_looks_like_a_linear_layer() -> None:
+    twin = quantize(linear(), PerToken(bits=8))
+    assert (twin.in_features, twin.out_features) == (12, 7)
+    assert repr(twin) == "FakeQuantLinear(12, 7, bias=True, w4 g5 asymmetric, a8 per token asymmetric)"
+    assert repr(quantize(linear(bias=False))) == "FakeQuantLinear(12, 7, bias=False, w4 g5 asymmetric)"
+
+
+def test_bias_is_a_copy() -> None:
+    layer = linear()
+    twin = quantize(layer)
+    assert torch.equal(twin.bias, layer.bias)
+    assert twin.bias.data_ptr() != layer.bias.data_ptr()
+
+
+def test_deepcopy_shares_nothing_and_gives_the_same_bits() -> None:
+    twin, inputs = quantize(linear(), PerToken()), torch.randn(4, 12)
+    other = copy.deepcopy(twin)
+    assert torch.equal(other(inputs), twin(inputs))
+    other.weight.zero_()
+    other.codes.zero_()
+    assert torch.equal(twin.quantized.decode(), twin.weight)
+
+
+def test_moves_to_another_device_and_dtype() -> None:
+    twin = quantize(linear())
+    assert {tensor.device.type for tensor in copy.deepcopy(twin).to("meta").buffers()} == {"meta"}
+    wide = copy.deepcopy(twin).double()
+    assert wide.codes.dtype == torch.uint8
+    assert torch.equal(wide.weight, twin.weight.double())
+
+
+@pytest.mark.parametrize("grid", [GRID, Grid(3, symmetric=True)], ids=str)
+def test_state_dict_holds_codes_and_restores_values(grid: Grid) -> None:
+    source, target = quantize(linear(0), grid=grid), quantize(linear(1), grid=grid)
+    state = source.state_dict()
+    expected = {"codes", "scale", "bias"} | ({"zero", "index"} if grid is GRID else set())
+    assert set(state) == expected
+    target.load_state_dict(state)
+    assert torch.equal(target.weight, source.weight)
+
+
+def test_quantized_gives_back_what_went_in() -> None:
+    layer = linear()
+    weight = rtn(layer.weight.detach(), GRID)
+    twin = FakeQuantLinear(
+        QuantizedWeight(weight.codes, weight.scale, weight.zero, weight.index, ("a",)), GRID
+    )
+    back = twin.quantized
+    assert torch.equal(back.codes, weight.codes)
+    assert torch.equal(back.decode(), weight.decode())
+    assert back.notes == ("a",)
+    assert twin.bias is None
+
+
+def test_codes_of_another_layer_are_refused() -> None:
+    with pytest.raises(QuantError, match=r"\(3, 12\).*\(7, 12\)"):
+        FakeQuantLinear.from_linear(linear(), rtn(torch.randn(3, 12), GRID), GRID)
