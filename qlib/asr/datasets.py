@@ -229,7 +229,8 @@ def _checked(utterances: Iterator[Utterance], origin: Path, limit: int | None) -
     missing = [u for u in found if not u.audio.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0].where}: no such audio file {missing[0].audio} ({len(missing)} of {len(found)} are missing). "
+            f"{missing[0].where}: no such audio file {missing[0].audio} "
+            f"({len(missing)} of {len(found)} are missing). "
             "Check the paths, and the folder that they are relative to."
         )
     return found

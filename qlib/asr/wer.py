@@ -1,8 +1,8 @@
 """Word error rate with everything that is needed to compare two of them.
 
 WER = (substitutions + deletions + insertions) / reference words, over the whole corpus: all errors over all
-words, not the mean of the utterances' rates. The text normalizer alone moves it by a point or more, so its name
-and version belong to the number, as does an interval.
+words, not the mean of the utterances' rates. The text normalizer alone moves it by a point or more, so its
+name and version belong to the number, as does an interval.
 
 The protocol is that of the open ASR leaderboard (July 2025): references and hypotheses through Whisper's
 English normalizer; utterances whose normalized reference is empty, or is the marker "ignore time segment in
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -43,6 +43,7 @@ class Normalizer:
     function: Callable[[str], str] = field(repr=False)
 
     def __call__(self, text: str) -> str:
+        """Return `text` in the form that is scored: words between single spaces."""
         return self.function(text)
 
     def __str__(self) -> str:
@@ -88,7 +89,7 @@ class WerResult:
     dropped: int  # utterances without a word to score
     length_ratio: float  # hypothesis words per reference word: well above 1 where a model hallucinates
     normalizer: str  # name and version
-    errors: tuple[int, ...] = field(repr=False)  # of each scored utterance
+    utterance_errors: tuple[int, ...] = field(repr=False)  # of each scored utterance
     utterance_words: tuple[int, ...] = field(repr=False)  # reference words of each scored utterance
     references_sha256: str = field(repr=False)  # of all references, so that `compare` knows its pairs
 
@@ -105,7 +106,7 @@ class WerResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Word error rate of one system minus that of a baseline, on the same utterances. In percentage points."""
+    """Word error rate of one system minus a baseline's, on the same utterances, in percentage points."""
 
     difference: float  # above 0: the other system is worse than the baseline
     interval: tuple[float, float]  # 95 %, paired bootstrap over utterances
@@ -162,14 +163,10 @@ def score(
     raw = _align([(references[i], hypotheses[i]) for i in kept])
     hits, substitutions, deletions, insertions = (int(n) for n in aligned.sum(axis=1))
     errors, words = _errors_and_words(aligned)
-    rates = [
-        100 * errors[rows].sum(axis=1) / words[rows].sum(axis=1)
-        for rows in _draws(len(kept), resamples, seed)
-    ]
     return WerResult(
         wer=_rate(aligned),
         wer_raw=_rate(raw),
-        interval=_interval(np.concatenate(rates)),
+        interval=_interval(_resampled(errors, words, resamples, seed)),
         substitutions=substitutions,
         deletions=deletions,
         insertions=insertions,
@@ -179,7 +176,7 @@ def score(
         dropped=len(references) - len(kept),
         length_ratio=(hits + substitutions + insertions) / int(words.sum()),
         normalizer=str(normalize),
-        errors=tuple(errors.tolist()),
+        utterance_errors=tuple(errors.tolist()),
         utterance_words=tuple(words.tolist()),
         references_sha256=hashlib.sha256(json.dumps(list(references)).encode()).hexdigest(),
     )
@@ -212,13 +209,8 @@ def compare(baseline: WerResult, other: WerResult, *, seed: int = 0, resamples: 
             f"compare: normalizers {baseline.normalizer} and {other.normalizer} differ. Score both with one."
         )
     words = np.array(baseline.utterance_words)
-    more = np.array(other.errors) - np.array(baseline.errors)
-    drawn = np.concatenate(
-        [
-            100 * more[rows].sum(axis=1) / words[rows].sum(axis=1)
-            for rows in _draws(len(words), resamples, seed)
-        ]
-    )
+    more = np.array(other.utterance_errors) - np.array(baseline.utterance_errors)
+    drawn = _resampled(more, words, resamples, seed)
     return Comparison(
         difference=float(100 * more.sum() / words.sum()),
         interval=_interval(drawn),
@@ -230,7 +222,7 @@ def compare(baseline: WerResult, other: WerResult, *, seed: int = 0, resamples: 
 def _check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     if len(references) != len(hypotheses):
         raise DataError(
-            f"{len(references)} references and {len(hypotheses)} hypotheses. Pass one hypothesis per reference."
+            f"{len(references)} references, {len(hypotheses)} hypotheses. Pass one hypothesis per reference."
         )
     for kind, texts in (("reference", references), ("hypothesis", hypotheses)):
         for i, text in enumerate(texts):
@@ -262,14 +254,18 @@ def _rate(counts: Counts) -> float:
     return float(100 * errors.sum() / words.sum())
 
 
-def _draws(utterances: int, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield indices drawn with replacement, [some resamples, utterances], `resamples` rows in all."""
+def _resampled(errors: Counts, words: Counts, resamples: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return the rates (percent) of `resamples` lists of utterances drawn with replacement, [resamples]."""
     if resamples < 1:
         raise DataError(f"bootstrap: resamples={resamples}. Use 1000 or more for a steady interval.")
     generator = np.random.default_rng(seed)
+    utterances = len(words)
     step = max(1, DRAWS_AT_ONCE // utterances)
+    rates = []
     for first in range(0, resamples, step):
-        yield generator.integers(utterances, size=(min(step, resamples - first), utterances))
+        drawn = generator.integers(utterances, size=(min(step, resamples - first), utterances))
+        rates.append(100 * errors[drawn].sum(axis=1) / words[drawn].sum(axis=1))
+    return np.concatenate(rates)
 
 
 def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
