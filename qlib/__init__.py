@@ -1,1 +1,47 @@
-"""Post-training quantization of speech recognizers and small language models, from scratch in PyTorch."""
+"""Post-training quantization of speech recognizers and small language models, from scratch in PyTorch.
+
+    import qlib
+    model = qlib.load_model("whisper-tiny.en")
+    result = qlib.quantize(model, [qlib.GPTQ()], weight=qlib.Grid(bits=4, group=64), calib=utterances)
+    print(result.report, qlib.evaluate_wer(result.model, test_utterances))
+
+Quantization is *fake*: integer codes and scales are real, and decoded before each layer is used. Accuracy
+and sizes are those of the integers; speed is not.
+"""
+
+from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
+from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
+from qlib.asr.wer import Comparison, WerResult, compare
+from qlib.checkpoint import load_quantized, save_quantized
+from qlib.grid import Grid, PerToken, QuantizedWeight
+from qlib.linear import FakeQuantLinear
+from qlib.methods.gptq import GPTQ
+from qlib.methods.rtn import RTN
+from qlib.models.load import load_model
+from qlib.pipeline import Result, quantize
+from qlib.report import LayerReport, QuantReport
+
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "Comparison",
+    "FakeQuantLinear",
+    "Grid",
+    "LayerReport",
+    "PerToken",
+    "QuantReport",
+    "QuantizedWeight",
+    "Result",
+    "Transcript",
+    "Utterance",
+    "WerResult",
+    "compare",
+    "evaluate_wer",
+    "load_model",
+    "load_quantized",
+    "quantize",
+    "read_librispeech",
+    "read_manifest",
+    "save_quantized",
+    "transcribe",
+]

@@ -19,7 +19,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Callable[[str], Path]:
-    """Folder of a registered checkpoint; skips the test, with the command to run, where it was not fetched."""
+    """Find the folder of a checkpoint; where it was not fetched, skip the test and say how to fetch it."""
     from qlib.errors import ModelError
     from qlib.models import registry
 

@@ -1,1 +1,13 @@
-"""Model layer shared by both packages: load a checkpoint, run it, know its structure."""
+"""Model layer shared by both packages: load a checkpoint, run it, know its structure.
+
+    from qlib.models import load_model
+    model = load_model("whisper-tiny.en")
+
+It imports nothing of the library but the errors.
+"""
+
+from qlib.models.load import load_model
+from qlib.models.registry import fetch
+from qlib.models.tokenizer import Tokenizer
+
+__all__ = ["Tokenizer", "fetch", "load_model"]

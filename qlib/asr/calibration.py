@@ -1,0 +1,108 @@
+"""Calibration data for an encoder-decoder: what its encoder hears and its decoder writes, in batches.
+
+The decoder is fed the prompt and the reference transcript ("teacher forcing"), so its layers see what
+they see while the model transcribes correctly, at every position in one pass. Two paddings must not
+count: frames behind the end of the audio, and tokens behind the end of a text. Each batch carries a mask
+for both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qlib.asr.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_batch
+from qlib.asr.datasets import Utterance
+from qlib.asr.transcribe import transcribe
+from qlib.errors import DataError, ModelError
+from qlib.models.whisper import SpeechBatch, Whisper
+
+BATCH_SIZE = 8
+
+
+@torch.inference_mode()
+def speech_batches(
+    model: Whisper, utterances: Sequence[Utterance], language: str = "en"
+) -> list[SpeechBatch]:
+    """Return teacher-forced batches of utterances.
+
+    Parameters
+    ----------
+    model : Whisper
+        Gives features, tokenizer and prompt. Where an utterance has no text, the model transcribes it.
+    utterances : sequence of Utterance
+        Each at most 30 s long: a longer one cannot be aligned with its transcript without timestamps.
+    language : str
+        Of a multilingual checkpoint's prompt.
+
+    Raises
+    ------
+    DataError
+        No utterances, one that is unreadable or longer than 30 s, or a text longer than the decoder's
+        positions; the message names the manifest's line.
+    """
+    if not utterances:
+        raise DataError("The calibration list is empty. Pass some transcribed recordings: 32 are usual.")
+    if model.tokenizer is None:
+        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
+    chunks = [utterances[i : i + BATCH_SIZE] for i in range(0, len(utterances), BATCH_SIZE)]
+    return [_batch(model, chunk, model.generation.prompt(language)) for chunk in chunks]
+
+
+def _batch(model: Whisper, utterances: Sequence[Utterance], prompt: list[int]) -> SpeechBatch:
+    weight = model.proj_out.weight
+    audios = [_read_window(utterance) for utterance in utterances]
+    features = log_mel_batch(audios, model.config.num_mel_bins).to(weight.device, weight.dtype)
+    frames = model.config.max_source_positions
+    per_frame = CHUNK_SAMPLES // frames
+    lengths = torch.tensor([-(-len(audio) // per_frame) for audio in audios])
+    rows = [prompt + _text_tokens(model, utterance, len(prompt)) for utterance in utterances]
+    tokens, token_mask = pad_rows(rows, model.generation.end)
+    return SpeechBatch(
+        features=features,
+        frame_mask=(torch.arange(frames) < lengths[:, None]).to(weight.device),
+        tokens=tokens.to(weight.device),
+        token_mask=token_mask.to(weight.device),
+    )
+
+
+def _read_window(utterance: Utterance) -> Tensor:
+    audio = utterance.read()
+    if not 0 < len(audio) <= CHUNK_SAMPLES:
+        raise DataError(
+            f"{utterance.where or utterance.audio}: {len(audio) / SAMPLE_RATE:.1f} s of audio; calibration "
+            "takes more than 0 and at most 30 s. Cut it together with its text, or leave it out."
+        )
+    return audio
+
+
+def _text_tokens(model: Whisper, utterance: Utterance, prompt_length: int) -> list[int]:
+    """Tokens of the transcript; the blank in front is how Whisper begins every text."""
+    assert model.tokenizer is not None
+    if utterance.text is None:
+        return list(transcribe(model, [utterance])[0].tokens)
+    tokens = model.tokenizer.encode(" " + utterance.text.strip())
+    room = model.config.max_target_positions - prompt_length
+    if len(tokens) > room:
+        raise DataError(
+            f"{utterance.where or utterance.audio}: the text has {len(tokens)} tokens, the decoder has "
+            f"room for {room}. Does the text belong to this recording?"
+        )
+    return tokens
+
+
+def pad_rows(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Return rows of unequal length as int64 [B, T], filled up at the end, and the mask of what is data."""
+    length = max(len(row) for row in rows)
+    tokens = torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows])
+    return tokens, mask
+
+
+def fingerprint(utterances: Sequence[Utterance]) -> str:
+    """Return a sha256 over ids and texts, in order: the same list gives the same calibration."""
+    lines = "\n".join(f"{each.id}\t{each.text}" for each in utterances)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,235 @@
+"""Quantized checkpoints: packed codes in safetensors, everything else readable in a manifest.
+
+    manifest.json           format, settings, versions, and per layer: grid, activation grid, shape
+    model.safetensors       NAME.codes (packed bits), NAME.scale, NAME.zero, NAME.index, and float tensors
+    config.json, generation_config.json, tokenizer.json
+
+Reading gives the same model bit for bit: scales are stored in float32 as they are used, zero points as
+packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
+16-bit checkpoint and were not changed).
+
+A folder appears whole or not at all: it is written beside its place under another name and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qlib.errors import ModelError, QuantError
+from qlib.grid import Grid, PerToken, QuantizedWeight, from_unsigned, pack, to_unsigned, unpack
+from qlib.linear import FakeQuantLinear
+from qlib.models.load import build, fill, open_safetensors, read_json, read_tensors
+from qlib.models.whisper import Whisper
+
+FORMAT, VERSION = "quantdraft", 1
+WEIGHTS = "model.safetensors"
+
+
+def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """Write a quantized model and return its folder.
+
+    Parameters
+    ----------
+    model : Whisper
+        With at least one `FakeQuantLinear`.
+    folder : str or Path
+        Created; an older quantized checkpoint there is replaced once the new one is complete.
+    settings : mapping, optional
+        How the model was made, for the manifest.
+
+    Raises
+    ------
+    QuantError
+        Nothing in the model is quantized, or the folder holds something else than such a checkpoint.
+    """
+    folder = Path(folder)
+    layers = _quantized_layers(model)
+    if not layers:
+        raise QuantError(
+            "The model has no quantized layer. Quantize it first: qlib.quantize(model, ...).save(folder)."
+        )
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise QuantError(
+            f"{folder} exists and is not a quantized checkpoint. Choose another folder, or remove it."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(model, layers, work, settings or {})
+        _swap(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Whisper:
+    """Read a checkpoint that `save_quantized` wrote: same codes, same logits, in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        The folder is not such a checkpoint, its format is newer than this library, or a file is missing,
+        damaged or changed; the message names the file or tensor.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / "manifest.json")
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != (FORMAT, VERSION):
+        raise ModelError(
+            f"{folder / 'manifest.json'} has format and version {found}; this library reads "
+            f"{(FORMAT, VERSION)}. Load a float checkpoint by qlib.load_model."
+        )
+    model, tensors = build(folder), read_tensors(folder)
+    if _sha256(folder / WEIGHTS) != manifest["sha256"]:
+        raise ModelError(
+            f"{folder / WEIGHTS} was changed or damaged since it was saved. Copy or make it again."
+        )
+    dtype = getattr(torch, manifest["dtype"])
+    with open_safetensors(folder / WEIGHTS) as file:
+        for name, about in manifest["layers"].items():
+            stored = {}
+            for part in ("codes", "scale", "zero", "index", "bias"):
+                if f"{name}.{part}" in tensors:
+                    stored[part] = file.get_tensor(f"{name}.{part}")
+                    del tensors[f"{name}.{part}"]
+            if not {"codes", "scale"} <= stored.keys():
+                raise ModelError(
+                    f"{folder / WEIGHTS} lacks the codes or scale of {name}. Save the model again."
+                )
+            _put(model, name, _unpack_layer(stored, about, dtype))
+    quantized = {
+        f"{name}.{key}" for name in manifest["layers"] for key in model.get_submodule(name).state_dict()
+    }
+    fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=quantized)
+    return model.to(device).eval()
+
+
+def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
+    """Return what a layer takes on disk: packed codes, scales, packed zeros, irregular group indices."""
+    grid = layer.grid
+    tensors = {"codes": pack(to_unsigned(layer.codes, grid), grid.bits), "scale": layer.scale.contiguous()}
+    if layer.zero is not None:
+        tensors["zero"] = pack(layer.zero, grid.bits)
+    if layer.index is not None and not torch.equal(layer.index.cpu(), grid.group_index(layer.in_features)):
+        groups = int(layer.index.max()) + 1
+        tensors["index"] = layer.index.to(torch.uint8 if groups <= 256 else torch.int32)
+    return tensors
+
+
+def stored_bits(layer: FakeQuantLinear) -> int:
+    """Return the bits that a layer's weight takes on disk, without its bias."""
+    return 8 * sum(tensor.nbytes for tensor in stored_tensors(layer).values())
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """Return the size of a checkpoint's weight files in bytes."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def shorten(tensor: Tensor) -> Tensor:
+    """Return a float tensor in 16 bits if that changes no value, else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.float16, torch.bfloat16):
+            short = tensor.to(dtype)
+            if torch.equal(short.to(tensor.dtype), tensor):
+                return short
+    return tensor
+
+
+def _unpack_layer(stored: dict[str, Tensor], about: dict[str, Any], dtype: torch.dtype) -> FakeQuantLinear:
+    grid, shape = Grid(**about["grid"]), about["shape"]
+    zero, index = stored.get("zero"), stored.get("index")
+    if zero is not None:
+        zero = unpack(zero, grid.bits, stored["scale"].shape)
+    if index is not None:
+        index = index.long()
+    elif stored["scale"].shape[1] > 1:
+        index = grid.group_index(shape[1])
+    codes = from_unsigned(unpack(stored["codes"], grid.bits, shape), grid)
+    quantized = QuantizedWeight(codes, stored["scale"], zero, index, tuple(about["notes"]))
+    activation = None if about["activation"] is None else PerToken(**about["activation"])
+    bias = stored.get("bias")
+    return FakeQuantLinear(quantized, grid, None if bias is None else bias.to(dtype), activation, dtype)
+
+
+def _write(
+    model: Whisper, layers: dict[str, FakeQuantLinear], work: Path, settings: Mapping[str, Any]
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
+    parts = {f"{name}.{part}" for name in layers for part in ("codes", "scale", "zero", "index")}
+    for name, value in model.state_dict().items():
+        if name not in parts and name not in model.tied:
+            tensors[name] = shorten(value.detach().cpu()).contiguous()
+    save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "sha256": _sha256(work / WEIGHTS),
+        "settings": dict(settings),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "quantdraft": version("quantdraft"),
+        },
+        "layers": {name: _describe(layer) for name, layer in layers.items()},
+    }
+    model.save_description(work)
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _describe(layer: FakeQuantLinear) -> dict[str, Any]:
+    activation = layer.activation
+    return {
+        "grid": asdict(layer.grid),
+        "activation": asdict(activation) if isinstance(activation, PerToken) else None,
+        "shape": [layer.out_features, layer.in_features],
+        "notes": list(layer.notes),
+    }
+
+
+def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    try:
+        setattr(model.get_submodule(parent), child, layer)
+    except AttributeError as error:
+        raise ModelError(f"manifest.json names {name}, which this architecture does not have.") from error
+
+
+def _swap(work: Path, folder: Path) -> None:
+    """Rename the finished folder into place; an older checkpoint steps aside first and is then removed."""
+    if folder.exists():
+        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old)  # noqa: PTH105  (replaces the empty folder)
+        os.replace(work, folder)  # noqa: PTH105
+        shutil.rmtree(old)
+    else:
+        os.replace(work, folder)  # noqa: PTH105
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Seeded miniatures: whole models of a few thousand parameters, for tests and first steps.
+
+Norm weights and biases are random too: with the usual ones and zeros, a scale folded into the wrong
+place would change nothing and go unseen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RawTokenizer
+from torch import nn
+
+from qlib.models.tokenizer import Tokenizer
+from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
+
+SPECIALS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
+
+
+def tiny_tokenizer(specials: tuple[str, ...] = SPECIALS) -> Tokenizer:
+    """Return a tokenizer of 256 bytes, three merges (" t", " a", "he") and special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "t"), ("Ġ", "a"), ("h", "e")]
+    pieces = [*alphabet, *("".join(merge) for merge in merges)]
+    raw = RawTokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    return Tokenizer(raw)
+
+
+def tiny_whisper(
+    seed: int = 0, width: int = 16, layers: int = 2, heads: int = 2, frames: int = 1500, mels: int = 80
+) -> Whisper:
+    """Return an English-only Whisper of `layers` + `layers` layers with random weights.
+
+    Parameters
+    ----------
+    seed : int
+        Same seed, same weights, on every machine.
+    width, layers, heads : int
+        Sizes; the feed-forward layers are four times as wide.
+    frames : int
+        Encoder positions; 1500 reads real 30 s features, fewer make a test faster.
+    mels : int
+        Bins of the log-mel spectrogram.
+    """
+    tokenizer = tiny_tokenizer()
+    config = WhisperConfig(
+        vocab_size=tokenizer.vocab_size,
+        num_mel_bins=mels,
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_layers=layers,
+        decoder_attention_heads=heads,
+        decoder_ffn_dim=4 * width,
+        max_source_positions=frames,
+        max_target_positions=64,
+    )
+    end, start, no_timestamps = (tokenizer.token_id(token) for token in SPECIALS)
+    generation = WhisperGeneration(
+        start, end, no_timestamps, suppress=(start, no_timestamps), suppress_first=(end,)
+    )
+    model = Whisper(config, generation, tokenizer)
+    randomize(model, seed)
+    return model.eval()
+
+
+def randomize(model: nn.Module, seed: int) -> None:
+    """Fill every parameter from one seeded generator: norm weights around 1, matrices scaled by fan-in."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            value = 0.2 * noise + (1.0 if name.endswith("norm.weight") else 0.0)
+        else:
+            value = noise * parameter[0].numel() ** -0.5
+        parameter.data.copy_(value)
+    model.requires_grad_(False)
+
+
+def write_folder(model: Whisper, folder: Path) -> Path:
+    """Write a model as a folder in Hugging Face layout and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_description(folder)
+    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in model.tied}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,485 @@
+"""Whisper: log-mel spectrogram in, text tokens out.
+
+Paper: Radford et al. 2022, arXiv 2212.04356. Module and tensor names are those of Hugging Face
+checkpoints, and every projection is a plain `nn.Linear`, so a quantizer finds and replaces them by name.
+
+    features [B, mels, 2S] -> two convolutions -> [B, S, D] -> encoder layers -> layer norm
+    tokens [B, T] -> embedding + position -> decoder layers (self-attention, cross-attention,
+                     feed-forward) -> layer norm -> proj_out, tied to the embedding -> [B, T, V]
+
+B batch, S = 1500 frames of 20 ms, T tokens, D width, H heads, V vocabulary. Layers are pre-norm.
+Left out: timestamps, alignment heads and dropout, which greedy transcription does not use.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlib.errors import ModelError, list_names
+from qlib.models.cache import KVCache, drop_row
+from qlib.models.structure import LayerGroup, Source
+from qlib.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes, named as in config.json."""
+
+    vocab_size: int
+    num_mel_bins: int
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_layers: int
+    decoder_attention_heads: int
+    decoder_ffn_dim: int
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WhisperConfig:
+        """Read config.json; keys that this implementation cannot honour are errors."""
+        unsupported = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
+        for key, supported in unsupported.items():
+            if values.get(key, supported) != supported:
+                raise ModelError(f"config.json: {key}={values[key]!r} is not supported, only {supported!r}.")
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names[:9] if name not in values]
+        if missing:
+            raise ModelError(f"config.json lacks {list_names(missing)}. Is this a Whisper checkpoint?")
+        return cls(**{name: int(values[name]) for name in names if name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        return {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], **asdict(self)}
+
+
+@dataclass(frozen=True)
+class WhisperGeneration:
+    """Token ids that steer decoding, from generation_config.json."""
+
+    start: int  # <|startoftranscript|>
+    end: int  # <|endoftext|>
+    no_timestamps: int
+    suppress: tuple[int, ...] = ()  # never chosen: symbols and special tokens
+    suppress_first: tuple[int, ...] = ()  # never chosen first: a blank, the end
+    languages: tuple[tuple[str, int], ...] = ()  # ("<|en|>", id); empty for English-only checkpoints
+    tasks: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WhisperGeneration:
+        """Read generation_config.json, or a config.json that carries the same keys (older checkpoints)."""
+        try:
+            return cls(
+                start=values["decoder_start_token_id"],
+                end=values["eos_token_id"],
+                no_timestamps=values["no_timestamps_token_id"],
+                suppress=tuple(values.get("suppress_tokens") or ()),
+                suppress_first=tuple(values.get("begin_suppress_tokens") or ()),
+                languages=tuple((values.get("lang_to_id") or {}).items()),
+                tasks=tuple((values.get("task_to_id") or {}).items()),
+            )
+        except KeyError as error:
+            raise ModelError(
+                f"generation_config.json lacks {error}, which Whisper's prompt needs."
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of generation_config.json."""
+        multilingual = {"lang_to_id": dict(self.languages), "task_to_id": dict(self.tasks)}
+        return {
+            "decoder_start_token_id": self.start,
+            "eos_token_id": self.end,
+            "no_timestamps_token_id": self.no_timestamps,
+            "suppress_tokens": list(self.suppress),
+            "begin_suppress_tokens": list(self.suppress_first),
+            "is_multilingual": bool(self.languages),
+            **(multilingual if self.languages else {}),
+        }
+
+    def prompt(self, language: str = "en", task: str = "transcribe") -> list[int]:
+        """Return the tokens that every transcript begins with.
+
+        English-only checkpoints know no language or task tokens: there, anything but English
+        transcription is an error.
+        """
+        if not self.languages:
+            if (language, task) != ("en", "transcribe"):
+                raise ModelError(
+                    f"This checkpoint only transcribes English; language={language!r}, task={task!r} needs "
+                    "a multilingual one, for example whisper-base."
+                )
+            return [self.start, self.no_timestamps]
+        languages, tasks = dict(self.languages), dict(self.tasks)
+        if f"<|{language}|>" not in languages:
+            known = sorted(name.strip("<|>") for name in languages)
+            raise ModelError(f"Unknown language {language!r}. Known: {list_names(known, 100)}.")
+        if task not in tasks:
+            raise ModelError(f"Unknown task {task!r}. Known: {list_names(tasks)}.")
+        return [self.start, languages[f"<|{language}|>"], tasks[task], self.no_timestamps]
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values may come from another stream. `k_proj` has no bias."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, H, T, D/H]."""
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values `[B, H, T, D/H]` of the stream `x [B, T, D]`."""
+        return self.split(self.k_proj(x)), self.split(self.v_proj(x))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from `x [B, T, D]` to the keys; `mask [T, keys]` is True where a query may look."""
+        queries = self.split(self.q_proj(x))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, both on a residual stream."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        width = config.d_model
+        self.self_attn = Attention(width, config.encoder_attention_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        x = self.self_attn_layer_norm(hidden)
+        hidden = hidden + self.self_attn(x, *self.self_attn.keys_values(x))
+        x = self.final_layer_norm(hidden)
+        return hidden + self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention to the encoder's output, feed-forward."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        width = config.d_model
+        self.self_attn = Attention(width, config.decoder_attention_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.encoder_attn = Attention(width, config.decoder_attention_heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
+        self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cross: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `cross` are the encoder's keys and values for this layer."""
+        x = self.self_attn_layer_norm(hidden)
+        keys, values = self.self_attn.keys_values(x)
+        if cache is not None:
+            keys, values = cache.append(layer, keys, values)
+        hidden = hidden + self.self_attn(x, keys, values, mask)
+        hidden = hidden + self.encoder_attn(self.encoder_attn_layer_norm(hidden), *cross)
+        x = self.final_layer_norm(hidden)
+        return hidden + self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class WhisperEncoder(nn.Module):
+    """Convolution stem, sinusoid positions (stored in the checkpoint), layers, final norm."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        width = config.d_model
+        self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(width)
+
+    def stem(self, features: Tensor) -> Tensor:
+        """[B, mels, 2S] -> [B, S, D], the first layer's input."""
+        frames = 2 * self.embed_positions.num_embeddings
+        if features.shape[1:] != (self.conv1.in_channels, frames):
+            raise ModelError(
+                f"Features have shape {tuple(features.shape)}; this checkpoint reads "
+                f"[batch, {self.conv1.in_channels}, {frames}]: pad or cut the audio to 30 s."
+            )
+        x = F.gelu(self.conv2(F.gelu(self.conv1(features))))
+        return x.transpose(1, 2) + self.embed_positions.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, mels, 2S] -> [B, S, D]."""
+        hidden = self.stem(features)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.layer_norm(hidden)  # type: ignore[no-any-return]
+
+
+class WhisperDecoder(nn.Module):
+    """Token and position embeddings, layers, final norm."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        width = config.d_model
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_positions = nn.Embedding(config.max_target_positions, width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(width)
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """[B, T] -> [B, T, D], the first layer's input; the first token stands at position `start`."""
+        end = start + tokens.shape[1]
+        if end > self.embed_positions.num_embeddings:
+            raise ModelError(
+                f"{end} tokens are more than the decoder's {self.embed_positions.num_embeddings} positions."
+            )
+        return self.embed_tokens(tokens) + self.embed_positions.weight[start:end]  # type: ignore[no-any-return]
+
+
+class WhisperCache:
+    """What one batch of decodings remembers: self-attention cache and the encoder's keys and values."""
+
+    def __init__(self, own: KVCache, cross_keys: Tensor, cross_values: Tensor):
+        self.own = own
+        self.cross_keys = cross_keys  # [layers, rows, H, S, D/H]
+        self.cross_values = cross_values
+
+    @property
+    def rows(self) -> int:
+        """Sequences still being decoded."""
+        return self.own.rows
+
+    @property
+    def length(self) -> int:
+        """Tokens decoded so far."""
+        return self.own.length
+
+    def cross(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the encoder's keys and values for one layer."""
+        return self.cross_keys[layer, : self.rows], self.cross_values[layer, : self.rows]
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from position `length` on."""
+        self.own.truncate(length)
+
+    def drop(self, row: int) -> None:
+        """Remove one finished sequence; the last row takes its place."""
+        drop_row(self.cross_keys, row, self.rows)
+        drop_row(self.cross_values, row, self.rows)
+        self.own.drop(row)
+
+
+class WhisperCore(nn.Module):
+    """Encoder and decoder without the output head, so that tensor names match the checkpoints'."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        self.encoder = WhisperEncoder(config)
+        self.decoder = WhisperDecoder(config)
+
+
+class Whisper(nn.Module):
+    """A Whisper model of any size, with its tokenizer and decoding settings."""
+
+    family: ClassVar[str] = "whisper"
+    tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+
+    def __init__(
+        self, config: WhisperConfig, generation: WhisperGeneration, tokenizer: Tokenizer | None = None
+    ):
+        super().__init__()
+        self.config = config
+        self.generation = generation
+        self.tokenizer = tokenizer
+        self.model = WhisperCore(config)
+        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the output head share the embedding's weight."""
+        self.proj_out.weight = self.model.decoder.embed_tokens.weight
+
+    def save_description(self, folder: Path) -> None:
+        """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
+        end, start = self.generation.end, self.generation.start
+        ids = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
+        (folder / "config.json").write_text(json.dumps({**self.config.to_dict(), **ids}, indent=1))
+        (folder / "generation_config.json").write_text(json.dumps(self.generation.to_dict(), indent=1))
+        if self.tokenizer is not None:
+            (folder / "tokenizer.json").write_text(self.tokenizer.to_json())
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Log-mel features [B, mels, 2S] -> encoder states [B, S, D]."""
+        return self.model.encoder(features)  # type: ignore[no-any-return]
+
+    def start(self, states: Tensor, capacity: int | None = None) -> WhisperCache:
+        """Return the cache of a new decoding over encoder states [B, S, D].
+
+        `capacity` is the number of tokens that it can hold, by default all of the decoder's positions.
+        """
+        config = self.config
+        layers, heads = config.decoder_layers, config.decoder_attention_heads
+        head_width = config.d_model // heads
+        shape = (layers, states.shape[0], heads, states.shape[1], head_width)
+        keys, values = states.new_empty(shape), states.new_empty(shape)
+        for i, layer in enumerate(self.model.decoder.layers):
+            assert isinstance(layer, DecoderLayer)
+            keys[i], values[i] = layer.encoder_attn.keys_values(states)
+        own = KVCache(
+            layers, states.shape[0], heads, capacity or config.max_target_positions, head_width, states
+        )
+        return WhisperCache(own, keys, values)
+
+    def decode(self, tokens: Tensor, cache: WhisperCache) -> Tensor:
+        """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
+        decoder, start, new = self.model.decoder, cache.length, tokens.shape[1]
+        hidden = decoder.embed(tokens, start)
+        mask = causal_mask(new, start + new, hidden.device) if new > 1 else None
+        for i, layer in enumerate(decoder.layers):
+            hidden = layer(hidden, cache.cross(i), mask, cache.own, i)
+        cache.own.advance(new)
+        return decoder.layer_norm(hidden)  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits [B, T, V] of tokens [B, T] for features [B, mels, 2S]."""
+        return self.proj_out(self.decode(tokens, self.start(self.encode(features), tokens.shape[1])))  # type: ignore[no-any-return]
+
+    def stages(self) -> tuple[EncoderStage, DecoderStage]:
+        """Return the two chains of blocks: the decoder reads what the finished encoder wrote."""
+        return EncoderStage(self), DecoderStage(self)
+
+    def groups(self) -> list[LayerGroup]:
+        """Return every linear layer but the tied head, by the input that it reads, in order of use."""
+        encoder = [
+            group
+            for i in range(self.config.encoder_layers)
+            for group in _layer_groups(f"model.encoder.layers.{i}")
+        ]
+        cross = tuple(
+            f"model.decoder.layers.{i}.encoder_attn.{name}"
+            for i in range(self.config.decoder_layers)
+            for name in ("k_proj", "v_proj")
+        )
+        shared = LayerGroup(cross, "model.encoder.layer_norm", "model.decoder", source="encoder")
+        decoder = [
+            group
+            for i in range(self.config.decoder_layers)
+            for group in _layer_groups(f"model.decoder.layers.{i}", cross=True)
+        ]
+        return [*encoder, shared, *decoder]
+
+
+def _layer_groups(layer: str, cross: bool = False) -> list[LayerGroup]:
+    """List the groups inside one layer. Cross-attention's k and v read the encoder: they are not here."""
+    attention = f"{layer}.self_attn"
+    qkv = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+    groups = [
+        LayerGroup(qkv, f"{attention}_layer_norm", attention),
+        LayerGroup((f"{attention}.out_proj",), f"{attention}.v_proj", f"{attention}.out_proj"),
+    ]
+    if cross:
+        other = f"{layer}.encoder_attn"
+        groups += [
+            LayerGroup((f"{other}.q_proj",), f"{other}_layer_norm", other),
+            LayerGroup((f"{other}.out_proj",), f"{other}.v_proj", f"{other}.out_proj"),
+        ]
+    gelu = "GELU stands between fc1 and fc2, and gelu(x / s) is not gelu(x) / s"
+    return [
+        *groups,
+        LayerGroup((f"{layer}.fc1",), f"{layer}.final_layer_norm", f"{layer}.fc1"),
+        LayerGroup((f"{layer}.fc2",), None, f"{layer}.fc2", gelu),
+    ]
+
+
+def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
+    """Return the mask [new, total] of the last `new` of `total` positions: True where a query may look."""
+    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Teacher-forced utterances: audio features and the tokens of their transcripts, both padded."""
+
+    features: Tensor | None  # [B, mels, 2S]; None once the encoder has read them
+    frame_mask: Tensor  # bool [B, S]: encoder frames that hold audio, not the padding to 30 s
+    tokens: Tensor  # int [B, T], prompt and transcript
+    token_mask: Tensor  # bool [B, T]
+    states: Tensor | None = None  # [B, S, D], the encoder's output
+
+
+class EncoderStage:
+    """The encoder as a chain of blocks."""
+
+    name = "encoder"
+
+    def __init__(self, whisper: Whisper):
+        self.encoder = whisper.model.encoder
+        self.blocks = tuple(f"model.encoder.layers.{i}" for i in range(len(self.encoder.layers)))
+
+    def enter(self, batch: SpeechBatch) -> Tensor:
+        """Features through the convolution stem."""
+        if batch.features is None:
+            raise ModelError("This batch has been through the encoder already.")
+        return self.encoder.stem(batch.features)
+
+    def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
+        """One encoder layer."""
+        return block(hidden)  # type: ignore[no-any-return]
+
+    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
+        """Apply the final norm; the features are not needed any more."""
+        return replace(batch, features=None, states=self.encoder.layer_norm(hidden))
+
+    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
+        """Frames that hold audio."""
+        return batch.frame_mask
+
+
+class DecoderStage:
+    """The decoder as a chain of blocks, fed with transcripts and the encoder's output."""
+
+    name = "decoder"
+
+    def __init__(self, whisper: Whisper):
+        self.decoder = whisper.model.decoder
+        self.blocks = tuple(f"model.decoder.layers.{i}" for i in range(len(self.decoder.layers)))
+
+    def enter(self, batch: SpeechBatch) -> Tensor:
+        """Token and position embeddings."""
+        return self.decoder.embed(batch.tokens)
+
+    def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
+        """One decoder layer. Padding stands behind the text, where the causal mask hides it."""
+        assert isinstance(block, DecoderLayer) and batch.states is not None
+        cross = block.encoder_attn.keys_values(batch.states)
+        return block(hidden, cross, causal_mask(hidden.shape[1], hidden.shape[1], hidden.device))  # type: ignore[no-any-return]
+
+    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
+        """Nothing follows the decoder."""
+        return batch
+
+    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
+        """Tokens of the transcript, or frames of audio for what reads the encoder's output."""
+        return batch.frame_mask if source == "encoder" else batch.token_mask
