@@ -1,0 +1,267 @@
+"""Word error rates: counts against a plain Levenshtein table, intervals against enumeration."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlib.asr.wer import Comparison, WerResult, compare, normalizer, score
+from qlib.errors import DataError, MissingExtraError
+
+WORDS = ["alpha", "bravo", "delta", "lima"]  # the normalizer leaves these alone
+texts = st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join)
+spoken = st.lists(st.sampled_from(WORDS), min_size=1, max_size=7).map(" ".join)
+
+
+def levenshtein(reference: list[str], hypothesis: list[str]) -> int:
+    """The textbook recurrence, one case a line."""
+    if not reference or not hypothesis:
+        return len(reference) + len(hypothesis)
+    if reference[-1] == hypothesis[-1]:
+        return levenshtein(reference[:-1], hypothesis[:-1])
+    return 1 + min(
+        levenshtein(reference[:-1], hypothesis),
+        levenshtein(reference, hypothesis[:-1]),
+        levenshtein(reference[:-1], hypothesis[:-1]),
+    )
+
+
+def result(errors: list[int], words: list[int]) -> WerResult:
+    """Score utterances with the given numbers of deleted words."""
+    references = [" ".join(["alpha"] * n) for n in words]
+    return score(references, [" ".join(["alpha"] * (n - e)) for e, n in zip(errors, words, strict=True)])
+
+
+# --- score
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(spoken, texts), min_size=1, max_size=4))
+def test_counts_equal_a_levenshtein_table(pairs: list[tuple[str, str]]) -> None:
+    references, hypotheses = zip(*pairs, strict=True)
+    wer = score(references, hypotheses, resamples=1)
+    expected = tuple(levenshtein(r.split(), h.split()) for r, h in pairs)
+    assert wer.utterance_errors == expected
+    assert wer.utterance_words == tuple(len(r.split()) for r in references)
+    assert wer.substitutions + wer.deletions + wer.insertions == sum(expected)
+    assert wer.hits + wer.substitutions + wer.deletions == wer.words == sum(wer.utterance_words)
+    assert wer.hits + wer.substitutions + wer.insertions == sum(len(h.split()) for h in hypotheses)
+    assert wer.wer == pytest.approx(100 * sum(expected) / wer.words)
+    assert wer.wer_raw == pytest.approx(wer.wer)
+
+
+def test_a_worked_example() -> None:
+    # 1 substitution in 4 words; 1 deletion in 3; 2 insertions in 1.
+    wer = score(
+        ["alpha bravo delta lima", "alpha bravo delta", "lima"],
+        ["alpha lima delta lima", "alpha delta", "lima lima lima"],
+    )
+    assert (wer.substitutions, wer.deletions, wer.insertions, wer.hits) == (1, 1, 2, 6)
+    assert (wer.words, wer.utterances, wer.dropped) == (8, 3, 0)
+    assert wer.utterance_errors == (1, 1, 2)
+    assert wer.wer == 50
+    assert wer.length_ratio == 9 / 8
+
+
+def test_the_corpus_rate_is_not_the_mean_of_rates() -> None:
+    assert result([1, 0], [1, 9]).wer == 10  # the mean of 100 % and 0 % would be 50 %
+
+
+def test_raw_text_counts_case_and_punctuation() -> None:
+    wer = score(["Mr. Smith's twenty one dogs"], ["mister smith is 21 dogs"])
+    assert wer.wer == 0
+    assert wer.wer_raw == 80  # 5 words, "dogs" alone is the same
+
+
+def test_tabs_and_line_ends_separate_words() -> None:
+    wer = score(["alpha\tbravo\n delta"], ["alpha bravo  delta"])
+    assert (wer.wer, wer.wer_raw) == (0, 0)
+
+
+def test_utterances_without_a_word_are_dropped() -> None:
+    references = ["alpha", "", "[noise]", "Ignore time segment in scoring", "  ", "bravo"]
+    wer = score(references, ["alpha", "delta", "delta", "delta", "delta", ""])
+    assert (wer.utterances, wer.dropped, wer.words) == (2, 4, 2)
+    assert (wer.insertions, wer.deletions) == (0, 1)
+    assert wer.utterance_errors == (0, 1)
+
+
+def test_the_normalizer_is_named_with_its_version() -> None:
+    assert result([0], [1]).normalizer == str(normalizer())
+    assert str(normalizer()).split()[0] == "whisper-english"
+    assert str(normalizer()).split()[1][0].isdigit()
+
+
+@pytest.mark.parametrize("references", [[], [""], ["[noise]", "ignore time segment in scoring"]])
+def test_no_word_to_score_is_refused(references: list[str]) -> None:
+    with pytest.raises(DataError, match=f"all {len(references)} references are empty.*manifest"):
+        score(references, ["alpha"] * len(references))
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    with pytest.raises(DataError, match="2 references, 1 hypotheses"):
+        score(["alpha", "bravo"], ["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [(["a", None], ["a", "b"], "reference 1 is None"), (["a"], [3], "hypothesis 0 is 3, not text")],
+)
+def test_what_is_no_text_is_refused(references: list, hypotheses: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score(references, hypotheses)
+
+
+def test_an_unknown_normalizer_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'klingon' is unknown. Use 'whisper-english'"):
+        normalizer("klingon")
+
+
+def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
+    with pytest.raises(MissingExtraError, match=r"word error rate.*quantdraft\[asr\]"):
+        score(["alpha"], ["alpha"])
+
+
+def test_a_result_reads_as_one_line() -> None:
+    text = str(score(["alpha bravo", ""], ["Alpha", "x"]))
+    assert text.startswith("WER 50.00 % [50.00, 50.00], raw 100.00 %: 0 substitutions, 1 deletions, 0 insert")
+    assert "2 words of 1 utterances (1 dropped)" in text
+    assert "whisper-english" in text
+    assert "dropped" not in str(result([0], [1]))
+
+
+def test_a_result_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result([0], [1]).wer = 1.0  # type: ignore[misc]
+
+
+# --- intervals
+
+
+def enumerated(errors: list[int], words: list[int]) -> np.ndarray:
+    """Rates of all n^n equally likely resamples."""
+    every = itertools.product(range(len(words)), repeat=len(words))
+    return np.array([100 * sum(errors[i] for i in d) / sum(words[i] for i in d) for d in every])
+
+
+def test_the_interval_is_that_of_all_resamples() -> None:
+    errors, words = [0, 1, 2, 4, 0], [3, 4, 5, 6, 1]
+    exact = np.percentile(enumerated(errors, words), [2.5, 97.5])
+    references = [" ".join(["alpha"] * n) for n in words]
+    hypotheses = [" ".join(["alpha"] * (n - e)) for e, n in zip(errors, words, strict=True)]
+    wer = score(references, hypotheses, resamples=200_000)
+    assert wer.interval == pytest.approx(exact, abs=1.0)
+
+
+def test_equal_rates_have_no_spread() -> None:
+    assert result([1, 1, 1], [4, 4, 4]).interval == (25, 25)
+
+
+def test_one_of_two_utterances_wrong_spans_everything() -> None:
+    # Both drawn twice with probability 1/4 each: 0 % and 100 % lie inside the 95 %.
+    assert result([5, 0], [5, 5]).interval == (0, 100)
+
+
+def test_the_interval_narrows_with_the_square_root_of_utterances() -> None:
+    small, large = (result([1, 0] * n, [4, 4] * n).interval for n in (10, 160))
+    assert (small[1] - small[0]) / (large[1] - large[0]) == pytest.approx(4, rel=0.2)
+    # Binomial: 95 % is 1.96 standard errors either way.
+    assert large[1] - large[0] == pytest.approx(2 * 1.96 * 12.5 / 320**0.5, rel=0.15)
+
+
+def test_the_seed_decides() -> None:
+    words = list(range(3, 43))
+    references = [" ".join(["alpha"] * n) for n in words]
+    hypotheses = [" ".join(["alpha"] * (n - n % 3)) for n in words]
+    first, again, other = (score(references, hypotheses, seed=seed).interval for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_chunks_of_draws_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = result([1, 0, 2, 0], [4, 4, 4, 4])
+    monkeypatch.setattr("qlib.asr.wer.DRAWS_AT_ONCE", 64)
+    parts = result([1, 0, 2, 0], [4, 4, 4, 4])
+    assert parts == whole
+
+
+def test_no_resample_is_refused() -> None:
+    with pytest.raises(DataError, match="resamples=0"):
+        score(["alpha"], ["alpha"], resamples=0)
+
+
+# --- compare
+
+
+def test_pairing_sees_what_two_intervals_hide() -> None:
+    # Utterances differ a lot, the systems by one word in every fourth: always in the same direction.
+    errors = [0, 2, 4, 6] * 10
+    baseline = result(errors, [10] * 40)
+    other = result([e + (i % 4 == 0) for i, e in enumerate(errors)], [10] * 40)
+    assert other.interval[0] < baseline.wer  # unpaired: they overlap
+    comparison = compare(baseline, other)
+    assert comparison.difference == pytest.approx(2.5)
+    assert comparison.interval[0] > 0
+    assert comparison.significant
+    assert comparison.probability_worse > 0.999
+
+
+def test_the_other_way_round_changes_the_sign() -> None:
+    baseline, other = result([0, 1, 0], [4, 5, 6]), result([2, 1, 1], [4, 5, 6])
+    there, back = compare(baseline, other), compare(other, baseline)
+    assert back.difference == -there.difference
+    assert back.interval == (-there.interval[1], -there.interval[0])
+    assert back.probability_worse == 0
+
+
+def test_the_interval_of_a_difference_is_that_of_all_resamples() -> None:
+    words, better, worse = [3, 4, 5, 6, 2], [0, 1, 2, 4, 1], [1, 0, 4, 4, 2]
+    exact = enumerated([w - b for w, b in zip(worse, better, strict=True)], words)
+    comparison = compare(result(better, words), result(worse, words), resamples=200_000)
+    assert comparison.interval == pytest.approx(np.percentile(exact, [2.5, 97.5]), abs=1.0)
+    assert comparison.probability_worse == pytest.approx((exact > 0).mean(), abs=0.01)
+    assert comparison.utterances == 5
+
+
+def test_a_system_does_not_differ_from_itself() -> None:
+    wer = result([0, 3, 1], [4, 4, 4])
+    comparison = compare(wer, wer)
+    assert (comparison.difference, comparison.interval, comparison.probability_worse) == (0, (0, 0), 0)
+    assert not comparison.significant
+
+
+@pytest.mark.parametrize(
+    ("interval", "significant"), [((0.1, 2), True), ((-2, -0.1), True), ((-1, 2), False), ((0, 1), False)]
+)
+def test_significant_is_an_interval_without_zero(interval: tuple[float, float], significant: bool) -> None:
+    comparison = Comparison(1.0, interval, 0.9, 10)
+    assert comparison.significant is significant
+    assert ("not significant" in str(comparison)) is not significant
+
+
+def test_a_comparison_reads_as_one_line() -> None:
+    text = str(Comparison(1.234, (-0.5, 3.0), 0.875, 40))
+    assert text == (
+        "WER difference +1.23 [-0.50, +3.00], not significant; "
+        "worse in 87.5 % of the resamples of 40 utterances"
+    )
+
+
+@pytest.mark.parametrize("references", [["bravo", "alpha"], ["alpha", "bravo", ""], ["alpha", "Bravo"]])
+def test_other_references_are_refused(references: list[str]) -> None:
+    baseline = score(["alpha", "bravo"], ["alpha", "bravo"])
+    with pytest.raises(DataError, match=r"whisper-english 9\.9 differ"):
+        compare(baseline, score(references, references))
+
+
+def test_another_normalizer_is_refused() -> None:
+    wer = result([0], [1])
+    with pytest.raises(DataError, match=r"whisper-english 9\.9 differ"):
+        compare(wer, dataclasses.replace(wer, normalizer="whisper-english 9.9"))
