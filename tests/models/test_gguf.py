@@ -197,6 +197,15 @@ def test_missing_and_surplus_tensors_are_named(path: Path) -> None:
         next(llama_tensors(file, llama_config(file)))
 
 
+def test_a_surplus_tensor_alone_is_an_error(path: Path) -> None:
+    write_llama(path, edit=lambda writer: writer.add_tensor("mystery.weight", np.ones(4, np.float32)))
+    file = GgufFile(path)
+    with pytest.raises(
+        ModelError, match=r"0 tensors are missing \(\), 1 have no place in it \(mystery\.weight\)"
+    ):
+        next(llama_tensors(file, llama_config(file)))
+
+
 def test_a_missing_setting_is_named(path: Path) -> None:
     write_llama(path)
     file = GgufFile(path)

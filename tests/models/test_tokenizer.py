@@ -55,6 +55,17 @@ def test_special_tokens_are_skipped_or_spelled_out() -> None:
     assert TOKENIZER.special_ids == {TOKENIZER.token_id(token) for token in WHISPER_SPECIALS}
 
 
+def test_added_words_are_not_special() -> None:
+    added = [
+        *TABLE["added_tokens"],
+        TABLE["added_tokens"][0] | {"id": 290, "content": "dogcat", "special": False},
+    ]
+    tokenizer = from_table(TABLE | {"added_tokens": added})
+    assert tokenizer.encode("dogcat") == [290]
+    assert tokenizer.decode([290]) == "dogcat"
+    assert tokenizer.special_ids == TOKENIZER.special_ids
+
+
 def test_ids_beyond_the_table_decode_to_nothing() -> None:
     ids = TOKENIZER.encode(" the cat")
     assert TOKENIZER.decode([TOKENIZER.vocab_size + 7, *ids, 10**6]) == " the cat"
