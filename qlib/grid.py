@@ -197,9 +197,11 @@ class QuantizedWeight:
 # --- the arithmetic, on any shapes that broadcast; codes and zeros are whole numbers in a float tensor
 
 
-def nearest(values: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
-    """Return the code nearest to each value, as floats. A NaN stays a NaN."""
-    codes = torch.div(values, scale).round_()
+def nearest(
+    values: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid, out: Tensor | None = None
+) -> Tensor:
+    """Return the code nearest to each value, as floats (written to `out`, if given). A NaN stays a NaN."""
+    codes = torch.div(values, scale, out=out).round_()
     if zero is not None:
         codes += zero
     return codes.clamp_(grid.qmin, grid.qmax)

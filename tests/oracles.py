@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[np.float64]
 
 # --- grids
 
@@ -66,3 +70,80 @@ def pack_oracle(codes: list[int], bits: int) -> list[int]:
     """Bytes of a dense little-endian bit stream, by one large integer."""
     stream = sum(code << (bits * k) for k, code in enumerate(codes))
     return list(stream.to_bytes(-(-len(codes) * bits // 8), "little"))
+
+
+# --- GPTQ, in NumPy float64
+
+
+def _fit_columns(block: Array, bits: int, symmetric: bool) -> tuple[Array, Array]:
+    """Scale and zero of each row of a block of columns."""
+    lo, hi = np.minimum(block.min(1), 0.0), np.maximum(block.max(1), 0.0)
+    lo, hi = np.where(lo == hi, -1.0, lo), np.where(lo == hi, 1.0, hi)
+    if symmetric:
+        return np.maximum(-lo, hi) / (2 ** (bits - 1) - 1), np.zeros(len(block))
+    scale = (hi - lo) / (2**bits - 1)
+    return scale, np.round(-lo / scale)
+
+
+def _codes(column: Array, scale: Array, zero: Array, bits: int, symmetric: bool) -> Array:
+    lowest = -(2 ** (bits - 1)) if symmetric else 0
+    return np.clip(np.round(column / scale) + zero, lowest, lowest + 2**bits - 1)
+
+
+def gptq_oracle(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    group: int | None,
+    symmetric: bool,
+    act_order: str = "off",
+    damping: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """Codes and values: one column at a time, the inverse of the free columns kept by Schur complements."""
+    W, H = weight.double().numpy().copy(), hessian.double().numpy().copy()
+    columns, width = W.shape[1], group or W.shape[1]
+    dead = np.diag(H) == 0
+    H += np.eye(columns) * damping * np.diag(H)[~dead].mean()
+    H[dead, dead] = 1.0
+    W[:, dead] = 0.0
+    energy = hessian.double().numpy().diagonal()
+    order = np.arange(columns) if act_order == "off" else np.argsort(-energy, kind="stable")
+    static = {c: _fit_columns(W[:, c : c + width], bits, symmetric) for c in range(0, columns, width)}
+    inverse = np.linalg.inv(H)
+    codes, values = np.zeros_like(W), np.zeros_like(W)
+    for step, j in enumerate(order):
+        if act_order == "static":
+            scale, zero = static[j // width * width]
+        elif step % width == 0:
+            scale, zero = _fit_columns(W[:, order[step : step + width]], bits, symmetric)
+        codes[:, j] = _codes(W[:, j], scale, zero, bits, symmetric)
+        values[:, j] = scale * (codes[:, j] - zero)
+        error = (W[:, j] - values[:, j]) / inverse[j, j]
+        W -= np.outer(error, inverse[j])
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return torch.from_numpy(codes), torch.from_numpy(values)
+
+
+def least_squares_oracle(
+    weight: Tensor, inputs: Tensor, bits: int, group: int | None, symmetric: bool, act_order: str = "off"
+) -> Tensor:
+    """Codes by the definition: round a column, then solve anew for all free columns, from the data itself."""
+    W, X = weight.double().numpy(), inputs.double().numpy()
+    columns, width = W.shape[1], group or W.shape[1]
+    damping = 0.01 * (X**2).sum(0).mean()
+    A = np.vstack([X, np.sqrt(damping) * np.eye(columns)])  # damping is a few more tokens
+    energy = (X**2).sum(0)
+    order = np.arange(columns) if act_order == "off" else np.argsort(-energy, kind="stable")
+    moved, codes = W.copy(), np.zeros_like(W)
+    for step, j in enumerate(order):
+        if act_order == "static":
+            start = j // width * width
+            scale, zero = _fit_columns(W[:, start : start + width], bits, symmetric)
+        elif step % width == 0:
+            scale, zero = _fit_columns(moved[:, order[step : step + width]], bits, symmetric)
+        codes[:, j] = _codes(moved[:, j], scale, zero, bits, symmetric)
+        moved[:, j] = scale * (codes[:, j] - zero)
+        fixed, free = order[: step + 1], order[step + 1 :]
+        target = A[:, free] @ W[:, free].T + A[:, fixed] @ (W[:, fixed] - moved[:, fixed]).T
+        moved[:, free] = np.linalg.lstsq(A[:, free], target, rcond=None)[0].T if len(free) else 0.0
+    return torch.from_numpy(codes)
