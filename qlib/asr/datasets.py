@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     # Not splitlines(): it also splits at characters that JSON allows inside a string, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}, line {number}", line.rstrip("\r")
+            yield f"{path}, line {number}", line
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
