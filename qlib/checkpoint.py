@@ -8,28 +8,27 @@ Reading gives the same model bit for bit: scales are stored in float32 as they a
 packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
 16-bit checkpoint and were not changed).
 
-A folder appears whole or not at all: it is written beside its place under another name and then renamed.
+A folder appears whole or not at all: it is written beside its place as .NAME.partial and then renamed. What
+a killed run leaves under that name is removed by the next one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, QuantError
+from qlib.errors import ModelError, QuantError, list_names
 from qlib.grid import Grid, PerToken, QuantizedWeight, from_unsigned, pack, to_unsigned, unpack
 from qlib.linear import FakeQuantLinear
 from qlib.models.load import build, fill, open_safetensors, read_json, read_tensors
@@ -37,6 +36,7 @@ from qlib.models.whisper import Whisper
 
 FORMAT, VERSION = "quantdraft", 1
 WEIGHTS = "model.safetensors"
+PARTS = ("codes", "scale", "zero", "index", "bias")  # of one layer, as stored
 
 
 def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -67,7 +67,9 @@ def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, An
             f"{folder} exists and is not a quantized checkpoint. Choose another folder, or remove it."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
     try:
         _write(model, layers, work, settings or {})
         _swap(work, folder)
@@ -86,35 +88,25 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
         damaged or changed; the message names the file or tensor.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json")
-    found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
-        raise ModelError(
-            f"{folder / 'manifest.json'} has format and version {found}; this library reads "
-            f"{(FORMAT, VERSION)}. Load a float checkpoint by qlib.load_model."
-        )
+    manifest = _read_manifest(folder / "manifest.json")
     model, tensors = build(folder), read_tensors(folder)
     if _sha256(folder / WEIGHTS) != manifest["sha256"]:
         raise ModelError(
-            f"{folder / WEIGHTS} was changed or damaged since it was saved. Copy or make it again."
+            f"{folder / WEIGHTS} was changed or damaged since it was saved. Make it again."
         )
     dtype = getattr(torch, manifest["dtype"])
+    placed: set[str] = set()
     with open_safetensors(folder / WEIGHTS) as file:
         for name, about in manifest["layers"].items():
-            stored = {}
-            for part in ("codes", "scale", "zero", "index", "bias"):
-                if f"{name}.{part}" in tensors:
-                    stored[part] = file.get_tensor(f"{name}.{part}")
-                    del tensors[f"{name}.{part}"]
-            if not {"codes", "scale"} <= stored.keys():
+            mine = [part for part in PARTS if tensors.pop(f"{name}.{part}", None)]
+            if missing := {"codes", "scale"} - set(mine):
                 raise ModelError(
-                    f"{folder / WEIGHTS} lacks the codes or scale of {name}. Save the model again."
+                    f"{folder / WEIGHTS} lacks the {list_names(sorted(missing))} of {name}. Make it again."
                 )
-            _put(model, name, _unpack_layer(stored, about, dtype))
-    quantized = {
-        f"{name}.{key}" for name in manifest["layers"] for key in model.get_submodule(name).state_dict()
-    }
-    fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=quantized)
+            layer = _unpack_layer({part: file.get_tensor(f"{name}.{part}") for part in mine}, about, dtype)
+            _put(model, name, layer)
+            placed |= {f"{name}.{key}" for key in layer.state_dict()}
+    fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
     return model.to(device).eval()
 
 
@@ -172,7 +164,7 @@ def _write(
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {f"{name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
-    parts = {f"{name}.{part}" for name in layers for part in ("codes", "scale", "zero", "index")}
+    parts = {f"{name}.{part}" for name in layers for part in PARTS[:4]}  # biases are float tensors
     for name, value in model.state_dict().items():
         if name not in parts and name not in model.tied:
             tensors[name] = shorten(value.detach().cpu()).contiguous()
@@ -208,6 +200,20 @@ def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != (FORMAT, VERSION):
+        raise ModelError(
+            f"{path} has format and version {found}; this library reads {(FORMAT, VERSION)}. "
+            "Load a float checkpoint by qlib.load_model."
+        )
+    for key in ("layers", "dtype", "sha256"):
+        if key not in manifest:
+            raise ModelError(f"{path} lacks {key!r}. Copy or make the checkpoint again.")
+    return manifest
+
+
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     try:
@@ -218,13 +224,12 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _swap(work: Path, folder: Path) -> None:
     """Rename the finished folder into place; an older checkpoint steps aside first and is then removed."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old)  # noqa: PTH105  (replaces the empty folder)
-        os.replace(work, folder)  # noqa: PTH105
-        shutil.rmtree(old)
-    else:
-        os.replace(work, folder)  # noqa: PTH105
+        folder.rename(old)
+    work.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -171,7 +171,7 @@ class open_safetensors:  # noqa: N801  (reads as a function)
     def __enter__(self) -> Any:
         try:
             self.file: Any = safe_open(self.path, framework="pt")
-            return self.file.__enter__()
+            return self.file.__enter__()  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{self.path} ({self.path.stat().st_size:,} bytes) is damaged or truncated: {error}. "

@@ -37,7 +37,7 @@ def packed_linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
         return lambda x: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     # "none", [], "": no operation fused behind the product.
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")  # type: ignore[no-any-return]
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 @lru_cache(maxsize=1)

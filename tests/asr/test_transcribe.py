@@ -1,0 +1,148 @@
+"""Greedy transcription: against a loop without cache or batch, and at its edges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from speech_fixtures import noise, utterances
+from torch import Tensor
+
+from qlib.asr.audio import SAMPLE_RATE, log_mel, split_windows
+from qlib.asr.transcribe import evaluate_wer, greedy, transcribe
+from qlib.asr.wer import score
+from qlib.errors import DataError, ModelError
+from qlib.models.tiny import tiny_whisper
+from qlib.models.whisper import Whisper, WhisperConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    return tiny_whisper(seed=5)
+
+
+def slow_greedy(model: Whisper, audio: Tensor) -> list[int]:
+    """Feed the whole text again for every token, one recording at a time."""
+    generation, prompt = model.generation, model.generation.prompt()
+    states, tokens = model.encode(log_mel(audio)[None]), list(prompt)
+    while len(tokens) < model.config.max_target_positions:
+        cache = model.start(states)
+        logits = model.proj_out(model.decode(torch.tensor([tokens]), cache)[0, -1])
+        logits[list(generation.suppress)] = -torch.inf
+        if len(tokens) == len(prompt):
+            logits[list(generation.suppress_first)] = -torch.inf
+        if (best := int(logits.argmax())) == generation.end:
+            break
+        tokens.append(best)
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def eager() -> Whisper:
+    """A miniature whose texts end after different numbers of tokens: its end token is often likely."""
+    model = tiny_whisper(seed=42)
+    model.proj_out.weight[model.generation.end] *= 3
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_equals_the_slow_loop_for_every_batch_size(eager: Whisper, batch_size: int) -> None:
+    audios = [noise(seconds, i) for i, seconds in enumerate((0.5, 1, 2, 4))]
+    expected = [slow_greedy(eager, audio) for audio in audios]
+    assert len({len(tokens) for tokens in expected}) > 2, "the texts must end at different times"
+    found = transcribe(eager, audios, batch_size=batch_size)
+    assert [list(transcript.tokens) for transcript in found] == expected
+    assert [transcript.seconds for transcript in found] == [0.5, 1, 2, 4]
+    assert eager.tokenizer is not None
+    assert [str(each) for each in found] == [eager.tokenizer.decode(tokens).strip() for tokens in expected]
+
+
+def test_suppressed_tokens_never_appear(model: Whisper) -> None:
+    first = transcribe(model, [noise(1)])[0].tokens[0]
+    banned = replace(model.generation, suppress_first=(first,))
+    other = transcribe(with_generation(model, banned), [noise(1)])[0].tokens
+    assert other[0] != first
+    banned = replace(model.generation, suppress=tuple(set(other)))
+    assert not set(other) & set(transcribe(with_generation(model, banned), [noise(1)])[0].tokens)
+
+
+def with_generation(model: Whisper, generation: object) -> Whisper:
+    changed = tiny_whisper(seed=5)
+    changed.load_state_dict(model.state_dict())
+    changed.generation = generation  # type: ignore[assignment]
+    return changed
+
+
+def test_text_ends_when_the_positions_are_used_up(model: Whisper) -> None:
+    forever = with_generation(model, replace(model.generation, suppress=(model.generation.end,)))
+    tokens = transcribe(forever, [noise(1), noise(2)])[1].tokens
+    assert len(tokens) == model.config.max_target_positions - 2
+
+
+def test_long_audio_is_the_windows_one_after_another(model: Whisper) -> None:
+    long = noise(70)
+    parts = split_windows(long)
+    assert len(parts) >= 3
+    whole, *pieces = transcribe(model, [long, *parts], batch_size=4)
+    assert whole.tokens == tuple(token for piece in pieces for token in piece.tokens)
+    assert whole.text == " ".join(piece.text for piece in pieces)
+    assert whole.seconds == 70
+
+
+def test_silence_and_nothing_do_not_crash(model: Whisper) -> None:
+    nothing, silence = transcribe(model, [torch.zeros(0), torch.zeros(SAMPLE_RATE)])
+    assert (nothing.text, nothing.tokens, nothing.seconds) == ("", (), 0.0)
+    assert isinstance(silence.text, str)
+    assert transcribe(model, []) == []
+
+
+def test_more_recordings_than_one_sorting_holds(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    audios = [noise(0.2 * (i % 3 + 1), i) for i in range(7)]
+    expected = transcribe(model, audios, batch_size=2)
+    monkeypatch.setattr("qlib.asr.transcribe.SORTED_TOGETHER", 1)
+    assert transcribe(model, audios, batch_size=2) == expected
+
+
+def test_paths_and_utterances_are_read(model: Whisper, tmp_path: Path) -> None:
+    listed = utterances(tmp_path)
+    assert transcribe(model, listed) == transcribe(model, [each.audio for each in listed])
+    assert transcribe(model, [str(listed[0].audio)])[0].tokens == transcribe(model, listed)[0].tokens
+
+
+def test_state_is_left_as_it_was(model: Whisper) -> None:
+    before = torch.get_rng_state()
+    transcribe(model, [noise(1)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_greedy_takes_any_head(model: Whisper) -> None:
+    states, prompt = model.encode(log_mel(noise(1))[None]), model.generation.prompt()
+    assert greedy(model, model.proj_out, states, prompt)[0] == list(transcribe(model, [noise(1)])[0].tokens)
+
+
+def test_wer_of_a_model(model: Whisper, tmp_path: Path) -> None:
+    listed = utterances(tmp_path)
+    heard = [transcript.text for transcript in transcribe(model, listed)]
+    result = evaluate_wer(model, listed, batch_size=3)
+    assert result == score([each.text or "" for each in listed], heard)
+    assert result.words == 11 and result.wer > 50
+
+
+def test_errors_name_the_cause(model: Whisper, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="put the single one into a list"):
+        transcribe(model, noise(1))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="batch_size=0"):
+        transcribe(model, [noise(1)], batch_size=0)
+    with pytest.raises(ModelError, match="only transcribes English"):
+        transcribe(model, [noise(1)], language="de")
+    listed = utterances(tmp_path)
+    listed[2].audio.unlink()
+    with pytest.raises(DataError, match=r"list\.jsonl, line 3.*noise2\.wav"):
+        transcribe(model, listed)
+    with pytest.raises(DataError, match=r"line 1"):
+        evaluate_wer(model, [replace(listed[0], text=None)])
+    bare = Whisper(WhisperConfig.from_dict(model.config.to_dict()), model.generation)
+    with pytest.raises(ModelError, match="no tokenizer"):
+        transcribe(bare, [noise(1)])

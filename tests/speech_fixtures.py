@@ -1,0 +1,26 @@
+"""Short synthetic utterances on disk: seeded noise with a text, for tests that need no real speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import soundfile
+import torch
+
+from qlib.asr.audio import SAMPLE_RATE
+from qlib.asr.datasets import Utterance
+
+TEXTS = ("the cat", "a heath", "sat", "at the heart of the matter")
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def utterances(folder: Path, seconds: tuple[float, ...] = (0.5, 1.0, 0.3, 2.0)) -> list[Utterance]:
+    found = []
+    for i, (length, text) in enumerate(zip(seconds, TEXTS, strict=True)):
+        path = folder / f"noise{i}.wav"
+        soundfile.write(path, noise(length, i).numpy(), SAMPLE_RATE)
+        found.append(Utterance(path, text, f"noise{i}", where=f"list.jsonl, line {i + 1}"))
+    return found

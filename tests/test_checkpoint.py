@@ -1,0 +1,252 @@
+"""Save and load: bit for bit, whole or not at all, damage named."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from speech_fixtures import utterances
+from torch import Tensor
+
+import qlib
+from qlib import checkpoint
+from qlib.checkpoint import folder_bytes, save_quantized, shorten, stored_bits, stored_tensors
+from qlib.errors import ModelError, QuantError
+from qlib.models.tiny import tiny_whisper
+from qlib.models.whisper import Whisper
+
+
+def logits(model: Whisper) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 80, 2 * model.config.max_source_positions, generator=generator)
+    with torch.no_grad():
+        return model(features, torch.arange(10)[None])
+
+
+@pytest.fixture
+def result() -> qlib.Result:
+    return qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4, 8), progress=False)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("group", [None, 8, 6], ids=["channel", "g8", "ragged"])
+def test_reloaded_model_is_the_same_bit_for_bit(
+    tmp_path: Path, bits: int, symmetric: bool, group: int | None
+) -> None:
+    grid, model = qlib.Grid(bits, group, symmetric), tiny_whisper(frames=20)
+    result = qlib.quantize(model, [qlib.RTN("mse")], weight=grid, activation=qlib.PerToken(8), progress=False)
+    again = qlib.load_quantized(result.save(tmp_path / "saved"))
+    assert torch.equal(logits(again), logits(result.model))
+    before, after = result.model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(
+        before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before
+    )
+
+
+@pytest.mark.parametrize("act_order", ["off", "dynamic", "static"])
+def test_gptq_with_its_column_orders(tmp_path: Path, act_order: str) -> None:
+    method = qlib.GPTQ(act_order=act_order)  # type: ignore[arg-type]
+    model = tiny_whisper()
+    result = qlib.quantize(
+        model, [method], weight=qlib.Grid(3, 6), calib=utterances(tmp_path), progress=False
+    )
+    again = qlib.load_quantized(result.save(tmp_path / "saved"))
+    assert torch.equal(logits(again), logits(result.model))
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    assert any(name.endswith(".index") for name in stored) == (act_order == "dynamic")
+
+
+def test_reloaded_model_transcribes_and_keeps_ties(tmp_path: Path, result: qlib.Result) -> None:
+    again = qlib.load_quantized(result.save(tmp_path / "saved"))
+    assert again.proj_out.weight is again.model.decoder.embed_tokens.weight
+    assert again.tokenizer is not None and again.tokenizer.encode(" the") == tiny_whisper().tokenizer.encode(
+        " the"
+    )  # type: ignore[union-attr]
+    assert again.generation == result.model.generation
+    assert not again.training
+
+
+def test_size_on_disk_is_what_the_report_says(tmp_path: Path) -> None:
+    """By hand: 64 x 16 weights at 4 bits, per group of 8 one float32 scale and one 4-bit zero point."""
+    result = qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4, 8), progress=False)
+    layer = result.model.get_submodule("model.encoder.layers.0.fc1")
+    assert isinstance(layer, qlib.FakeQuantLinear)
+    assert stored_bits(layer) == 64 * 16 * 4 + 128 * 32 + 128 * 4
+    path = result.save(tmp_path / "saved")
+    stored = load_file(path / "model.safetensors")
+    parts = {"codes", "scale", "zero"}
+    on_disk = sum(t.nbytes for name, t in stored.items() if name.rpartition(".")[2] in parts)
+    weights = sum(each.outputs * each.inputs for each in result.report.layers)
+    assert on_disk * 8 / weights == pytest.approx(result.report.bits_per_weight)
+    assert folder_bytes(path) == (path / "model.safetensors").stat().st_size
+
+
+def test_shortening_never_changes_a_value() -> None:
+    halves = torch.randn(50).half().float()
+    brains = torch.randn(50).bfloat16().float() * 2.0**60
+    assert shorten(halves).dtype == torch.float16
+    assert shorten(brains).dtype == torch.bfloat16
+    for tensor in (halves, brains, torch.randn(50), torch.arange(3), torch.randn(3).double()):
+        assert torch.equal(shorten(tensor).to(tensor.dtype), tensor)
+    assert shorten(torch.randn(50)).dtype == torch.float32
+
+
+def test_manifest_says_how_the_model_was_made(tmp_path: Path) -> None:
+    listed = utterances(tmp_path)
+    result = qlib.quantize(
+        tiny_whisper(), [qlib.GPTQ(damping=0.02)], weight=qlib.Grid(4), calib=listed, seed=5, progress=False
+    )
+    manifest = json.loads((result.save(tmp_path / "saved") / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert settings["methods"][0]["name"] == "gptq" and settings["methods"][0]["damping"] == 0.02
+    assert settings["seed"] == 5 and settings["weight"]["bits"] == 4
+    assert settings["calibration"]["utterances"] == 4 and len(settings["calibration"]["sha256"]) == 64
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path, result: qlib.Result) -> None:
+    result.save(tmp_path / "saved")
+    other = qlib.quantize(tiny_whisper(1, frames=20), [], weight=qlib.Grid(2), progress=False)
+    other.save(tmp_path / "saved")
+    assert torch.equal(logits(qlib.load_quantized(tmp_path / "saved")), logits(other.model))
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(
+    tmp_path: Path, result: qlib.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result.save(tmp_path / "saved")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", fail)
+        with pytest.raises(OSError, match="no space left"):
+            qlib.quantize(tiny_whisper(1, frames=20), [], weight=qlib.Grid(2), progress=False).save(
+                tmp_path / "saved"
+            )
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert torch.equal(logits(qlib.load_quantized(tmp_path / "saved")), logits(result.model))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import qlib
+from qlib import checkpoint
+from qlib.models.tiny import tiny_whisper
+checkpoint.json.dumps = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4), progress=False).save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_cleans_up(
+    tmp_path: Path, result: qlib.Result
+) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "saved")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "saved").exists()
+    result.save(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert torch.equal(logits(qlib.load_quantized(tmp_path / "saved")), logits(result.model))
+
+
+def edit(folder: Path, drop: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[drop]
+    save_file(tensors, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"] = checkpoint._sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("part", ["codes", "scale"])
+def test_missing_part_names_the_layer(tmp_path: Path, result: qlib.Result, part: str) -> None:
+    folder = result.save(tmp_path / "saved")
+    edit(folder, f"model.encoder.layers.0.fc1.{part}")
+    with pytest.raises(ModelError, match=rf"lacks the {part} of model\.encoder\.layers\.0\.fc1"):
+        qlib.load_quantized(folder)
+
+
+def test_missing_float_tensor_is_named(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    edit(folder, "model.encoder.conv1.bias")
+    with pytest.raises(ModelError, match=r"1 missing: model\.encoder\.conv1\.bias"):
+        qlib.load_quantized(folder)
+
+
+@pytest.mark.parametrize("keep", [100, -10])
+def test_truncated_file(tmp_path: Path, result: qlib.Result, keep: int) -> None:
+    folder = result.save(tmp_path / "saved")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="damaged or truncated"):
+        qlib.load_quantized(folder)
+
+
+def test_one_changed_byte_is_noticed(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="changed or damaged since it was saved"):
+        qlib.load_quantized(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, r"format and version \('other', 1\); this library reads \('quantdraft', 1\)"),
+        ({"version": 2}, r"\('quantdraft', 2\)"),
+        ({"layers": None}, "lacks 'layers'"),
+        ({"dtype": None}, "lacks 'dtype'"),
+    ],
+)
+def test_manifest_of_another_kind(
+    tmp_path: Path, result: qlib.Result, change: dict[str, object], message: str
+) -> None:
+    folder = result.save(tmp_path / "saved")
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **change}
+    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+    with pytest.raises(ModelError, match=message):
+        qlib.load_quantized(folder)
+
+
+def test_manifest_that_names_a_foreign_layer(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    text = (
+        (folder / "manifest.json")
+        .read_text()
+        .replace("model.encoder.layers.0.fc1", "model.encoder.layers.9.fc1")
+    )
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model\.encoder\.layers\.9\.fc1"):
+        qlib.load_quantized(folder)
+
+
+def test_refusals_of_saving(tmp_path: Path, result: qlib.Result) -> None:
+    with pytest.raises(QuantError, match="no quantized layer"):
+        save_quantized(tiny_whisper(frames=20), tmp_path / "saved")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(QuantError, match="exists and is not a quantized checkpoint"):
+        result.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_regular_group_index_is_not_stored(result: qlib.Result) -> None:
+    layer = result.model.get_submodule("model.encoder.layers.0.fc1")
+    assert isinstance(layer, qlib.FakeQuantLinear)
+    assert layer.index is not None and "index" not in stored_tensors(layer)
