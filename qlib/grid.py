@@ -256,10 +256,12 @@ def fit_mse(weight: Tensor, grid: Grid) -> Scale:
     for `fit_minmax`.
     """
     groups = _grouped(weight, grid)
+    scale, zero = _scale_of(*_range(groups), grid)
     rows = max(1, CHUNK // groups[0].numel())
-    scales, zeros = zip(*(_search(part, grid) for part in torch.split(groups, rows)), strict=True)
-    zero = None if grid.symmetric else torch.cat(zeros)
-    return _as_scale(torch.cat(scales), zero, weight.shape[1], grid)
+    for row in range(0, len(groups), rows):
+        part = slice(row, row + rows)
+        _shrink(groups[part], scale[part], None if zero is None else zero[part], grid)
+    return _as_scale(scale, zero, weight.shape[1], grid)
 
 
 def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> Scale:
@@ -280,21 +282,19 @@ def check_fit(fit: str) -> None:
         raise QuantError(f"fit={fit!r} is unknown. Use fit='minmax' or fit='mse'.")
 
 
-def _search(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """Return the scale and zero of the shrunk range with the smallest error, for [rows, groups, group]."""
-    lo, hi = _range(groups)
-    scale, zero = _scale_of(lo, hi, grid)
-    best = torch.full_like(scale, torch.inf)
+def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> None:
+    """Shrink scales [rows, groups, 1] in place to those with the smallest error.
+
+    Both ends of the range shrink by the same share, so the code of 0.0 stays where it is.
+    """
+    full, best = scale.clone(), torch.full_like(scale, torch.inf)
     for share in SHRINKS:
-        tried, offset = _scale_of(lo * share, hi * share, grid)
-        values = value_of(nearest(groups, tried, offset, grid), tried, offset)
+        tried = full * share
+        values = value_of(nearest(groups, tried, zero, grid), tried, zero)
         error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
-        scale = torch.where(better, tried, scale)
-        if zero is not None and offset is not None:
-            zero = torch.where(better, offset, zero)
-    return scale, zero
+        scale.copy_(torch.where(better, tried, scale))
 
 
 def _grouped(weight: Tensor, grid: Grid) -> Tensor:

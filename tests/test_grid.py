@@ -272,7 +272,13 @@ class TestRangeSearch:
         weight, grid = layer(), Grid(3, 100)
         whole = fit_mse(weight, grid)
         monkeypatch.setattr("qlib.grid.CHUNK", 1)
-        torch.testing.assert_close(fit_mse(weight, grid).scale, whole.scale, rtol=0, atol=0)
+        assert torch.equal(fit_mse(weight, grid).scale, whole.scale)
+
+    def test_goes_down_to_a_fifth_of_the_range(self) -> None:
+        weight = torch.full((1, 10_001), 0.21)
+        weight[0, 0] = 1.0  # alone against ten thousand
+        scale = fit_mse(weight, Grid(2, symmetric=True)).scale
+        torch.testing.assert_close(scale, torch.tensor([[0.21]]))
 
     def test_fit_by_name(self) -> None:
         weight, grid = layer(), Grid(3)
@@ -345,6 +351,7 @@ class TestPerToken:
     def test_zeros_and_nothing(self, symmetric: bool) -> None:
         rounding = PerToken(8, symmetric)
         assert torch.equal(rounding(torch.zeros(2, 5)), torch.zeros(2, 5))
+        assert torch.equal(rounding(torch.full((1, 5), 1e-45)), torch.zeros(1, 5))  # its step is 0 in float32
         for shape in [(0, 5), (2, 0), (0,)]:
             assert rounding(torch.empty(shape)).shape == shape
 

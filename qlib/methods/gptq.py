@@ -328,9 +328,8 @@ def _prepare(weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQ) -> _Jo
         order = energy.argsort(descending=True, stable=True)
     factor, notes = _factor(H, order, settings.damping)
     W = weight.T.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
-    W[energy == 0] = (
-        0  # nothing ever came in here: whatever the weight is, 0 does the same and costs no range
-    )
+    # Nothing ever came in here: whatever the weight is, 0 does the same, and takes no room in the range.
+    W[energy == 0] = 0
     static = settings.act_order == "static"
     group_of = grid.group_index(columns)[order.cpu()] if static else grid.group_index(columns)
     job = _Job(W[order].contiguous(), factor, order, grid, settings.fit, static, group_of.tolist(), notes)
