@@ -141,12 +141,12 @@ def _round_block(job: _Job, part: slice, asked: Tensor, D: Tensor, codes: Tensor
     bases = (W + asked / pivots[:, None]).to(W.dtype)
     shares = (R / pivots).T.to(W.dtype).contiguous()
     done = torch.zeros_like(W)  # rows not yet reached are 0, so each column may take the sum over all of them
-    scales = [job.scales[group] for group in job.group_of[part]]
+    before, scales = done.T, [job.scales[group] for group in job.group_of[part]]
     columns = zip(
         W.unbind(), bases.unbind(), shares.unbind(), done.unbind(), codes.unbind(), scales, strict=True
     )
     for original, base, share, difference, code, (scale, zero) in columns:
-        column = torch.addmv(base, done.T, share)
+        column = torch.addmv(base, before, share)
         nearest(column, scale, zero, job.grid, out=code)
         torch.sub(original, value_of(code, scale, zero), out=difference)
     D.copy_(done)
