@@ -1,0 +1,113 @@
+"""Real checkpoints on real speech: parity with transformers, known words, quantization that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import qlib
+from qlib.asr.audio import log_mel_batch
+from qlib.asr.wer import score
+from qlib.models.load import load_model
+from qlib.models.whisper import Whisper
+
+pytestmark = pytest.mark.weights
+NAMES = ("whisper-tiny.en", "whisper-base")
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[qlib.Utterance]:
+    return qlib.read_manifest(Path(__file__).parents[1] / "examples/data/speech/manifest.jsonl")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Whisper:
+    return load_model(checkpoint(request.param))
+
+
+@pytest.fixture(scope="module")
+def tiny_en(checkpoint: Callable[[str], Path]) -> Whisper:
+    return load_model(checkpoint("whisper-tiny.en"))
+
+
+def folder_of(model: Whisper, checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint(NAMES[1] if model.generation.languages else NAMES[0])
+
+
+def test_tokens_equal_those_of_transformers(
+    model: Whisper, clips: list[qlib.Utterance], checkpoint: Callable[[str], Path]
+) -> None:
+    from transformers import WhisperForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    short = [clip for clip in clips if clip.source != "moonshine-voice" and (clip.duration or 99) < 12][::3]
+    theirs = WhisperForConditionalGeneration.from_pretrained(
+        folder_of(model, checkpoint), dtype=torch.float32
+    )
+    options = {"language": "en", "task": "transcribe"} if model.generation.languages else {}
+    rows = theirs.generate(log_mel_batch([clip.read() for clip in short]), **options).tolist()
+    expected = [[token for token in row if token < model.generation.end] for row in rows]
+    assert [list(each.tokens) for each in qlib.transcribe(model, short, batch_size=3)] == expected
+
+
+def test_audio_longer_than_a_window_is_heard_to_the_end(
+    tiny_en: Whisper, clips: list[qlib.Utterance]
+) -> None:
+    """44 s at 48 kHz: resampled, cut at a pause, joined. The model makes no mistake in this recording."""
+    (long,) = (clip for clip in clips if (clip.duration or 0) > 30)
+    heard = qlib.transcribe(tiny_en, [long])[0]
+    assert heard.seconds == pytest.approx(44.37, abs=0.01)
+    assert score([long.text or ""], [heard.text]).wer < 3
+
+
+def test_silence_is_no_crash(tiny_en: Whisper) -> None:
+    silence, nothing = qlib.transcribe(tiny_en, [torch.zeros(16_000), torch.zeros(0)])
+    assert len(silence.tokens) < 20 and nothing.text == ""
+
+
+def test_eight_bits_change_almost_nothing_and_survive_a_save(
+    tiny_en: Whisper, clips: list[qlib.Utterance], tmp_path: Path
+) -> None:
+    result = qlib.quantize(tiny_en, [], weight=qlib.Grid(8, 64), activation=qlib.PerToken(8), progress=False)
+    again = qlib.load_quantized(result.save(tmp_path / "w8a8"))
+    features = log_mel_batch([clips[0].read()])
+    tokens = torch.tensor([tiny_en.generation.prompt()])
+    with torch.inference_mode():
+        assert torch.equal(again(features, tokens), result.model(features, tokens))
+    some = clips[:6]
+    texts = [[each.text for each in qlib.transcribe(model, some)] for model in (tiny_en, again)]
+    assert score(*texts).wer < 5
+
+
+def test_four_bits_take_at_most_4_6_bits_a_weight_on_disk(tiny_en: Whisper, tmp_path: Path) -> None:
+    result = qlib.quantize(tiny_en, [], weight=qlib.Grid(4, 64), progress=False)
+    saved = result.save(tmp_path / "w4")
+    layers = json.loads((saved / "manifest.json").read_text())["layers"]
+    weights = sum(about["shape"][0] * about["shape"][1] for about in layers.values())
+    with torch.no_grad():
+        from safetensors import safe_open
+
+        with safe_open(saved / "model.safetensors", "pt") as file:
+            names = [name for name in file.keys() if name.rpartition(".")[0] in layers]  # noqa: SIM118
+            stored = sum(file.get_tensor(name).nbytes for name in names if not name.endswith(".bias"))
+    assert 8 * stored / weights <= 4.6
+    assert 8 * stored / weights == pytest.approx(result.report.bits_per_weight)
+
+
+@pytest.mark.slow
+def test_gptq_keeps_the_words_better_than_rounding_at_3_bits(
+    tiny_en: Whisper, clips: list[qlib.Utterance]
+) -> None:
+    calib = [clip for clip in clips if clip.split == "calibration"]
+    test = [clip for clip in clips if clip.split == "test"]
+    grid = qlib.Grid(3, 64)
+    rounded = qlib.quantize(tiny_en, [], weight=grid, progress=False).model
+    result = qlib.quantize(tiny_en, [qlib.GPTQ(act_order="static")], weight=grid, calib=calib, progress=False)
+    worse, better = (qlib.evaluate_wer(model, test) for model in (rounded, result.model))
+    assert better.wer < worse.wer
+    assert all(layer.output_error is not None and layer.output_error < 0.3 for layer in result.report.layers)
