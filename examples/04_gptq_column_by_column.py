@@ -1,0 +1,116 @@
+"""Lesson 4: GPTQ, column by column.
+
+What you will learn
+- GPTQ rounds one column, and at once moves all later columns so that the outputs hardly change;
+- how far each column moves is written in one row of a triangular matrix U, with U^T U = H^-1;
+- the columns still free can absorb almost everything; the last ones have nobody left to help them;
+- so the order matters: columns with large inputs should come first (act-order).
+
+Run: python examples/04_gptq_column_by_column.py        (seconds)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from drawing import BLUE, GREEN, INK, ORANGE, canvas, save
+from torch import Tensor
+
+from qlib.grid import Grid
+from qlib.methods.gptq import gptq, gptq_plain, gptq_steps, hessian
+from qlib.methods.rtn import rtn
+
+ROWS, COLUMNS, TOKENS = 24, 48, 1000
+GRID = Grid(bits=3)
+SNAPSHOTS = [0, 11, 23, 35, 47]
+
+
+def inputs() -> Tensor:
+    """Return tokens whose features repeat one another; the later ones are larger."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) * torch.logspace(0, -1.5, COLUMNS)[:, None]
+    return torch.randn(TOKENS, COLUMNS, generator=generator) @ mixing * torch.linspace(0.5, 2, COLUMNS)
+
+
+def output_error(weight: Tensor, other: Tensor, tokens: Tensor) -> float:
+    """Return |X W^T - X W^^T|^2 / |X W^T|^2."""
+    return float((tokens @ (other - weight).T).square().sum() / (tokens @ weight.T).square().sum())
+
+
+def walk(weight: Tensor, tokens: Tensor, act_order: Any) -> tuple[list[float], list[Tensor]]:
+    """Return the output error after each column, and the snapshots, in the order of the visit."""
+    steps = gptq_steps(weight, hessian(tokens), GRID, act_order=act_order)
+    visited = [
+        (step.column, step.weight.float()) for step in steps
+    ]  # .float() also copies the running weight
+    order = [column for column, _ in visited]
+    errors = [output_error(weight[:, order], state, tokens[:, order]) for _, state in visited]
+    return errors, [visited[k][1] for k in SNAPSHOTS]
+
+
+def nearest_walk(weight: Tensor, tokens: Tensor) -> list[float]:
+    """Return the output error after each column when nobody compensates."""
+    rounded, errors = rtn(weight, GRID).decode(), []
+    for column in range(1, COLUMNS + 1):
+        errors.append(output_error(weight, torch.cat([rounded[:, :column], weight[:, column:]], 1), tokens))
+    return errors
+
+
+def print_table(curves: dict[str, list[float]]) -> None:
+    """Print the output error along the way."""
+    print(f"Relative squared output error in % after rounding so many of {COLUMNS} columns ({GRID})\n")
+    print(f"{'columns':22}" + "".join(f"{k + 1:9d}" for k in SNAPSHOTS))
+    for name, errors in curves.items():
+        print(f"{name:22}" + "".join(f"{100 * errors[k]:9.3f}" for k in SNAPSHOTS))
+
+
+def draw_heat(axes: Any, states: list[Tensor], weight: Tensor) -> Any:
+    """Draw how far each weight has moved; left of the line it is rounded, right of it compensated."""
+    for axis, state, k in zip(axes, states[:4], SNAPSHOTS[:4], strict=True):
+        moved = (state - weight).numpy()
+        image = axis.imshow(moved, cmap="RdBu_r", vmin=-0.8, vmax=0.8, aspect="auto", interpolation="nearest")
+        axis.axvline(k + 0.5, color=INK, linewidth=1.5)
+        axis.set(title=f"after column {k + 1}", xlabel="column", xticks=[0, 23, 47])
+        axis.set_xticklabels(["1", "24", "48"])
+        axis.set_yticks([])
+        axis.grid(visible=False)
+    axes[0].set_ylabel("output (row of W)")
+    return image
+
+
+def draw_curves(axes: Any, curves: dict[str, list[float]]) -> None:
+    """Draw the output error against the number of columns done."""
+    for (name, errors), color in zip(curves.items(), (ORANGE, BLUE, GREEN), strict=True):
+        axes.plot(range(1, COLUMNS + 1), errors, color=color, label=name)
+    axes.set(
+        title="The bill comes at the end",
+        xlabel="columns rounded",
+        ylabel="relative output error",
+        yscale="log",
+    )
+    axes.legend(loc="lower right")
+
+
+def main() -> None:
+    """Print one table, draw one picture."""
+    tokens = inputs()
+    weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    left_to_right, states = walk(weight, tokens, "off")
+    largest_first, _ = walk(weight, tokens, "static")
+    curves = {"nearest": nearest_walk(weight, tokens), "GPTQ, left to right": left_to_right,
+              "GPTQ, largest first": largest_first}  # fmt: skip
+    print_table(curves)
+    H = hessian(tokens)
+    same = torch.equal(gptq(weight, H, GRID).codes, gptq_plain(weight, H, GRID).codes)
+    print(f"\nThe fast form in blocks gives the same codes as the one above: {same}")
+    figure = canvas(14, 4)
+    axes = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.7])
+    image = draw_heat(axes[:4], states, weight)
+    figure.colorbar(image, ax=axes[3], label="moved by")
+    draw_curves(axes[4], curves)
+    save(figure, "04_gptq_column_by_column")
+
+
+if __name__ == "__main__":
+    main()
