@@ -307,7 +307,7 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     columns = weight.shape[1]
     grid.check(columns, "the weight")
     width = grid.group or columns
-    padded = pad(_working(weight), (0, -columns % width))
+    padded = pad(_working(weight.detach()), (0, -columns % width))
     return padded.reshape(len(weight), -1, width)
 
 
@@ -357,7 +357,7 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
         The weight is not a matrix, or holds NaN or infinity.
     """
     check_weight(weight)
-    return nearest(_working(weight), *scale.per_column(), grid).to(grid.code_dtype)
+    return nearest(_working(weight.detach()), *scale.per_column(), grid).to(grid.code_dtype)
 
 
 def decode(codes: Tensor, scale: Scale) -> Tensor:

@@ -142,10 +142,8 @@ def _round_block(job: _Job, part: slice, asked: Tensor, D: Tensor, codes: Tensor
     shares = (R / pivots).T.to(W.dtype).contiguous()
     done = torch.zeros_like(W)  # rows not yet reached are 0, so each column may take the sum over all of them
     before, scales = done.T, [job.scales[group] for group in job.group_of[part]]
-    columns = zip(
-        W.unbind(), bases.unbind(), shares.unbind(), done.unbind(), codes.unbind(), scales, strict=True
-    )
-    for original, base, share, difference, code, (scale, zero) in columns:
+    rows = (tensor.unbind() for tensor in (W, bases, shares, done, codes))
+    for original, base, share, difference, code, (scale, zero) in zip(*rows, scales, strict=True):
         column = torch.addmv(base, before, share)
         nearest(column, scale, zero, job.grid, out=code)
         torch.sub(original, value_of(code, scale, zero), out=difference)
@@ -281,9 +279,8 @@ class _Job:
     static: bool  # the scales of all groups are known before the first column
     group_of: list[int]  # group of each column
     notes: tuple[str, ...]
-    scales: list[tuple[Tensor, Tensor | None]] = field(
-        default_factory=list
-    )  # scale, zero [rows] of each group
+    # Scale and zero [rows] of each group that is fitted so far.
+    scales: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
     @property
     def groups(self) -> list[slice]:
@@ -296,6 +293,7 @@ class _Job:
         self.add_scales(columns.to(self.weight.dtype).T, replace(self.grid, group=None))
 
     def add_scales(self, weight: Tensor, grid: Grid) -> None:
+        """Fit all groups of a weight [rows, columns] and keep their scales."""
         scale = fit_scale(weight, grid, self.fit)
         for group in range(scale.scale.shape[1]):
             zero = None if scale.zero is None else scale.zero[:, group].to(weight.dtype)
@@ -321,13 +319,13 @@ def _prepare(weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQ) -> _Jo
     check_weight(weight)
     columns = weight.shape[1]
     grid.check(columns, "the weight")
-    H = _checked(hessian, columns).to(weight.device, torch.float64)
+    H = _checked(hessian, columns).detach().to(weight.device, torch.float64)
     energy = H.diagonal()
     order = torch.arange(columns, device=weight.device)
     if settings.act_order != "off":
         order = energy.argsort(descending=True, stable=True)
     factor, notes = _factor(H, order, settings.damping)
-    W = weight.T.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
+    W = weight.detach().T.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
     # Nothing ever came in here: whatever the weight is, 0 does the same, and takes no room in the range.
     W[energy == 0] = 0
     static = settings.act_order == "static"
@@ -364,8 +362,9 @@ def _factor(H: Tensor, order: Tensor, damping: float) -> tuple[Tensor, tuple[str
     dead = energy == 0
     added = damping * float(energy.sum() / (~dead).sum().clamp(min=1))
     natural = bool((order[1:] > order[:-1]).all())
+    last_first = order.flip(0)
     # Column-major (.T; the matrix is symmetric) is how LAPACK wants it: it then works in place.
-    lower = (H if natural else H[order][:, order]).flip(0, 1).T
+    lower = (H.flip(0, 1) if natural else H[last_first][:, last_first]).T
     diagonal = lower.diagonal().add_(added).add_(dead.flip(0)).clone()
     info = torch.empty((), dtype=torch.int32, device=H.device)
     torch.linalg.cholesky_ex(lower, out=(lower, info))

@@ -175,6 +175,11 @@ class TestWhatMustNotMatter:
         assert torch.equal(weight, W)
         assert torch.equal(matrix, H)
 
+    def test_parameters_leave_no_gradients(self) -> None:
+        W, H = torch.nn.Parameter(weights()), hessian(data())
+        for result in (gptq(W, H, Grid(3, 12)), gptq_plain(W, H, Grid(3, 12)), rtn(W, Grid(3, 12), "mse")):
+            assert not result.decode().requires_grad
+
     def test_half_precision_is_computed_in_float32(self) -> None:
         W, H = weights(dtype=torch.bfloat16), hessian(data())
         result = gptq(W, H, Grid(3, 12))
