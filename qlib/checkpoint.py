@@ -225,10 +225,10 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 def _swap(work: Path, folder: Path) -> None:
     """Rename the finished folder into place; an older checkpoint steps aside first and is then removed."""
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    work.rename(folder)
+    work.rename(folder)  # a run killed just before this line leaves .old, which goes only now
     shutil.rmtree(old, ignore_errors=True)
 
 

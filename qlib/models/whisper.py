@@ -214,7 +214,7 @@ class WhisperEncoder(nn.Module):
         width = config.d_model
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        self.embed_positions = embedding(config.max_source_positions, width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
@@ -243,8 +243,8 @@ class WhisperDecoder(nn.Module):
     def __init__(self, config: WhisperConfig):
         super().__init__()
         width = config.d_model
-        self.embed_tokens = nn.Embedding(config.vocab_size, width)
-        self.embed_positions = nn.Embedding(config.max_target_positions, width)
+        self.embed_tokens = embedding(config.vocab_size, width)
+        self.embed_positions = embedding(config.max_target_positions, width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
@@ -411,6 +411,14 @@ def _layer_groups(layer: str, cross: bool = False) -> list[LayerGroup]:
         LayerGroup((f"{layer}.fc1",), f"{layer}.final_layer_norm", f"{layer}.fc1"),
         LayerGroup((f"{layer}.fc2",), None, f"{layer}.fc2", gelu),
     ]
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Return a table of vectors that is not filled yet.
+
+    Filling it with random numbers would be wasted work, and on the meta device imports a compiler for 2 s.
+    """
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
