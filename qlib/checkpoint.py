@@ -91,9 +91,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
     manifest = _read_manifest(folder / "manifest.json")
     model, tensors = build(folder), read_tensors(folder)
     if _sha256(folder / WEIGHTS) != manifest["sha256"]:
-        raise ModelError(
-            f"{folder / WEIGHTS} was changed or damaged since it was saved. Make it again."
-        )
+        raise ModelError(f"{folder / WEIGHTS} was changed or damaged since it was saved. Make it again.")
     dtype = getattr(torch, manifest["dtype"])
     placed: set[str] = set()
     with open_safetensors(folder / WEIGHTS) as file:

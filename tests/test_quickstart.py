@@ -16,7 +16,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_quickstart_prints_the_table(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint("whisper-tiny.en")
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--bits", "4", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "quickstart.py"),
+        "--bits",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
