@@ -431,7 +431,7 @@ class SpeechBatch:
     """Teacher-forced utterances: audio features and the tokens of their transcripts, both padded."""
 
     features: Tensor | None  # [B, mels, 2S]; None once the encoder has read them
-    frame_mask: Tensor  # bool [B, S]: encoder frames that hold audio, not the padding to 30 s
+    frame_mask: Tensor  # bool [B, S]: encoder frames that count in statistics
     tokens: Tensor  # int [B, T], prompt and transcript
     token_mask: Tensor  # bool [B, T]
     states: Tensor | None = None  # [B, S, D], the encoder's output
@@ -461,7 +461,7 @@ class EncoderStage:
         return replace(batch, features=None, states=self.encoder.layer_norm(hidden))
 
     def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Frames that hold audio."""
+        """Return the frames that count."""
         return batch.frame_mask
 
 
@@ -489,5 +489,5 @@ class DecoderStage:
         return batch
 
     def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Tokens of the transcript, or frames of audio for what reads the encoder's output."""
+        """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
         return batch.frame_mask if source == "encoder" else batch.token_mask

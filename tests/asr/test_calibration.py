@@ -10,7 +10,7 @@ import torch
 from speech_fixtures import utterances
 
 from qlib.asr import calibration
-from qlib.asr.calibration import fingerprint, pad_rows, speech_batches
+from qlib.asr.calibration import SILENCE_STRIDE, fingerprint, pad_rows, speech_batches
 from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError
 from qlib.models.tiny import tiny_whisper
@@ -31,7 +31,11 @@ def test_tokens_are_prompt_and_text_and_padding_is_masked(model: Whisper, tmp_pa
         assert text == [*model.generation.prompt(), *model.tokenizer.encode(f" {each.text}")]
         assert model.tokenizer.decode(text) == f" {each.text}"
     assert batch.token_mask[3].all() and not batch.token_mask[0].all()
-    assert batch.frame_mask.sum(1).tolist() == [25, 50, 15, 100]  # 20 ms a frame
+    heard = [25, 50, 15, 100]  # 20 ms a frame
+    assert [int(mask.long().argmin()) for mask in batch.frame_mask] == [25, 50, 15, 101]
+    assert batch.frame_mask[:, ::SILENCE_STRIDE].all(), "one silent frame in four counts"
+    counted = [frames + sum(i % SILENCE_STRIDE == 0 for i in range(frames, 1500)) for frames in heard]
+    assert batch.frame_mask.sum(1).tolist() == counted
     assert batch.features.shape == (4, 80, 3000)
 
 
@@ -40,7 +44,7 @@ def test_batches_are_cut_in_order(model: Whisper, tmp_path: Path, monkeypatch: p
     listed = utterances(tmp_path)
     first, second = speech_batches(model, listed)
     assert (len(first.tokens), len(second.tokens)) == (3, 1)
-    assert torch.equal(second.frame_mask.sum(1), torch.tensor([100]))
+    assert torch.equal(second.frame_mask[0, :100], torch.ones(100, dtype=torch.bool))
 
 
 def test_missing_text_is_what_the_model_writes(model: Whisper, tmp_path: Path) -> None:
