@@ -43,7 +43,7 @@ def main() -> None:
     ]
     rows.append(("float", *errors(reference), "16", f"{float_bytes / 1e6:.1f}", "100 %", ""))
     for bits in options.bits:
-        for method in (qlib.RTN(), qlib.GPTQ(damping=0.1, act_order="static", fit="mse")):
+        for method in (qlib.RTN(), qlib.GPTQ(damping=0.3, act_order="dynamic", fit="mse")):
             result = qlib.quantize(model, [method], weight=qlib.Grid(bits, GROUP), calib=calib)
             saved = result.save(options.out / f"{options.model}-{method.name}-w{bits}")
             wer = qlib.evaluate_wer(qlib.load_quantized(saved), test, progress=True)

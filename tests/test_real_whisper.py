@@ -108,7 +108,7 @@ def test_gptq_keeps_the_words_better_than_rounding_at_3_bits(
     grid = qlib.Grid(3, 64)
     rounded = qlib.quantize(tiny_en, [], weight=grid, progress=False).model
     result = qlib.quantize(
-        tiny_en, [qlib.GPTQ(0.1, "static", "mse")], weight=grid, calib=calib, progress=False
+        tiny_en, [qlib.GPTQ(0.3, "dynamic", "mse")], weight=grid, calib=calib, progress=False
     )
     worse, better = (qlib.evaluate_wer(model, test) for model in (rounded, result.model))
     assert better.wer < worse.wer
