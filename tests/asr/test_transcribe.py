@@ -39,10 +39,10 @@ def slow_greedy(model: Whisper, audio: Tensor) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@pytest.fixture(scope="module")
-def eager() -> Whisper:
-    """A miniature whose texts end after different numbers of tokens: its end token is often likely."""
-    model = tiny_whisper(seed=42)
+@pytest.fixture(scope="module", params=[42, 49], ids=["last row ends first", "first row ends first"])
+def eager(request: pytest.FixtureRequest) -> Whisper:
+    """A miniature whose texts end at different times: its end token is often likely."""
+    model = tiny_whisper(request.param)
     model.proj_out.weight[model.generation.end] *= 3
     return model
 
