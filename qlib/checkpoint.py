@@ -14,7 +14,6 @@ a killed run leaves under that name is removed by the next one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.grid import Grid, PerToken, QuantizedWeight, from_unsigned, pack, to_unsigned, unpack
 from qlib.linear import FakeQuantLinear
+from qlib.models.download import sha256_of
 from qlib.models.load import build, fill, open_safetensors, read_json, read_tensors
 from qlib.models.whisper import Whisper
 
@@ -90,7 +90,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
     folder = Path(folder)
     manifest = _read_manifest(folder / "manifest.json")
     model, tensors = build(folder), read_tensors(folder)
-    if _sha256(folder / WEIGHTS) != manifest["sha256"]:
+    if sha256_of(folder / WEIGHTS) != manifest["sha256"]:
         raise ModelError(f"{folder / WEIGHTS} was changed or damaged since it was saved. Make it again.")
     dtype = getattr(torch, manifest["dtype"])
     placed: set[str] = set()
@@ -171,7 +171,7 @@ def _write(
         "format": FORMAT,
         "version": VERSION,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "sha256": _sha256(work / WEIGHTS),
+        "sha256": sha256_of(work / WEIGHTS),
         "settings": dict(settings),
         "versions": {
             "python": platform.python_version(),
@@ -228,11 +228,3 @@ def _swap(work: Path, folder: Path) -> None:
         folder.rename(old)
     work.rename(folder)  # a run killed just before this line leaves .old, which goes only now
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

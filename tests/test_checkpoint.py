@@ -18,6 +18,7 @@ import qlib
 from qlib import checkpoint
 from qlib.checkpoint import folder_bytes, save_quantized, shorten, stored_bits, stored_tensors
 from qlib.errors import ModelError, QuantError
+from qlib.models.download import sha256_of
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
 
@@ -167,7 +168,7 @@ def edit(folder: Path, drop: str) -> None:
     del tensors[drop]
     save_file(tensors, path)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"] = checkpoint._sha256(path)
+    manifest["sha256"] = sha256_of(path)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
