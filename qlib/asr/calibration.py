@@ -12,12 +12,13 @@ they would outvote the speech. One in `SILENCE_STRIDE` counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from qlib.asr.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_batch
+from qlib.asr.audio import CHUNK_SAMPLES, log_mel_batch, split_windows
 from qlib.asr.datasets import Utterance
 from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError
@@ -38,33 +39,50 @@ def speech_batches(
     model : Whisper
         Gives features, tokenizer and prompt. Where an utterance has no text, the model transcribes it.
     utterances : sequence of Utterance
-        Each at most 30 s long: a longer one cannot be aligned with its transcript without timestamps.
+        One longer than 30 s is cut at pauses; its text cannot be cut along without timestamps, so the
+        model transcribes each window.
     language : str
         Of a multilingual checkpoint's prompt.
 
     Raises
     ------
     DataError
-        No utterances, one that is unreadable or longer than 30 s, or a text longer than the decoder's
-        positions; the message names the manifest's line.
+        No utterances, one that is unreadable or empty, or a text longer than the decoder's positions; the
+        message names the manifest's line.
     """
     if not utterances:
         raise DataError("The calibration list is empty. Pass some transcribed recordings: 32 are usual.")
     if model.tokenizer is None:
         raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
-    chunks = [utterances[i : i + BATCH_SIZE] for i in range(0, len(utterances), BATCH_SIZE)]
-    return [_batch(model, chunk, model.generation.prompt(language)) for chunk in chunks]
+    prompt = model.generation.prompt(language)
+    pieces = (piece for utterance in utterances for piece in _pieces(model, utterance, prompt, language))
+    batches = []
+    while chunk := list(islice(pieces, BATCH_SIZE)):
+        batches.append(_batch(model, chunk))
+    return batches
 
 
-def _batch(model: Whisper, utterances: Sequence[Utterance], prompt: list[int]) -> SpeechBatch:
+def _pieces(
+    model: Whisper, utterance: Utterance, prompt: list[int], language: str
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield waveform and decoder input of each window, one for up to 30 s."""
+    audio = utterance.read()
+    windows = split_windows(audio)
+    if len(windows) == 1 and utterance.text is not None:
+        yield audio, prompt + _text_tokens(model, utterance, len(prompt))
+        return
+    for window, heard in zip(windows, transcribe(model, windows, language=language), strict=True):
+        yield window, [*prompt, *heard.tokens]
+
+
+def _batch(model: Whisper, pieces: Sequence[tuple[Tensor, list[int]]]) -> SpeechBatch:
+    audios, rows = [audio for audio, _ in pieces], [tokens for _, tokens in pieces]
     weight = model.proj_out.weight
-    audios = [_read_window(utterance) for utterance in utterances]
     features = log_mel_batch(audios, model.config.num_mel_bins).to(weight.device, weight.dtype)
     frames = torch.arange(model.config.max_source_positions)
     per_frame = CHUNK_SAMPLES // len(frames)
     lengths = torch.tensor([-(-len(audio) // per_frame) for audio in audios])
     frame_mask = (frames < lengths[:, None]) | (frames % SILENCE_STRIDE == 0)
-    rows = [prompt + _text_tokens(model, utterance, len(prompt)) for utterance in utterances]
     tokens, token_mask = pad_rows(rows, model.generation.end)
     return SpeechBatch(
         features=features,
@@ -74,21 +92,9 @@ def _batch(model: Whisper, utterances: Sequence[Utterance], prompt: list[int]) -
     )
 
 
-def _read_window(utterance: Utterance) -> Tensor:
-    audio = utterance.read()
-    if not 0 < len(audio) <= CHUNK_SAMPLES:
-        raise DataError(
-            f"{utterance.where or utterance.audio}: {len(audio) / SAMPLE_RATE:.1f} s of audio; calibration "
-            "takes more than 0 and at most 30 s. Cut it together with its text, or leave it out."
-        )
-    return audio
-
-
 def _text_tokens(model: Whisper, utterance: Utterance, prompt_length: int) -> list[int]:
     """Tokens of the transcript; the blank in front is how Whisper begins every text."""
-    assert model.tokenizer is not None
-    if utterance.text is None:
-        return list(transcribe(model, [utterance])[0].tokens)
+    assert model.tokenizer is not None and utterance.text is not None
     tokens = model.tokenizer.encode(" " + utterance.text.strip())
     room = model.config.max_target_positions - prompt_length
     if len(tokens) > room:

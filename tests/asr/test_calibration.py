@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from speech_fixtures import utterances
 
 from qlib.asr import calibration
+from qlib.asr.audio import split_windows
 from qlib.asr.calibration import SILENCE_STRIDE, fingerprint, pad_rows, speech_batches
 from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError
@@ -53,6 +55,18 @@ def test_missing_text_is_what_the_model_writes(model: Whisper, tmp_path: Path) -
     assert batch.tokens[0, 2:].tolist() == list(transcribe(model, [each])[0].tokens)
 
 
+def test_long_audio_is_cut_and_each_window_transcribed(model: Whisper, tmp_path: Path) -> None:
+    short, long = utterances(tmp_path, (0.5, 40.0, 1.0, 1.0))[:2]
+    windows = split_windows(long.read())
+    (batch,) = speech_batches(model, [short, long])
+    assert len(windows) == 2 and len(batch.tokens) == 3
+    for row, heard in zip((1, 2), transcribe(model, windows), strict=True):
+        assert batch.tokens[row][batch.token_mask[row]].tolist() == [
+            *model.generation.prompt(),
+            *heard.tokens,
+        ]
+
+
 def test_padding_of_rows_by_hand() -> None:
     tokens, mask = pad_rows([[1, 2, 3], [4]], filler=9)
     assert tokens.tolist() == [[1, 2, 3], [4, 9, 9]]
@@ -73,9 +87,9 @@ def test_errors_name_the_line(model: Whisper, tmp_path: Path) -> None:
     listed = utterances(tmp_path)
     with pytest.raises(DataError, match="calibration list is empty"):
         speech_batches(model, [])
-    long = utterances(tmp_path, (0.5, 31.0, 1.0, 1.0))
-    with pytest.raises(DataError, match=r"list\.jsonl, line 2: 31\.0 s of audio.*at most 30 s"):
-        speech_batches(model, long)
+    soundfile.write(tmp_path / "empty.wav", torch.zeros(0).numpy(), 16_000)
+    with pytest.raises(DataError, match=r"line 1: .*empty"):
+        speech_batches(model, [replace(listed[0], audio=tmp_path / "empty.wav")])
     with pytest.raises(DataError, match=r"line 1: the text has \d+ tokens.*room for 62"):
         speech_batches(model, [replace(listed[0], text="word " * 100)])
     with pytest.raises(ModelError, match="no tokenizer"):
