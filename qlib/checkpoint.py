@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.grid import Grid, PerToken, QuantizedWeight, from_unsigned, pack, to_unsigned, unpack
 from qlib.linear import FakeQuantLinear
+from qlib.models.convert import read_json
 from qlib.models.download import sha256_of
-from qlib.models.load import build, fill, open_safetensors, read_json, read_tensors
+from qlib.models.load import build, fill, open_safetensors, read_tensors
 from qlib.models.whisper import Whisper
 
 FORMAT, VERSION = "quantdraft", 1

@@ -120,14 +120,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or damaged file is a ModelError that names it."""
+    """Read a JSON object; a missing or malformed file is a ModelError that names it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a {type(content).__name__}, not a JSON object.")
-    return content
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing. A checkpoint folder in Hugging Face layout has it.") from error
+    except ValueError as error:  # malformed JSON, or not UTF-8
+        raise ModelError(f"Cannot read {path}: it is not valid JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} holds a {type(values).__name__}, not a JSON object.")
+    return values
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models import registry
+from qlib.models.convert import read_json
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
@@ -180,19 +180,6 @@ class open_safetensors:  # noqa: N801  (reads as a function)
 
     def __exit__(self, *exception: Any) -> None:
         self.file.__exit__(*exception)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or malformed file is a ModelError that names it."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing. A checkpoint folder in Hugging Face layout has it.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} holds {type(values).__name__}, not a JSON object.")
-    return values
 
 
 def _whisper(folder: Path, config: dict[str, Any]) -> Whisper:
