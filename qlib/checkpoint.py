@@ -18,7 +18,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, list_names
-from qlib.grid import Grid, PerToken, QuantizedWeight, from_unsigned, pack, to_unsigned, unpack
+from qlib.grid import (
+    Grid,
+    PerToken,
+    QuantizedWeight,
+    SecondLevel,
+    from_unsigned,
+    pack,
+    to_unsigned,
+    unpack,
+)
 from qlib.linear import FakeQuantLinear
 from qlib.models.convert import read_json
 from qlib.models.download import sha256_of
 from qlib.models.load import build, fill, open_safetensors, read_tensors
 from qlib.models.whisper import Whisper
 
-FORMAT, VERSION = "quantdraft", 1
+FORMAT, VERSION = "quantdraft", 2
 WEIGHTS = "model.safetensors"
-PARTS = ("codes", "scale", "zero", "index", "bias")  # of one layer, as stored
 
 
 def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -97,8 +105,8 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
     placed: set[str] = set()
     with open_safetensors(folder / WEIGHTS) as file:
         for name, about in manifest["layers"].items():
-            mine = [part for part in PARTS if tensors.pop(f"{name}.{part}", None)]
-            if missing := {"codes", "scale"} - set(mine):
+            mine = [part for part in about["tensors"] if tensors.pop(f"{name}.{part}", None)]
+            if missing := set(about["tensors"]) - set(mine):
                 raise ModelError(
                     f"{folder / WEIGHTS} lacks the {list_names(sorted(missing))} of {name}. Make it again."
                 )
@@ -110,15 +118,81 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
 
 
 def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
-    """Return what a layer takes on disk: packed codes, scales, packed zeros, irregular group indices."""
-    grid = layer.grid
-    tensors = {"codes": pack(to_unsigned(layer.codes, grid), grid.bits), "scale": layer.scale.contiguous()}
-    if layer.zero is not None:
-        tensors["zero"] = pack(layer.zero, grid.bits)
-    if layer.index is not None and not torch.equal(layer.index.cpu(), grid.group_index(layer.in_features)):
-        groups = int(layer.index.max()) + 1
-        tensors["index"] = layer.index.to(torch.uint8 if groups <= 256 else torch.int32)
+    """Return what a layer's weight takes on disk, by the names of `QuantizedWeight.tensors`.
+
+    Codes and whole zeros are packed. What can be computed is left out: the codes of columns that stay in
+    float, the group of each column where groups are neighbours, and scales and zeros of which a second level
+    is kept. Positions of outliers are stored as gaps, 16 bits each where they fit.
+    """
+    weight, grid = layer.quantized, layer.grid
+    tensors = {name: value.contiguous() for name, value in weight.tensors().items()}
+    codes = weight.codes
+    if weight.columns is not None:
+        codes = codes[:, _others(weight.columns, codes.shape[1])]
+    tensors["codes"] = pack(to_unsigned(codes, grid), grid.bits)
+    if weight.zero is not None and not weight.zero.is_floating_point():
+        tensors["zero"] = pack(weight.zero, grid.bits)
+    if weight.index is not None and torch.equal(weight.index.cpu(), grid.group_index(layer.in_features)):
+        del tensors["index"]
+    if weight.outliers is not None:
+        tensors["outliers"] = weight.outliers.diff(prepend=weight.outliers.new_zeros(1))
+    for name in {"index", "outliers", "columns"} & tensors.keys():
+        tensors[name] = _short_integers(tensors[name])
+    if weight.second is not None:
+        del tensors["scale"], tensors["zero"]
+        for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
+            tensors[f"{part}_codes"] = pack(level.codes, weight.second.grid.bits)
+            tensors.pop(f"{part}_index", None)
     return tensors
+
+
+def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> QuantizedWeight:
+    """Undo `stored_tensors`; `about` is the layer's entry in the manifest."""
+    grid, (rows, columns) = Grid(**about["grid"]), about["shape"]
+    second = None if about.get("second") is None else Grid(**about["second"])
+    tensors = {name: value for name, value in stored.items() if name != "bias"}
+    for name in {"index", "outliers", "columns"} & tensors.keys():
+        tensors[name] = tensors[name].long()
+    if "outliers" in tensors:
+        tensors["outliers"] = tensors["outliers"].cumsum(0)
+    kept = tensors.get("columns", torch.empty(0, dtype=torch.long))
+    codes = unpack(tensors["codes"], grid.bits, (rows, columns - len(kept)))
+    tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
+    tensors["codes"][:, _others(kept, columns)] = from_unsigned(codes, grid)
+    if second is not None:
+        groups = len(grid.slices(columns))
+        levels = []
+        for part in ("scale", "zero"):
+            level = {
+                key.removeprefix(f"{part}_"): tensors.pop(key)
+                for key in list(tensors)
+                if key.startswith(f"{part}_")
+            }
+            level["codes"] = unpack(level["codes"], second.bits, (groups, rows))
+            if level["scale"].shape[1] > 1:
+                level["index"] = second.group_index(rows)
+            levels.append(QuantizedWeight.from_tensors(level))
+        decoded = SecondLevel(second, levels[0], levels[1])
+        tensors["scale"], tensors["zero"] = decoded.decode()
+    if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
+        tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
+    if "index" not in tensors and tensors["scale"].shape[1] > 1:
+        tensors["index"] = grid.group_index(columns)
+    weight = QuantizedWeight.from_tensors(tensors, notes=tuple(about["notes"]))
+    return weight if second is None else replace(weight, second=decoded)
+
+
+def _others(columns: Tensor, count: int) -> Tensor:
+    """Return a mask [count] of the columns that are not among those given."""
+    mask = torch.ones(count, dtype=torch.bool, device=columns.device)
+    mask[columns] = False
+    return mask
+
+
+def _short_integers(values: Tensor) -> Tensor:
+    """Return whole numbers >= 0 in the shortest dtype that holds them."""
+    largest = int(values.max()) if values.numel() else 0
+    return values.to(torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32)
 
 
 def stored_bits(layer: FakeQuantLinear) -> int:
@@ -142,19 +216,15 @@ def shorten(tensor: Tensor) -> Tensor:
 
 
 def _unpack_layer(stored: dict[str, Tensor], about: dict[str, Any], dtype: torch.dtype) -> FakeQuantLinear:
-    grid, shape = Grid(**about["grid"]), about["shape"]
-    zero, index = stored.get("zero"), stored.get("index")
-    if zero is not None:
-        zero = unpack(zero, grid.bits, stored["scale"].shape)
-    if index is not None:
-        index = index.long()
-    elif stored["scale"].shape[1] > 1:
-        index = grid.group_index(shape[1])
-    codes = from_unsigned(unpack(stored["codes"], grid.bits, shape), grid)
-    quantized = QuantizedWeight(codes, stored["scale"], zero, index, tuple(about["notes"]))
-    activation = None if about["activation"] is None else PerToken(**about["activation"])
     bias = stored.get("bias")
-    return FakeQuantLinear(quantized, grid, None if bias is None else bias.to(dtype), activation, dtype)
+    activation = None if about["activation"] is None else PerToken(**about["activation"])
+    return FakeQuantLinear(
+        restored(stored, about),
+        Grid(**about["grid"]),
+        None if bias is None else bias.to(dtype),
+        activation,
+        dtype,
+    )
 
 
 def _write(
@@ -163,7 +233,7 @@ def _write(
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {f"{name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
-    parts = {f"{name}.{part}" for name in layers for part in PARTS[:4]}  # biases are float tensors
+    parts = {f"{name}.{part}" for name, layer in layers.items() for part in layer.parts}
     for name, value in model.state_dict().items():
         if name not in parts and name not in model.tied:
             tensors[name] = shorten(value.detach().cpu()).contiguous()
@@ -191,6 +261,8 @@ def _describe(layer: FakeQuantLinear) -> dict[str, Any]:
         "grid": asdict(layer.grid),
         "activation": asdict(activation) if isinstance(activation, PerToken) else None,
         "shape": [layer.out_features, layer.in_features],
+        "second": None if layer.second is None else asdict(layer.second),
+        "tensors": [*stored_tensors(layer), *(["bias"] if layer.bias is not None else [])],
         "notes": list(layer.notes),
     }
 

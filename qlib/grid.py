@@ -24,11 +24,11 @@ Left out: float16 scales, which would save 16 bits a group on disk; every value 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,7 +152,8 @@ class Scale:
     scale : Tensor
         Distance between two neighbouring values, [rows, groups], > 0.
     zero : Tensor or None
-        Code of the value 0.0, [rows, groups], uint8; None: it is 0.
+        Code of the value 0.0, [rows, groups]; None: it is 0. uint8, or a float that need not be whole
+        (`fit_float_zero`), when 0.0 has no code of its own.
     index : Tensor or None
         Group of each column, [columns], int64; None: there is one group.
     """
@@ -181,6 +182,14 @@ class QuantizedWeight:
         As in `Scale`.
     notes : tuple of str
         What the user should know about this layer: what damping did, inputs that were never used.
+    columns, column_values : Tensor or None
+        Input columns that stay in float: their numbers [k], int64, and values [rows, k]. Their codes do not
+        count and are 0.
+    outliers, outlier_values : Tensor or None
+        Single weights that stay in float: positions row * columns + column, ascending [n], int64, and
+        values [n]. Their codes do not count.
+    second : SecondLevel or None
+        The smaller numbers that `scale` and `zero` were decoded from, if they were rounded too.
     """
 
     codes: Tensor
@@ -188,10 +197,62 @@ class QuantizedWeight:
     zero: Tensor | None = None
     index: Tensor | None = None
     notes: tuple[str, ...] = ()
+    columns: Tensor | None = None
+    column_values: Tensor | None = None
+    outliers: Tensor | None = None
+    outlier_values: Tensor | None = None
+    second: SecondLevel | None = None
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
-        return decode(self.codes, Scale(self.scale, self.zero, self.index))
+        values = decode(self.codes, Scale(self.scale, self.zero, self.index))
+        if self.columns is not None and self.column_values is not None:
+            values[:, self.columns] = self.column_values.to(values.dtype)
+        if self.outliers is not None and self.outlier_values is not None:
+            values.view(-1)[self.outliers] = self.outlier_values.to(values.dtype)
+        return values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by name; those of the second level as ``scale_codes``, ``zero_scale`` ..."""
+        own = {name: getattr(self, name) for name in TENSORS}
+        found = {name: value for name, value in own.items() if value is not None}
+        if self.second is not None:
+            for part, level in (("scale", self.second.scale), ("zero", self.second.zero)):
+                found |= {f"{part}_{name}": value for name, value in level.tensors().items()}
+        return found
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], second: Grid | None = None, notes: tuple[str, ...] = ()
+    ) -> QuantizedWeight:
+        """Undo `tensors`; `second` is the grid of the second level, if there is one."""
+        own: dict[str, Any] = {name: tensors[name] for name in TENSORS if name in tensors}
+        if second is not None:
+            below: list[dict[str, Any]] = [
+                {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
+                for part in ("scale", "zero")
+            ]
+            own["second"] = SecondLevel(second, cls(**below[0]), cls(**below[1]))
+        return cls(notes=notes, **own)
+
+
+TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outliers", "outlier_values")
+
+
+@dataclass(frozen=True)
+class SecondLevel:
+    """Scales and zeros that were rounded themselves: the transposed matrices [groups, rows] on a grid.
+
+    A group of that grid is a number of neighbouring rows whose scales (or zeros) share a scale of their own.
+    """
+
+    grid: Grid
+    scale: QuantizedWeight
+    zero: QuantizedWeight
+
+    def decode(self) -> tuple[Tensor, Tensor]:
+        """Return scale and zero [rows, groups] of the first level."""
+        return self.scale.decode().T.contiguous(), self.zero.decode().T.contiguous()
 
 
 # --- the arithmetic, on any shapes that broadcast; codes and zeros are whole numbers in a float tensor
@@ -207,8 +268,13 @@ def nearest(
     return codes.clamp_(grid.qmin, grid.qmax)
 
 
+def nearest_float_zero(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """Return the code nearest to each value where zero is not a whole number: it is added before rounding."""
+    return torch.div(values, scale).add_(zero).round_().clamp_(grid.qmin, grid.qmax)
+
+
 def value_of(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-    """Return the value of each code (a float tensor): scale (code - zero)."""
+    """Return the value of each code (a float tensor): scale (code - zero), for both kinds of zero."""
     return codes * scale if zero is None else (codes - zero).mul_(scale)
 
 
@@ -262,6 +328,28 @@ def fit_mse(weight: Tensor, grid: Grid) -> Scale:
         part = slice(row, row + rows)
         _shrink(groups[part], scale[part], None if zero is None else zero[part], grid)
     return _as_scale(scale, zero, weight.shape[1], grid)
+
+
+def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
+    """Fit each group's range to its smallest and largest weight, without reaching for 0.
+
+        scale = (hi - lo) / (2^b - 1)      zero = -lo / scale, not rounded
+
+    The grid is as fine as it can be, and 0.0 need not be on it. A group of equal weights is exact.
+    Arguments and errors as for `fit_minmax`; a symmetric grid, which has no zero, is another error.
+    """
+    check_weight(weight)
+    columns = weight.shape[1]
+    grid.check(columns, "the weight")
+    if grid.symmetric:
+        raise QuantError("A float zero point needs an asymmetric grid. Use Grid(..., symmetric=False).")
+    parts = [_working(weight.detach())[:, part] for part in grid.slices(columns)]
+    lo = torch.stack([part.amin(1) for part in parts], dim=1)
+    hi = torch.stack([part.amax(1) for part in parts], dim=1)
+    scale = (hi - lo) / grid.qmax
+    scale.masked_fill_(scale == 0, 1)
+    index = None if len(parts) == 1 else grid.group_index(columns).to(weight.device)
+    return Scale(scale, -lo / scale, index)
 
 
 def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> Scale:
@@ -357,7 +445,11 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
         The weight is not a matrix, or holds NaN or infinity.
     """
     check_weight(weight)
-    return nearest(_working(weight.detach()), *scale.per_column(), grid).to(grid.code_dtype)
+    step, zero = scale.per_column()
+    values = _working(weight.detach())
+    if zero is not None and scale.zero is not None and scale.zero.is_floating_point():
+        return nearest_float_zero(values, step, zero, grid).to(grid.code_dtype)
+    return nearest(values, step, zero, grid).to(grid.code_dtype)
 
 
 def decode(codes: Tensor, scale: Scale) -> Tensor:

@@ -39,15 +39,13 @@ class FakeQuantLinear(nn.Module):
 
     Notes
     -----
-    `codes`, `scale`, `zero`, `index` and `bias` are in the state dict; `weight`, the decoded values, is not:
-    it is computed from them, also after `load_state_dict`. Casting the module to a shorter float
-    (`.half()`) rounds its scales as well.
+    `bias` and all tensors of the quantized weight (`QuantizedWeight.tensors`) are in the state dict.
+    `weight`, the decoded values, is not: it is computed from them, also after `load_state_dict`. Casting the
+    module to a shorter float (`.half()`) rounds its scales as well.
     """
 
     codes: Tensor
     scale: Tensor
-    zero: Tensor | None
-    index: Tensor | None
     weight: Tensor
 
     def __init__(
@@ -62,10 +60,10 @@ class FakeQuantLinear(nn.Module):
         self.grid = grid
         self.activation = activation
         self.notes = quantized.notes
-        self.register_buffer("codes", quantized.codes)
-        self.register_buffer("scale", quantized.scale)
-        self.register_buffer("zero", quantized.zero)
-        self.register_buffer("index", quantized.index)
+        self.second = None if quantized.second is None else quantized.second.grid
+        self.parts = tuple(quantized.tensors())
+        for name, tensor in quantized.tensors().items():
+            self.register_buffer(name, tensor)
         self.register_buffer("weight", quantized.decode().to(dtype), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
@@ -100,7 +98,8 @@ class FakeQuantLinear(nn.Module):
     @property
     def quantized(self) -> QuantizedWeight:
         """The codes and scales, as they were handed in."""
-        return QuantizedWeight(self.codes, self.scale, self.zero, self.index, self.notes)
+        tensors = {name: self.get_buffer(name) for name in self.parts}
+        return QuantizedWeight.from_tensors(tensors, self.second, self.notes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., out_features] for inputs [..., in_features]."""

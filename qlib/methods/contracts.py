@@ -1,21 +1,36 @@
-"""What a rounding method promises: the whole surface that a new one has to fill in."""
+"""What a method promises: the whole surface that a new one has to fill in.
+
+A list of methods is any number of transformations and then at most one rounding method:
+
+    Transform      moves scales (`scale_group`), float output unchanged           SmoothQuant, AWQ
+    Clip           narrows a weight's range before it is rounded (`clip_layer`)   AWQ
+    BlockMethod    learns new float parameters for a whole block (`fit`)          OmniQuant
+    WeightMethod   rounds one weight (`quantize_layer`)                           RTN, HQQ, GPTQ, SpQR, QUIK
+
+Each names what it `needs` to know of the inputs, and calibration collects that and no more.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Flag, auto
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from qlib.grid import Grid, QuantizedWeight
+from qlib.models.structure import LayerGroup
 
 
 class Needs(Flag):
-    """What a method wants to know about the inputs of a layer; calibration collects that and no more."""
+    """What a method wants to know about the inputs of a layer."""
 
     NOTHING = 0
     HESSIAN = auto()
+    RANGE = auto()  # smallest and largest value of each channel
+    MAGNITUDE = auto()  # mean of |x| of each channel
+    BLOCK = auto()  # the inputs of each block, and its outputs in float
 
 
 @dataclass
@@ -28,18 +43,118 @@ class LayerStats:
         Number of input vectors; padding is not counted.
     hessian : Tensor or None
         Sum over the tokens of x x^T, [inputs, inputs], float64.
+    low, high : Tensor or None
+        Smallest and largest value of each channel, [inputs], float32.
+    absolute : Tensor or None
+        Sum over the tokens of |x|, [inputs], float64.
     """
 
     tokens: int = 0
     hessian: Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+    absolute: Tensor | None = None
+
+    @property
+    def absmax(self) -> Tensor | None:
+        """Largest |x| of each channel, [inputs]."""
+        return None if self.low is None or self.high is None else self.high.maximum(-self.low)
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """Mean |x| of each channel, [inputs]."""
+        return None if self.absolute is None else self.absolute / max(self.tokens, 1)
+
+    def scaled(self, scale: Tensor) -> LayerStats:
+        """Return the statistics of x / s, for a scale [inputs] that has been folded away."""
+        wide = scale.double()
+        return replace(
+            self,
+            hessian=None if self.hessian is None else self.hessian / wide / wide[:, None],
+            low=None if self.low is None else self.low / scale,
+            high=None if self.high is None else self.high / scale,
+            absolute=None if self.absolute is None else self.absolute / wide,
+        )
 
 
 class WeightMethod(Protocol):
     """Rounds the weight of one layer at a time. `name` stands in reports, `needs` steers calibration."""
 
     name: ClassVar[str]
+    paper: ClassVar[str]
     needs: ClassVar[Needs]
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Return the codes of a weight [outputs, inputs]; the weight itself is left as it is."""
+        ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Moves scales from the input of a group of layers into their weights: float output unchanged."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
+
+    def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
+        """Return s [inputs], > 0, for weights [outputs, inputs] that share an input; W s and x / s follow."""
+        ...
+
+
+@runtime_checkable
+class Clip(Protocol):
+    """Narrows the range of a weight, so that a finer grid fits what is left."""
+
+    def clip_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+        """Return the clipped weight [outputs, inputs]; the weight itself is left as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """One block as a function of its parameters, and what it should compute: the problem of a BlockMethod.
+
+    Parameters
+    ----------
+    parameters : mapping
+        The block's float tensors by full name. Left as they are.
+    layers : tuple of str
+        Linear layers that will be rounded.
+    groups : tuple of LayerGroup
+        Groups that lie inside the block with all their layers and `before`, and so may be folded.
+    stats : mapping
+        Statistics of each layer's input, with `low` and `high`.
+    samples : int
+        Number of utterances.
+    output : callable
+        `output(parameters, sample)` -> [time, width] for the positions that count, differentiable in the
+        parameters given; the inputs of the layers are rounded as they will be at run time, with gradients
+        passed straight through.
+    target : callable
+        `target(sample)` -> what the float model computes there, [time, width].
+    progress : callable
+        Call `progress(loss)` now and then; it is shown to the user.
+    """
+
+    parameters: Mapping[str, Tensor]
+    layers: tuple[str, ...]
+    groups: tuple[LayerGroup, ...]
+    stats: Mapping[str, LayerStats]
+    samples: int
+    output: Callable[[Mapping[str, Tensor], int], Tensor]
+    target: Callable[[int], Tensor]
+    progress: Callable[[float], None] = field(default=lambda loss: None)
+
+
+@runtime_checkable
+class BlockMethod(Protocol):
+    """Learns scales, offsets and ranges for all layers of a block together."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
+
+    def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+        """Return the block's changed float parameters by full name, ready to be rounded."""
         ...

@@ -228,6 +228,7 @@ class GPTQ:
     block: int = 128  # the paper's
 
     name: ClassVar[str] = "gptq"
+    paper: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323"
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ class RTN:
     fit: Fit = "minmax"  # or "mse": search for a narrower range
 
     name: ClassVar[str] = "rtn"
+    paper: ClassVar[str] = "the baseline"
     needs: ClassVar[Needs] = Needs.NOTHING
 
     def __post_init__(self) -> None:

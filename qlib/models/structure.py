@@ -1,23 +1,32 @@
-"""What a quantizer must know of an architecture: which layers share an input, and how it runs.
+"""What a quantizer must know of an architecture: which layers share an input, what may move, how it runs.
 
-A model describes itself twice. `groups()` lists its linear layers by the tensor that they read:
+A model describes itself three times.
 
-    LayerGroup(layers=(q_proj, k_proj, v_proj), before=layer_norm, inspect=self_attn)
+`groups()` lists its linear layers by the tensor that they read:
+
+    LayerGroup(layers=(q_proj, k_proj, v_proj), before=layer_norm)
 
 Layers of one group see the same input, so they share its statistics, and a scale that moves from that
 input into the weights must be the same for all of them. `before` is the operation that can absorb the
-inverse scale; where there is none, `reason` says why. `stages()` lists the chains of blocks, each block
-fed by the one before: an encoder-decoder has two chains, a decoder-only model one.
+inverse scale; where there is none, `reason` says why. `query_keys()` lists the pairs whose product is all
+that counts, so that a scale may move from one to the other. `stages()` lists the chains of blocks, each
+block fed by the one before: an encoder-decoder has two chains, a decoder-only model one.
 
-Nothing else in the library looks inside an architecture.
+Nothing else in the library looks inside an architecture. `fold` and `fold_query_key` are the moves
+themselves, on plain tensors, so that gradients flow through them; `apply_fold` writes one into a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from qlib.errors import ModelError
 
 Source = Literal["hidden", "encoder"]
 
@@ -27,10 +36,45 @@ class LayerGroup:
     """Linear layers that read the same tensor. All names are full module paths."""
 
     layers: tuple[str, ...]
-    before: str | None  # operation that produces the input and can absorb a scale, or None
-    inspect: str  # smallest module whose output shows what quantizing these layers did
+    before: str | None  # norm or linear layer that produces the input and can absorb a scale, or None
     reason: str = ""  # why `before` is None
     source: Source = "hidden"  # the stream that is read: this stage's own, or the encoder's output
+    # The output of `before` that each input channel comes from, where that is not simply the same number:
+    # grouped-query attention reads one value row from several heads, a gated layer scales half of its rows.
+    rows: tuple[int, ...] | None = None
+    # Whether an offset may move as well. A layer without a bias then does not notice a constant.
+    shift: bool = False
+
+    def tie(self, scale: Tensor) -> Tensor:
+        """Return the nearest scale [inputs] that `before` can absorb: channels from one row share theirs.
+
+        The geometric mean over the channels that come from the same output of `before`.
+        """
+        if self.rows is None or len(set(self.rows)) == len(self.rows):
+            return scale
+        rows = torch.tensor(self.rows, device=scale.device)
+        total = torch.zeros(int(rows.max()) + 1, dtype=scale.dtype, device=scale.device)
+        count = torch.zeros_like(total).index_add(0, rows, torch.ones_like(scale))
+        return (total.index_add(0, rows, scale.log()) / count.clamp(min=1)).exp()[rows]
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """A query and a key projection; only products of their outputs count, so s may go from one to the other.
+
+    `query_rows` and `key_rows` give the number of the free scale behind each output: rotary embeddings tie
+    the two channels that they rotate together, grouped-query attention ties all heads that read one key.
+    """
+
+    query: str
+    key: str
+    query_rows: tuple[int, ...]
+    key_rows: tuple[int, ...]
+
+    @property
+    def scales(self) -> int:
+        """How many scales are free."""
+        return max(self.key_rows) + 1
 
 
 class Stage(Protocol):
@@ -58,3 +102,132 @@ class Stage(Protocol):
     def valid(self, batch: Any, source: Source) -> Tensor:
         """Return which rows of a stream are data and not padding, bool `[batch, time]`."""
         ...
+
+
+class Model(nn.Module):
+    """What every family offers to quantizers and checkpoints."""
+
+    family: ClassVar[str]
+    tied: Mapping[str, str]  # parameters that are another one: {"proj_out.weight": "...embed_tokens.weight"}
+
+    def groups(self) -> list[LayerGroup]:
+        """Return every linear layer but a tied head, by the input that it reads, in order of use."""
+        raise NotImplementedError
+
+    def query_keys(self) -> list[QueryKey]:
+        """Return the pairs of projections whose outputs are only multiplied with each other."""
+        raise NotImplementedError
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the chains of blocks, in order."""
+        raise NotImplementedError
+
+    def tie(self) -> None:
+        """Make tied parameters the same tensor again, after new ones were put in place."""
+        raise NotImplementedError
+
+    def save_description(self, folder: Path) -> None:
+        """Write all of a checkpoint but the weights: configurations and tokenizer."""
+        raise NotImplementedError
+
+
+def fold(
+    parameters: Mapping[str, Tensor], group: LayerGroup, scale: Tensor, shift: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Move a scale and an offset from a group's input into its weights: y = W x = (W s) ((x - z) / s) + W z.
+
+        before:  gain or rows /= s,  bias = (bias - z) / s        layers:  W columns *= s,  bias += W z
+
+    Parameters
+    ----------
+    parameters : mapping
+        Tensors by full name, at least those of `group.before` and `group.layers`. Left as they are.
+    group : LayerGroup
+        Must have a `before`.
+    scale : Tensor
+        s, [inputs], > 0; equal for channels that come from the same row of `before`.
+    shift : Tensor, optional
+        z, [inputs]; only where `group.shift`.
+
+    Returns
+    -------
+    dict
+        The tensors that change, new. A layer without a bias gets none: where `group.shift` holds, what it
+        would add cancels.
+
+    Raises
+    ------
+    ModelError
+        No operation can absorb the scale, an offset that may not move, or a scale of the wrong kind.
+    """
+    if group.before is None:
+        raise ModelError(f"No scale can move out of the input of {group.layers[0]}: {group.reason}.")
+    if shift is not None and not group.shift:
+        raise ModelError(f"No offset can move out of the input of {group.layers[0]}: something would notice.")
+    weight, bias = f"{group.before}.weight", f"{group.before}.bias"
+    per_row, offset = _by_row(group, parameters[weight], scale), None
+    changed = {weight: parameters[weight] / (per_row if parameters[weight].dim() == 1 else per_row[:, None])}
+    if shift is not None:
+        offset = (
+            shift if group.rows is None else torch.zeros_like(per_row).index_put(_rows(group, shift), shift)
+        )
+    if bias in parameters:
+        moved = parameters[bias] if offset is None else parameters[bias] - offset
+        changed[bias] = moved / per_row
+    for layer in group.layers:
+        old = parameters[f"{layer}.weight"]
+        changed[f"{layer}.weight"] = old * scale
+        if shift is not None and f"{layer}.bias" in parameters:
+            changed[f"{layer}.bias"] = parameters[f"{layer}.bias"] + old @ shift
+    return changed
+
+
+def fold_query_key(parameters: Mapping[str, Tensor], pair: QueryKey, scale: Tensor) -> dict[str, Tensor]:
+    """Move a scale [pair.scales] from queries to keys: q / s, k s. Returns the tensors that change, new."""
+    changed = {}
+    for layer, rows, by in ((pair.query, pair.query_rows, 1 / scale), (pair.key, pair.key_rows, scale)):
+        per_row = by[torch.tensor(rows, device=scale.device)]
+        changed[f"{layer}.weight"] = parameters[f"{layer}.weight"] * per_row[:, None]
+        if f"{layer}.bias" in parameters:
+            changed[f"{layer}.bias"] = parameters[f"{layer}.bias"] * per_row
+    return changed
+
+
+def apply_fold(model: Model, changed: Mapping[str, Tensor]) -> None:
+    """Write folded tensors into a model, in place.
+
+    Raises
+    ------
+    ModelError
+        A parameter is tied to another one, which would change with it.
+    """
+    tied = {*model.tied, *model.tied.values()}
+    for name, value in changed.items():
+        if name in tied:
+            raise ModelError(f"{name} is shared with the token embedding and must stay as it is.")
+        with torch.no_grad():
+            model.get_parameter(name).copy_(value)
+
+
+def _rows(group: LayerGroup, like: Tensor) -> tuple[Tensor]:
+    return (torch.tensor(group.rows, device=like.device),)
+
+
+def _by_row(group: LayerGroup, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the scale of each output of `before`, 1 where no channel comes from it; check the scale."""
+    columns = len(weight) if group.rows is None else len(group.rows)
+    if scale.shape != (columns,) or not bool((scale > 0).all() and scale.isfinite().all()):
+        raise ModelError(
+            f"A scale for the input of {group.layers[0]} must be [{columns}] finite numbers > 0, not "
+            f"{list(scale.shape)} from {scale.min():.3g} to {scale.max():.3g}."
+        )
+    if group.rows is None:
+        return scale
+    per_row = torch.ones(len(weight), dtype=scale.dtype, device=scale.device)
+    per_row = per_row.index_put(_rows(group, scale), scale)
+    if not torch.equal(per_row[_rows(group, scale)], scale):
+        raise ModelError(
+            f"Channels of {group.layers[0]} that come from one row of {group.before} have different scales. "
+            "Tie them first: group.tie(scale)."
+        )
+    return per_row

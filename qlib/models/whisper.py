@@ -14,6 +14,7 @@ Left out: timestamps, alignment heads and dropout, which greedy transcription do
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache, drop_row
-from qlib.models.structure import LayerGroup, Source
+from qlib.models.structure import LayerGroup, Model, QueryKey, Source
 from qlib.models.tokenizer import Tokenizer
 
 
@@ -300,11 +301,11 @@ class WhisperCore(nn.Module):
         self.decoder = WhisperDecoder(config)
 
 
-class Whisper(nn.Module):
+class Whisper(Model):
     """A Whisper model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "whisper"
-    tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    tied: Mapping[str, str] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(
         self, config: WhisperConfig, generation: WhisperGeneration, tokenizer: Tokenizer | None = None
@@ -382,7 +383,7 @@ class Whisper(nn.Module):
             for i in range(self.config.decoder_layers)
             for name in ("k_proj", "v_proj")
         )
-        shared = LayerGroup(cross, "model.encoder.layer_norm", "model.decoder", source="encoder")
+        shared = LayerGroup(cross, "model.encoder.layer_norm", source="encoder", shift=True)
         decoder = [
             group
             for i in range(self.config.decoder_layers)
@@ -390,26 +391,39 @@ class Whisper(nn.Module):
         ]
         return [*encoder, shared, *decoder]
 
+    def query_keys(self) -> list[QueryKey]:
+        """Return q and k of every attention: without rotary embeddings each channel is free."""
+        free = tuple(range(self.config.d_model))
+        encoder = [f"model.encoder.layers.{i}.self_attn" for i in range(self.config.encoder_layers)]
+        decoder = [
+            f"model.decoder.layers.{i}.{kind}"
+            for i in range(self.config.decoder_layers)
+            for kind in ("self_attn", "encoder_attn")
+        ]
+        return [QueryKey(f"{a}.q_proj", f"{a}.k_proj", free, free) for a in (*encoder, *decoder)]
+
 
 def _layer_groups(layer: str, cross: bool = False) -> list[LayerGroup]:
     """List the groups inside one layer. Cross-attention's k and v read the encoder: they are not here."""
-    attention = f"{layer}.self_attn"
-    qkv = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+    own, other = f"{layer}.self_attn", f"{layer}.encoder_attn"
+    qkv = (f"{own}.q_proj", f"{own}.k_proj", f"{own}.v_proj")
+    # An offset may move too. k_proj has no bias to take it up, and needs none: a constant in all keys adds
+    # the same number to all scores of a query, which the softmax takes away again. Attention weights sum to
+    # 1, so an offset of the values passes through to out_proj unchanged.
     groups = [
-        LayerGroup(qkv, f"{attention}_layer_norm", attention),
-        LayerGroup((f"{attention}.out_proj",), f"{attention}.v_proj", f"{attention}.out_proj"),
+        LayerGroup(qkv, f"{own}_layer_norm", shift=True),
+        LayerGroup((f"{own}.out_proj",), f"{own}.v_proj", shift=True),
     ]
     if cross:
-        other = f"{layer}.encoder_attn"
         groups += [
-            LayerGroup((f"{other}.q_proj",), f"{other}_layer_norm", other),
-            LayerGroup((f"{other}.out_proj",), f"{other}.v_proj", f"{other}.out_proj"),
+            LayerGroup((f"{other}.q_proj",), f"{other}_layer_norm", shift=True),
+            LayerGroup((f"{other}.out_proj",), f"{other}.v_proj", shift=True),
         ]
     gelu = "GELU stands between fc1 and fc2, and gelu(x / s) is not gelu(x) / s"
     return [
         *groups,
-        LayerGroup((f"{layer}.fc1",), f"{layer}.final_layer_norm", f"{layer}.fc1"),
-        LayerGroup((f"{layer}.fc2",), None, f"{layer}.fc2", gelu),
+        LayerGroup((f"{layer}.fc1",), f"{layer}.final_layer_norm", shift=True),
+        LayerGroup((f"{layer}.fc2",), None, gelu),
     ]
 
 
@@ -434,7 +448,7 @@ class SpeechBatch:
     frame_mask: Tensor  # bool [B, S]: encoder frames that count in statistics
     tokens: Tensor  # int [B, T], prompt and transcript
     token_mask: Tensor  # bool [B, T]
-    states: Tensor | None = None  # [B, S, D], the encoder's output
+    states: Tensor | None = None  # [B, S, D], the encoder's output before its final norm
 
 
 class EncoderStage:
@@ -457,8 +471,11 @@ class EncoderStage:
         return block(hidden)  # type: ignore[no-any-return]
 
     def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Apply the final norm; the features are not needed any more."""
-        return replace(batch, features=None, states=self.encoder.layer_norm(hidden))
+        """Keep the last layer's output; the features are not needed any more.
+
+        The final norm is left to the decoder stage, because a scale may still be folded into it there.
+        """
+        return replace(batch, features=None, states=hidden)
 
     def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
         """Return the frames that count."""
@@ -472,6 +489,7 @@ class DecoderStage:
 
     def __init__(self, whisper: Whisper):
         self.decoder = whisper.model.decoder
+        self.norm = whisper.model.encoder.layer_norm
         self.blocks = tuple(f"model.decoder.layers.{i}" for i in range(len(self.decoder.layers)))
 
     def enter(self, batch: SpeechBatch) -> Tensor:
@@ -481,7 +499,7 @@ class DecoderStage:
     def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
         """One decoder layer. Padding stands behind the text, where the causal mask hides it."""
         assert isinstance(block, DecoderLayer) and batch.states is not None
-        cross = block.encoder_attn.keys_values(batch.states)
+        cross = block.encoder_attn.keys_values(self.norm(batch.states))
         return block(hidden, cross, causal_mask(hidden.shape[1], hidden.shape[1], hidden.device))  # type: ignore[no-any-return]
 
     def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
