@@ -210,7 +210,7 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, result: qlib.Result) -> Non
     ("change", "message"),
     [
         ({"format": "other"}, r"format and version \('other', 2\); this library reads \('quantdraft', 2\)"),
-        ({"version": 2}, r"\('quantdraft', 2\)"),
+        ({"version": 3}, r"\('quantdraft', 2\)"),
         ({"layers": None}, "lacks 'layers'"),
         ({"dtype": None}, "lacks 'dtype'"),
     ],
