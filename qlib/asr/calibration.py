@@ -22,7 +22,8 @@ from qlib.asr.audio import CHUNK_SAMPLES, log_mel_batch, split_windows
 from qlib.asr.datasets import Utterance
 from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError
-from qlib.models.whisper import SpeechBatch, Whisper
+from qlib.models.speech import SpeechBatch
+from qlib.models.whisper import Whisper
 
 BATCH_SIZE = 8
 SILENCE_STRIDE = 4  # chosen on whisper-tiny.en: none of the silence and all of it are both worse

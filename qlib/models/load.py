@@ -18,18 +18,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlib.errors import ModelError, list_names
 from qlib.models import registry
 from qlib.models.convert import read_json
+from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
 
 def load_model(
     path_or_name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Whisper:
+) -> Model:
     """Load a model in evaluation mode.
 
     Parameters
@@ -67,7 +69,7 @@ def locate(path_or_name: str | Path) -> Path:
     )
 
 
-def build(folder: Path) -> Whisper:
+def build(folder: Path) -> Model:
     """Return the model that a folder's config.json describes, on the meta device, without weights."""
     config = read_json(folder / "config.json")
     family = config.get("model_type")
@@ -105,7 +107,7 @@ def read_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
 
 
 def fill(
-    model: nn.Module,
+    model: Model,
     tensors: dict[str, tuple[Path, tuple[int, ...]]],
     dtype: torch.dtype,
     device: torch.device,
@@ -121,13 +123,12 @@ def fill(
     ModelError
         Tensors are missing, unexpected or of another shape.
     """
-    tied: dict[str, str] = model.tied  # type: ignore[assignment]
     wanted = {
         name: tuple(value.shape)
         for name, value in model.state_dict().items()
-        if name not in tied and name not in present
+        if name not in model.tied and name not in present
     }
-    compare(wanted, {name: shape for name, (_, shape) in tensors.items() if name not in tied}, where)
+    compare(wanted, {name: shape for name, (_, shape) in tensors.items() if name not in model.tied}, where)
     state: dict[str, Tensor] = {}
     for path in sorted({path for path, _ in tensors.values()}):
         with open_safetensors(path) as file:
@@ -136,7 +137,7 @@ def fill(
                     value = file.get_tensor(name)
                     state[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
     model.load_state_dict(state, strict=False, assign=True)
-    model.tie()  # type: ignore[operator]
+    model.tie()
     model.requires_grad_(False)
 
 
@@ -183,11 +184,19 @@ class open_safetensors:  # noqa: N801  (reads as a function)
 
 
 def _whisper(folder: Path, config: dict[str, Any]) -> Whisper:
-    steering = folder / "generation_config.json"
-    generation = WhisperGeneration.from_dict(
-        {**config, **(read_json(steering) if steering.is_file() else {})}
-    )
+    generation = WhisperGeneration.from_dict(_steering(folder, config))
     return Whisper(WhisperConfig.from_dict(config), generation, read_tokenizer(folder))
+
+
+def _moonshine(folder: Path, config: dict[str, Any]) -> Moonshine:
+    generation = MoonshineGeneration.from_dict(_steering(folder, config))
+    return Moonshine(MoonshineConfig.from_dict(config), generation, read_tokenizer(folder))
+
+
+def _steering(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what steers decoding: generation_config.json over config.json."""
+    steering = folder / "generation_config.json"
+    return {**config, **(read_json(steering) if steering.is_file() else {})}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -195,5 +204,5 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
 
 
-Builder = Callable[[Path, dict[str, Any]], Whisper]
-FAMILIES: dict[str, Builder] = {"whisper": _whisper}
+Builder = Callable[[Path, dict[str, Any]], Model]
+FAMILIES: dict[str, Builder] = {"whisper": _whisper, "moonshine": _moonshine}

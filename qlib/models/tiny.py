@@ -6,6 +6,7 @@ place would change nothing and go unseen.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
+from qlib.models.formats.tokenizer_bin import tokenizer_json
+from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
@@ -71,6 +75,46 @@ def tiny_whisper(
     return model.eval()
 
 
+def tiny_byte_tokenizer() -> Tokenizer:
+    """Return a tokenizer of the SentencePiece kind: markers, 256 bytes, a few letters and merges.
+
+    What no piece spells goes by bytes.
+    """
+    pieces = ("\u2581", *"aehrt", "he", "\u2581t", "\u2581a", "\u2581the", "<<ST_0>>")
+    records = [b"<unk>", b"<s>", b"</s>", *(bytes([number]) for number in range(256))]
+    table = tokenizer_json([*records, *(piece.encode() for piece in pieces)])
+    return Tokenizer(RawTokenizer.from_str(json.dumps(table)))
+
+
+def tiny_moonshine(seed: int = 0, width: int = 16, layers: int = 2, heads: int = 2) -> Moonshine:
+    """Return a Moonshine of `layers` + `layers` layers with random weights.
+
+    Parameters
+    ----------
+    seed : int
+        Same seed, same weights, on every machine.
+    width, layers, heads : int
+        Sizes; 288 and 8 heads are those of the smallest published model. The feed-forward layers are four
+        times as wide. Some channels of each head are rotated and some pass through, as in the real ones.
+    """
+    tokenizer = tiny_byte_tokenizer()
+    config = MoonshineConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        encoder_num_hidden_layers=layers,
+        encoder_num_attention_heads=heads,
+        decoder_num_hidden_layers=layers,
+        decoder_num_attention_heads=heads,
+        max_position_embeddings=64,
+        partial_rotary_factor=0.8,
+    )
+    generation = MoonshineGeneration(tokenizer.token_id("<s>"), tokenizer.token_id("</s>"))
+    model = Moonshine(config, generation, tokenizer)
+    randomize(model, seed)
+    return model.eval()
+
+
 def randomize(model: nn.Module, seed: int) -> None:
     """Fill every parameter from one seeded generator: norm weights around 1, matrices scaled by fan-in."""
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +128,7 @@ def randomize(model: nn.Module, seed: int) -> None:
     model.requires_grad_(False)
 
 
-def write_folder(model: Whisper, folder: Path) -> Path:
+def write_folder(model: Model, folder: Path) -> Path:
     """Write a model as a folder in Hugging Face layout and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_description(folder)

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
-from qlib.models.cache import KVCache, drop_row
+from qlib.models.cache import KVCache
+from qlib.models.speech import Cross, SpeechBatch, SpeechCache, causal_mask, embedding
 from qlib.models.structure import LayerGroup, Model, QueryKey, Source
 from qlib.models.tokenizer import Tokenizer
 
@@ -191,12 +191,12 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        cross: tuple[Tensor, Tensor],
+        cross: Cross,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `cross` are the encoder's keys and values for this layer."""
+        """[B, T, D] -> [B, T, D]; `cross`: the encoder's keys and values for this layer."""
         x = self.self_attn_layer_norm(hidden)
         keys, values = self.self_attn.keys_values(x)
         if cache is not None:
@@ -259,39 +259,6 @@ class WhisperDecoder(nn.Module):
         return self.embed_tokens(tokens) + self.embed_positions.weight[start:end]  # type: ignore[no-any-return]
 
 
-class WhisperCache:
-    """What one batch of decodings remembers: self-attention cache and the encoder's keys and values."""
-
-    def __init__(self, own: KVCache, cross_keys: Tensor, cross_values: Tensor):
-        self.own = own
-        self.cross_keys = cross_keys  # [layers, rows, H, S, D/H]
-        self.cross_values = cross_values
-
-    @property
-    def rows(self) -> int:
-        """Sequences still being decoded."""
-        return self.own.rows
-
-    @property
-    def length(self) -> int:
-        """Tokens decoded so far."""
-        return self.own.length
-
-    def cross(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return the encoder's keys and values for one layer."""
-        return self.cross_keys[layer, : self.rows], self.cross_values[layer, : self.rows]
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from position `length` on."""
-        self.own.truncate(length)
-
-    def drop(self, row: int) -> None:
-        """Remove one finished sequence; the last row takes its place."""
-        drop_row(self.cross_keys, row, self.rows)
-        drop_row(self.cross_values, row, self.rows)
-        self.own.drop(row)
-
-
 class WhisperCore(nn.Module):
     """Encoder and decoder without the output head, so that tensor names match the checkpoints'."""
 
@@ -335,7 +302,7 @@ class Whisper(Model):
         """Log-mel features [B, mels, 2S] -> encoder states [B, S, D]."""
         return self.model.encoder(features)  # type: ignore[no-any-return]
 
-    def start(self, states: Tensor, capacity: int | None = None) -> WhisperCache:
+    def start(self, states: Tensor, capacity: int | None = None) -> SpeechCache:
         """Return the cache of a new decoding over encoder states [B, S, D].
 
         `capacity` is the number of tokens that it can hold, by default all of the decoder's positions.
@@ -351,9 +318,9 @@ class Whisper(Model):
         own = KVCache(
             layers, states.shape[0], heads, capacity or config.max_target_positions, head_width, states
         )
-        return WhisperCache(own, keys, values)
+        return SpeechCache(own, keys, values)
 
-    def decode(self, tokens: Tensor, cache: WhisperCache) -> Tensor:
+    def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
         """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
         decoder, start, new = self.model.decoder, cache.length, tokens.shape[1]
         hidden = decoder.embed(tokens, start)
@@ -427,30 +394,6 @@ def _layer_groups(layer: str, cross: bool = False) -> list[LayerGroup]:
     ]
 
 
-def embedding(count: int, width: int) -> nn.Embedding:
-    """Return a table of vectors that is not filled yet.
-
-    Filling it with random numbers would be wasted work, and on the meta device imports a compiler for 2 s.
-    """
-    return nn.Embedding(count, width, _weight=torch.empty(count, width))
-
-
-def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
-    """Return the mask [new, total] of the last `new` of `total` positions: True where a query may look."""
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
-
-
-@dataclass(frozen=True)
-class SpeechBatch:
-    """Teacher-forced utterances: audio features and the tokens of their transcripts, both padded."""
-
-    features: Tensor | None  # [B, mels, 2S]; None once the encoder has read them
-    frame_mask: Tensor  # bool [B, S]: encoder frames that count in statistics
-    tokens: Tensor  # int [B, T], prompt and transcript
-    token_mask: Tensor  # bool [B, T]
-    states: Tensor | None = None  # [B, S, D], the encoder's output before its final norm
-
-
 class EncoderStage:
     """The encoder as a chain of blocks."""
 
@@ -499,7 +442,7 @@ class DecoderStage:
     def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
         """One decoder layer. Padding stands behind the text, where the causal mask hides it."""
         assert isinstance(block, DecoderLayer) and batch.states is not None
-        cross = block.encoder_attn.keys_values(self.norm(batch.states))
+        cross = (*block.encoder_attn.keys_values(self.norm(batch.states)), None)
         return block(hidden, cross, causal_mask(hidden.shape[1], hidden.shape[1], hidden.device))  # type: ignore[no-any-return]
 
     def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:

@@ -100,7 +100,7 @@ def test_folder_without_safetensors_says_how_to_convert(folder: Path) -> None:
         (None, "is missing"),
         ("{", "is not valid JSON"),
         ("[]", "holds a list, not a JSON object"),
-        ('{"model_type": "bert"}', "'bert' is not supported. Supported: whisper"),
+        ('{"model_type": "bert"}', "'bert' is not supported. Supported: whisper, moonshine"),
     ],
 )
 def test_bad_config(folder: Path, content: str | None, message: str) -> None:

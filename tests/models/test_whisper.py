@@ -10,8 +10,9 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.load import load_model
+from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_whisper, write_folder
-from qlib.models.whisper import SpeechBatch, Whisper, WhisperConfig, WhisperGeneration
+from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
 FRAMES = 20
 
