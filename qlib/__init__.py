@@ -9,11 +9,12 @@ Quantization is *fake*: integer codes and scales are real, and decoded before ea
 and sizes are those of the integers; speed is not.
 """
 
+from qlib.activation import PerToken
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare
 from qlib.checkpoint import load_quantized, save_quantized
-from qlib.grid import Grid, PerToken, QuantizedWeight
+from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods.gptq import GPTQ
 from qlib.methods.rtn import RTN

@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qlib.activation import PerToken
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.grid import (
     Grid,
-    PerToken,
     QuantizedWeight,
     SecondLevel,
     from_unsigned,

@@ -1,4 +1,4 @@
-"""Grids of integer codes: the only place in the library where a number is rounded.
+"""Grids of integer codes: where weights are rounded (inputs: `qlib/activation.py`).
 
 A grid keeps, for each group of neighbouring weights of a row, 2^b equally spaced values, and a weight
 becomes the number (the code) of the nearest one:
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -278,13 +277,13 @@ def value_of(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     return codes * scale if zero is None else (codes - zero).mul_(scale)
 
 
-def _range(values: Tensor) -> tuple[Tensor, Tensor]:
+def range_of(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and largest value over the last axis (kept, of size 1), extended to reach 0."""
     # Two passes on purpose: on a CPU, torch.aminmax along an axis takes 15 times as long as both together.
     return values.amin(-1, keepdim=True).clamp_(max=0), values.amax(-1, keepdim=True).clamp_(min=0)
 
 
-def _scale_of(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+def scale_of(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Return scale and (float) zero of the range [lo, hi], which contains 0."""
     span = torch.maximum(-lo, hi) if grid.symmetric else hi - lo
     scale = span / grid.qmax
@@ -312,7 +311,7 @@ def fit_minmax(weight: Tensor, grid: Grid) -> Scale:
         The weight is not a matrix, holds NaN or infinity, or is narrower than a group.
     """
     groups = _grouped(weight, grid)  # [rows, groups, group]
-    return _as_scale(*_scale_of(*_range(groups), grid), weight.shape[1], grid)
+    return _as_scale(*scale_of(*range_of(groups), grid), weight.shape[1], grid)
 
 
 def fit_mse(weight: Tensor, grid: Grid) -> Scale:
@@ -322,7 +321,7 @@ def fit_mse(weight: Tensor, grid: Grid) -> Scale:
     for `fit_minmax`.
     """
     groups = _grouped(weight, grid)
-    scale, zero = _scale_of(*_range(groups), grid)
+    scale, zero = scale_of(*range_of(groups), grid)
     rows = max(1, CHUNK // groups[0].numel())
     for row in range(0, len(groups), rows):
         part = slice(row, row + rows)
@@ -343,7 +342,7 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     grid.check(columns, "the weight")
     if grid.symmetric:
         raise QuantError("A float zero point needs an asymmetric grid. Use Grid(..., symmetric=False).")
-    parts = [_working(weight.detach())[:, part] for part in grid.slices(columns)]
+    parts = [working(weight.detach())[:, part] for part in grid.slices(columns)]
     lo = torch.stack([part.amin(1) for part in parts], dim=1)
     hi = torch.stack([part.amax(1) for part in parts], dim=1)
     scale = (hi - lo) / grid.qmax
@@ -395,7 +394,7 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     columns = weight.shape[1]
     grid.check(columns, "the weight")
     width = grid.group or columns
-    padded = pad(_working(weight.detach()), (0, -columns % width))
+    padded = pad(working(weight.detach()), (0, -columns % width))
     return padded.reshape(len(weight), -1, width)
 
 
@@ -405,7 +404,7 @@ def _as_scale(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> S
     return Scale(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
 
 
-def _working(values: Tensor) -> Tensor:
+def working(values: Tensor) -> Tensor:
     """Return the values in the dtype of the arithmetic: float64 as it is, all others float32."""
     return values if values.dtype == torch.float64 else values.float()
 
@@ -446,7 +445,7 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
     """
     check_weight(weight)
     step, zero = scale.per_column()
-    values = _working(weight.detach())
+    values = working(weight.detach())
     if zero is not None and scale.zero is not None and scale.zero.is_floating_point():
         return nearest_float_zero(values, step, zero, grid).to(grid.code_dtype)
     return nearest(values, step, zero, grid).to(grid.code_dtype)
@@ -548,52 +547,3 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     for k in range(8):
         codes[:, k] = (word >> (bits * k)) & ((1 << bits) - 1)
     return codes.flatten()[:count].view(tuple(shape))
-
-
-# --- activations
-
-
-@dataclass(frozen=True)
-class PerToken:
-    """Rounds activations, each token on a grid fitted to that token alone ("dynamic": no calibration).
-
-    Parameters
-    ----------
-    bits : int
-        Bits of one code, 2 to 8.
-    symmetric : bool
-        As in `Grid`.
-
-    Examples
-    --------
-    >>> PerToken(bits=2)(torch.tensor([[-1.0, 0.2, 0.9, 2.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
-    [[-1.0, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
-    """
-
-    bits: int = 8
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        _ = self.grid  # refuses bad bits now, not at the first token
-
-    @cached_property
-    def grid(self) -> Grid:
-        """The grid of one token."""
-        return Grid(self.bits, None, self.symmetric)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the rounded inputs, same shape and dtype.
-
-        Parameters
-        ----------
-        inputs : Tensor
-            [..., features]; the last axis is one token. NaN gives NaN: activations are not checked.
-        """
-        if inputs.numel() == 0:
-            return inputs
-        values = _working(inputs)
-        scale, zero = _scale_of(*_range(values), self.grid)
-        return value_of(nearest(values, scale, zero, self.grid), scale, zero).to(inputs.dtype)
-
-    def __str__(self) -> str:
-        return f"a{self.bits} per token {'symmetric' if self.symmetric else 'asymmetric'}"

@@ -8,17 +8,15 @@ are both there. On disk only the codes count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
+from qlib.activation import Activation
 from qlib.errors import QuantError
 from qlib.grid import Grid, QuantizedWeight
-
-Activation = Callable[[Tensor], Tensor]
 
 
 class FakeQuantLinear(nn.Module):

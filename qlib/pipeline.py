@@ -20,12 +20,13 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from qlib.activation import PerToken
 from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.calibrate import count_blocks, walk
 from qlib.checkpoint import save_quantized, stored_bits
 from qlib.errors import QuantError, list_names
-from qlib.grid import Grid, PerToken, check_weight
+from qlib.grid import Grid, check_weight
 from qlib.linear import FakeQuantLinear
 from qlib.methods import METHODS
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod

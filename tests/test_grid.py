@@ -15,7 +15,6 @@ from torch import Tensor
 from qlib.errors import QuantError
 from qlib.grid import (
     Grid,
-    PerToken,
     Scale,
     decode,
     encode,
@@ -322,51 +321,11 @@ class TestPacking:
         assert torch.equal(decode(back, scale), decode(codes, scale))
 
 
-class TestPerToken:
-    @every_bits
-    @both_kinds
-    def test_equals_fit_encode_decode(self, bits: int, symmetric: bool) -> None:
-        tokens = layer(9, 40)
-        expected, _ = round_trip(tokens, Grid(bits, None, symmetric))
-        assert torch.equal(PerToken(bits, symmetric)(tokens), expected)
-        assert torch.equal(PerToken(bits, symmetric)(tokens.view(3, 3, 40)), expected.view(3, 3, 40))
-
-    @both_kinds
-    def test_tokens_are_independent(self, symmetric: bool) -> None:
-        tokens, rounding = layer(9, 40), PerToken(4, symmetric)
-        tokens[4] *= 1000
-        assert torch.equal(rounding(tokens.flip(0)), rounding(tokens).flip(0))
-        assert torch.equal(torch.cat([rounding(part) for part in tokens.split(2)]), rounding(tokens))
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    def test_dtype_is_kept(self, dtype: torch.dtype) -> None:
-        assert PerToken()(layer().to(dtype)).dtype == dtype
-
-    def test_input_is_left_alone(self) -> None:
-        tokens = layer()
-        PerToken(4)(tokens)
-        assert torch.equal(tokens, layer())
-
-    @both_kinds
-    def test_zeros_and_nothing(self, symmetric: bool) -> None:
-        rounding = PerToken(8, symmetric)
-        assert torch.equal(rounding(torch.zeros(2, 5)), torch.zeros(2, 5))
-        assert torch.equal(rounding(torch.full((1, 5), 1e-45)), torch.zeros(1, 5))  # its step is 0 in float32
-        for shape in [(0, 5), (2, 0), (0,)]:
-            assert rounding(torch.empty(shape)).shape == shape
-
-    def test_name(self) -> None:
-        assert str(PerToken()) == "a8 per token asymmetric"
-        assert str(PerToken(4, symmetric=True)) == "a4 per token symmetric"
-
-
 class TestErrors:
     @pytest.mark.parametrize("bits", [1, 9, 0, -4, 4.0, "4"])
     def test_bits(self, bits: object) -> None:
         with pytest.raises(QuantError, match=r"bits=.* outside 2 to 8"):
             Grid(bits)  # type: ignore[arg-type]
-        with pytest.raises(QuantError, match="bits="):
-            PerToken(bits)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("group", [0, -1, 64.0])
     def test_group(self, group: object) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from qlib.activation import PerToken
 from qlib.errors import QuantError
-from qlib.grid import Grid, PerToken, QuantizedWeight
+from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods.rtn import rtn
 

@@ -1,0 +1,427 @@
+"""Rounding of what a layer reads; how weights are rounded is in `qlib/grid.py`.
+
+    PerToken                 each token on a grid of its own, fitted when it arrives: no calibration
+    PerTensor(dynamic=True)  one grid for the whole input of a call, fitted when it arrives
+    PerTensor()              one grid for ever: calibrated on a `Histogram`, then a `FixedRange`
+    KeepColumns              all columns but a few by one of the above, those few in float (QUIK)
+
+All of them round to the grids of `qlib/grid.py`: value = scale * clamp(round(x / scale), lowest, highest),
+where lowest and highest are the range of the codes less the zero point. That is one pass less over the data
+than adding and subtracting the zero, and the same numbers.
+
+>>> PerToken(bits=2)(torch.tensor([[-1.0, 0.2, 0.9, 2.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
+[[-1.0, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
+
+Every range reaches 0, so 0.0 stays 0.0. Results keep the input's dtype; the arithmetic is float32 (float64
+stays float64). Inputs are not checked: a NaN stays NaN. No gradient passes; who needs one adds
+``x + (activation(x) - x).detach()``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from qlib.errors import ModelError, QuantError
+from qlib.grid import Grid, range_of, working
+from qlib.histogram import Histogram as Histogram
+from qlib.histogram import check_percentile, fixed_scale, round_fixed
+
+RangeFit = Literal["minmax", "percentile", "mse"]
+
+PERCENTILE = 99.99
+
+
+class Activation(Protocol):
+    """Rounds the input of a layer; its text form stands in reports."""
+
+    def __call__(self, inputs: Tensor, /) -> Tensor:
+        """Return the rounded inputs [..., features], same shape and dtype."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
+# --- fitted when the input arrives
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """Rounds each token on a grid fitted to that token alone ("dynamic": no calibration).
+
+    The result of a token depends on no other: not on the batch, its order or its padding. A NaN or infinity
+    makes its whole token NaN.
+
+    Parameters
+    ----------
+    bits : int
+        Bits of one code, 2 to 8.
+    symmetric : bool
+        As in `Grid`.
+
+    Raises
+    ------
+    QuantError
+        Bits outside 2 to 8.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.grid  # refuses bad bits now, not at the first token
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of one token."""
+        return Grid(self.bits, None, self.symmetric)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the rounded inputs, same shape and dtype; the last axis of [..., features] is one token."""
+        if inputs.numel() == 0:
+            return inputs
+        values = working(inputs.detach())
+        return _round(values, *range_of(values), self.grid).to(inputs.dtype)
+
+    def __str__(self) -> str:
+        return f"a{self.bits} per token {_symmetry(self.symmetric)}"
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One grid for all values of a layer's input: static (calibrated once) or dynamic (at each call).
+
+    Parameters
+    ----------
+    bits : int
+        Bits of one code, 2 to 8.
+    symmetric : bool
+        As in `Grid`.
+    dynamic : bool
+        True: the grid is fitted to the whole input of each call, so the result of an utterance depends on
+        what else stands in its batch. False: `calibrated` makes a `FixedRange` of this.
+    fit : {"minmax", "percentile", "mse"}
+        How a static range is found: all values seen; without the outermost ones; or the share of the full
+        range with the least squared error.
+    percentile : float
+        For fit="percentile": above 50, at most 100. At either end, at most 100 - percentile % of the
+        calibration values lie outside of the range.
+
+    Raises
+    ------
+    QuantError
+        Bits, fit or percentile out of bounds, or a setting that could have no effect.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    dynamic: bool = False
+    fit: RangeFit = "minmax"
+    percentile: float = PERCENTILE
+
+    def __post_init__(self) -> None:
+        _ = self.grid
+        if self.fit not in get_args(RangeFit):
+            raise QuantError(
+                f"fit={self.fit!r} in PerTensor is unknown. Use fit='minmax', 'percentile' or 'mse'."
+            )
+        if self.dynamic and self.fit != "minmax":
+            raise QuantError(
+                f"fit={self.fit!r} in PerTensor looks at calibration data, but dynamic=True uses none. "
+                "Use dynamic=False, or fit='minmax'."
+            )
+        check_percentile(self.percentile)
+        if self.fit != "percentile" and self.percentile != PERCENTILE:
+            raise QuantError(
+                f"percentile={self.percentile} in PerTensor has no effect with fit={self.fit!r}. "
+                "Use fit='percentile', or leave percentile out."
+            )
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of the whole input."""
+        return Grid(self.bits, None, self.symmetric)
+
+    def calibrated(self, histogram: Histogram) -> FixedRange:
+        """Return the rounding of one layer's input, its range fitted to what calibration saw there.
+
+        Parameters
+        ----------
+        histogram : Histogram
+            All values of that input. For `KeepColumns`: those of the columns that are rounded.
+
+        Raises
+        ------
+        QuantError
+            This is a dynamic spec, or the histogram is empty.
+        """
+        if self.dynamic:
+            raise QuantError(
+                f"{self} is fitted at each call and cannot be calibrated. Use it as it is, or "
+                "PerTensor(dynamic=False)."
+            )
+        if self.fit == "percentile":
+            return FixedRange(self, *histogram.percentile(self.percentile))
+        return FixedRange(self, *(histogram.mse(self.grid) if self.fit == "mse" else histogram.minmax()))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the inputs [..., features] rounded on one grid, same shape and dtype (dynamic only).
+
+        Raises
+        ------
+        QuantError
+            This is a static spec: it has no range before `calibrated`.
+        """
+        if not self.dynamic:
+            raise QuantError(
+                f"{self} has no range yet. Use the result of its calibrated(histogram), or dynamic=True."
+            )
+        if inputs.numel() == 0:
+            return inputs
+        values = working(inputs.detach())
+        return _round(values, *range_of(values.reshape(-1)), self.grid).to(inputs.dtype)
+
+    def __str__(self) -> str:
+        fit = f"percentile {self.percentile:g}" if self.fit == "percentile" else self.fit
+        kind = "dynamic" if self.dynamic else f"static ({fit})"
+        return f"a{self.bits} per tensor {kind} {_symmetry(self.symmetric)}"
+
+
+def _round(values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """Return the values rounded on grids fitted to the ranges [low, high] (which broadcast) that hold them.
+
+    The same numbers as fit, encode and decode of `qlib/grid.py`, in half the passes: since nothing lies
+    outside, a single bound has to be watched. Where a range is so short that its scale is no normal number,
+    0.0 included, the smallest normal scale stands in.
+    """
+    span = torch.maximum(-low, high) if grid.symmetric else high - low
+    scale = span.div_(grid.qmax).clamp_(min=torch.finfo(values.dtype).tiny)
+    steps = torch.div(values, scale).round_()
+    if not grid.symmetric:  # low and high may both round away from 0, to one code too many
+        steps.clamp_(max=torch.div(low, scale).round_().add_(grid.qmax))
+    return steps.mul_(scale)
+
+
+def _symmetry(symmetric: bool) -> str:
+    return "symmetric" if symmetric else "asymmetric"
+
+
+# --- calibrated
+
+
+class FixedRange(nn.Module):
+    """Rounds all inputs on one grid with a calibrated range, and counts the values that lie outside of it.
+
+    Parameters
+    ----------
+    spec : PerTensor
+        Bits, symmetry, and how the range was found.
+    low, high : float
+        The calibrated range; extended to 0, and for a symmetric grid to the same size on both sides.
+
+    Attributes
+    ----------
+    scale : float
+        Distance between two values, a float32 number. Not a tensor: `.half()` must not shorten it.
+    zero : int
+        Code of 0.0.
+    seen, exceeded : int
+        Values rounded since `reset`, and those of them that lay outside of [low, high]: they were clamped.
+        Plain numbers: they count in inference mode too, are copied with the model, and are not saved.
+
+    Raises
+    ------
+    QuantError
+        The spec is dynamic, or the range is not two finite numbers low <= high.
+    """
+
+    def __init__(self, spec: PerTensor, low: float, high: float) -> None:
+        super().__init__()
+        self.spec = spec
+        if spec.dynamic or not low <= high or not math.isfinite(fixed_scale(low, high, spec.grid)[0]):
+            raise QuantError(
+                f"the range {low} to {high} for {spec} cannot be used. Use a static PerTensor and two finite "
+                "numbers, the smaller first: PerTensor(...).calibrated(histogram)."
+            )
+        low, high = min(low, 0.0), max(high, 0.0)
+        if spec.symmetric:
+            low, high = min(low, -high), max(-low, high)
+        self.low, self.high = low, high
+        self.scale, self.zero = fixed_scale(low, high, spec.grid)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted, for example after calibration."""
+        self.seen, self.exceeded = 0, 0
+
+    @property
+    def exceeded_share(self) -> float:
+        """Share of the values seen that lay outside of the range; 0 before the first."""
+        return self.exceeded / self.seen if self.seen else 0.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the rounded inputs [..., features], same shape and dtype."""
+        if inputs.numel() == 0:
+            return inputs
+        values = working(inputs.detach())
+        self.seen += values.numel()
+        # Two reductions take a tenth of the time of comparing value by value, which few calls need.
+        if not (self.low <= float(values.amin()) and float(values.amax()) <= self.high):
+            self.exceeded += int((values < self.low).sum()) + int((values > self.high).sum())
+        return round_fixed(values, self.scale, self.zero, self.spec.grid).to(inputs.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        return f"{self.spec}, {self.low:.6g} to {self.high:.6g}"
+
+    def __str__(self) -> str:
+        return str(self.spec)
+
+
+# --- mixed
+
+
+class KeepColumns(nn.Module):
+    """Rounds all columns but a few, which pass in float: for layers whose weight keeps them in float as well.
+
+    Parameters
+    ----------
+    inner : PerToken, PerTensor or FixedRange
+        Rounds the other columns as if the kept ones were not there.
+    columns : sequence of int or Tensor
+        Numbers of the kept columns, [k].
+
+    Raises
+    ------
+    QuantError
+        A number below 0, or twice the same.
+    """
+
+    columns: Tensor
+
+    def __init__(self, inner: Activation, columns: Sequence[int] | Tensor) -> None:
+        super().__init__()
+        numbers = torch.as_tensor(columns, dtype=torch.int64).cpu().sort().values
+        if len(numbers) and (int(numbers[0]) < 0 or not bool((numbers.diff() > 0).all())):
+            raise QuantError(
+                f"columns={numbers.tolist()} in KeepColumns are not different numbers >= 0. Name each input "
+                "column once, counted from 0."
+            )
+        self.inner = inner
+        self.needed = int(numbers[-1]) + 1 if len(numbers) else 0  # inputs at least
+        self.register_buffer("columns", numbers, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the inputs [..., features], rounded but for the kept columns; same shape and dtype.
+
+        Raises
+        ------
+        QuantError
+            A kept column is beyond the last one.
+        """
+        if inputs.shape[-1] < self.needed:
+            raise QuantError(
+                f"column {self.needed - 1} is to be kept, but the input has {inputs.shape[-1]} columns. "
+                "Use the columns of this layer."
+            )
+        inputs = inputs.detach()
+        kept = inputs.index_select(-1, self.columns)
+        # Zeros in their place change no range, since every range reaches 0.
+        rounded = self.inner(inputs.index_fill(-1, self.columns, 0))
+        if isinstance(self.inner, FixedRange):
+            self.inner.seen -= kept.numel()
+        return rounded.index_copy_(-1, self.columns, kept)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{self.inner}, {len(self.columns)} columns in float"
+
+
+# --- a model's activations
+
+
+def exceeded(model: nn.Module) -> dict[str, float]:
+    """Return the layers whose static range was exceeded, and the share of values, the largest first.
+
+    Parameters
+    ----------
+    model : Module
+        Layers with a `FixedRange` (or `KeepColumns` around one) as their `activation`.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        activation = getattr(layer, "activation", None)
+        while isinstance(activation, KeepColumns):
+            activation = activation.inner
+        if isinstance(activation, FixedRange) and activation.exceeded:
+            found[name] = activation.exceeded_share
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def describe(activation: Activation | None) -> dict[str, Any] | None:
+    """Return an activation as plain data that JSON keeps exactly; `restore` undoes it. None stays None.
+
+    Raises
+    ------
+    QuantError
+        It is none of this module's.
+    """
+    if activation is None:
+        return None
+    if isinstance(activation, PerToken):
+        return {"kind": "per token", **asdict(activation)}
+    if isinstance(activation, PerTensor):
+        return {"kind": "per tensor", **asdict(activation)}
+    if isinstance(activation, FixedRange):
+        spec = asdict(activation.spec)
+        return {"kind": "fixed range", "spec": spec, "low": activation.low, "high": activation.high}
+    if isinstance(activation, KeepColumns):
+        columns = activation.columns.tolist()
+        return {"kind": "keep columns", "inner": describe(activation.inner), "columns": columns}
+    raise QuantError(
+        f"the activation {activation} ({type(activation).__name__}) cannot be written as JSON. Use PerToken, "
+        "PerTensor, or KeepColumns around one of them."
+    )
+
+
+def restore(about: Mapping[str, Any] | None) -> Activation | None:
+    """Return the activation that `describe` made plain data of.
+
+    Raises
+    ------
+    ModelError
+        The data is not from `describe`: an unknown kind, or settings that are missing or too many.
+    QuantError
+        A setting is out of bounds.
+    """
+    if about is None:
+        return None
+    settings = dict(about)
+    kind = settings.pop("kind", None)
+    try:
+        if kind == "per token":
+            return PerToken(**settings)
+        if kind == "per tensor":
+            return PerTensor(**settings)
+        if kind == "fixed range":
+            return FixedRange(PerTensor(**settings.pop("spec")), **settings)
+        if kind == "keep columns" and (inner := restore(settings.pop("inner"))) is not None:
+            return KeepColumns(inner, **settings)
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"the activation {dict(about)} lacks a setting or has an unknown one ({error}). Copy or make the "
+            "checkpoint again."
+        ) from error
+    raise ModelError(
+        f"the activation {dict(about)} is of no known kind. Copy or make the checkpoint again, or use the "
+        "version of this library that wrote it."
+    )
