@@ -77,6 +77,7 @@ class LayerStats:
         )
 
 
+@runtime_checkable
 class WeightMethod(Protocol):
     """Rounds the weight of one layer at a time. `name` stands in reports, `needs` steers calibration."""
 
@@ -105,6 +106,10 @@ class Transform(Protocol):
 @runtime_checkable
 class Clip(Protocol):
     """Narrows the range of a weight, so that a finer grid fits what is left."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
 
     def clip_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
         """Return the clipped weight [outputs, inputs]; the weight itself is left as it is."""
@@ -135,6 +140,8 @@ class BlockTask:
         `target(sample)` -> what the float model computes there, [time, width].
     progress : callable
         Call `progress(loss)` now and then; it is shown to the user.
+    rounds_inputs : bool
+        Whether `output` rounds the inputs of the layers, so that it pays to make their ranges smaller.
     """
 
     parameters: Mapping[str, Tensor]
@@ -145,6 +152,7 @@ class BlockTask:
     output: Callable[[Mapping[str, Tensor], int], Tensor]
     target: Callable[[int], Tensor]
     progress: Callable[[float], None] = field(default=lambda loss: None)
+    rounds_inputs: bool = False
 
 
 @runtime_checkable

@@ -1,0 +1,130 @@
+"""A block of a model as a function of its parameters, for methods that learn by gradients (`BlockMethod`).
+
+The block itself stays as it is: for the length of one call its parameters are swapped for those given
+(`torch.func.functional_call`), hooks round the inputs of its linear layers, and gradients of the output
+reach the parameters. Rounding has the gradient 0 almost everywhere, so it is passed straight through: the
+output is A(x), the gradient that of x.
+
+The block reads what the quantized blocks before it write, and is to write what the float model writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qlib.methods.contracts import BlockTask, LayerStats
+from qlib.models.structure import LayerGroup, Model, Stage
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def block_task(  # noqa: PLR0913  (what one visit of a block knows)
+    model: Model,
+    stage: Stage,
+    block: str,
+    layers: Sequence[str],
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    batches: Sequence[Any],
+    stats: Mapping[str, LayerStats],
+    activation: Activation | None = None,
+) -> BlockTask:
+    """Return the learning problem of one block.
+
+    Parameters
+    ----------
+    model : Model
+        Holds the block, in float. Neither is changed.
+    stage : Stage
+        Knows how the block is run.
+    block : str
+        Full path of the block.
+    layers : sequence of str
+        Full paths of its linear layers that will be rounded.
+    inputs, targets : sequence of Tensor
+        For each batch, the block's input, and the output of the float model, [batch, time, width].
+    batches : sequence
+        What `stage` reads besides; one utterance each, if steps are to see one.
+    stats : mapping
+        Statistics of each layer's input.
+    activation : callable, optional
+        Rounds the input of `layers` while the model runs; it must not need calibration.
+    """
+    module = model.get_submodule(block)
+    runner = _Runner(stage, module)
+    rounded = [model.get_submodule(layer) for layer in layers] if activation is not None else []
+    valid = [stage.valid(batch, "hidden") for batch in batches]
+
+    def output(parameters: Mapping[str, Tensor], sample: int) -> Tensor:
+        swapped = {f"block{name.removeprefix(block)}": value for name, value in {**own, **parameters}.items()}
+        with rounded_inputs(rounded, activation or nn.Identity()):
+            hidden = functional_call(runner, swapped, (inputs[sample], batches[sample]))
+        return hidden[valid[sample]]  # type: ignore[no-any-return]
+
+    own = {f"{block}.{name}": value.detach() for name, value in module.named_parameters()}
+    return BlockTask(
+        parameters=own,
+        layers=tuple(layers),
+        groups=tuple(group for group in model.groups() if _inside(group, block, layers)),
+        stats=stats,
+        samples=len(batches),
+        output=output,
+        target=lambda sample: targets[sample][valid[sample]],
+        rounds_inputs=activation is not None,
+    )
+
+
+@contextmanager
+def rounded_inputs(modules: Iterable[nn.Module], activation: Activation) -> Iterator[None]:
+    """Round the input of each module, gradients straight through; the hooks go when the context ends."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (straight_through(activation, inputs[0]), *inputs[1:])
+
+    handles = [module.register_forward_pre_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def straight_through(activation: Activation, inputs: Tensor) -> Tensor:
+    """Return A(x), whose gradient with respect to x is taken to be 1."""
+    return _StraightThrough.apply(inputs, activation)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A(x) forward, the identity backward: x + (A(x) - x) would be A(x) only up to a float error."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, activation: Activation) -> Tensor:
+        return activation(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Runner(nn.Module):
+    """A stage's way to run a block, as a module: parameters can only be swapped in one of those."""
+
+    def __init__(self, stage: Stage, block: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+        self.block = block
+
+    def forward(self, hidden: Tensor, batch: Any) -> Tensor:
+        return self.stage.run(self.block, hidden, batch)
+
+
+def _inside(group: LayerGroup, block: str, layers: Sequence[str]) -> bool:
+    """Return whether a group can be folded within the block, and some of its layers will be rounded."""
+    members = (*group.layers, group.before or "")
+    return all(name.startswith(f"{block}.") for name in members) and not set(layers).isdisjoint(group.layers)

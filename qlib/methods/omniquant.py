@@ -1,0 +1,308 @@
+"""OmniQuant: learn by gradients where to clip each group of weights, and how to scale its inputs.
+
+Paper: Shao et al. 2023, arXiv 2308.13137, equations 2 to 4.
+Problem: min over u, l, s, z of |block(X_q; Q(W s)) - block_float(X)|^2, one block after the other.
+Rule: LWC, learnable weight clipping: each group's range becomes hi' = sigmoid(u) hi, lo' = sigmoid(l) lo.
+    LET, learnable equivalent transformation: W x = (W s) ((x - z) / s) + W z; s and z are folded away.
+    AdamW on all of them; round() passes gradients straight through, the rounding of a zero point none.
+Why it works: a narrower range has a finer step, and the block's own output says which large weights can be
+    cut. Scaling takes range from the inputs to the weights, where clipping deals with it.
+Shapes: weight [rows, columns]; u, l [rows, groups]; s, z [columns].
+Needs: inputs and float outputs of whole blocks; for LET, also the ranges of the layers' inputs.
+Changes: all layers of the block, to float weights: folded, and clamped to the learned ranges, so that RTN or
+    GPTQ find the learned grid by themselves.
+Left out: the scale between queries and keys. It multiplies whole rows, and a row's grid with them: no code
+    would change. The second target of the official code, and its float16 arithmetic.
+Differences: W is clamped before it is rounded, not its code afterwards: the same codes (but for ties at an
+    end of the range), other gradients beyond it. s is learned as log s, so it stays > 0. The parameters of
+    the best epoch are kept, not the last ones, and only if they beat rounding to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss, pad
+
+from qlib.errors import QuantError
+from qlib.grid import Grid, fit_minmax, nearest, value_of
+from qlib.methods.contracts import BlockTask, Needs
+from qlib.models.structure import fold
+
+START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
+SMALLEST = 1e-5  # ranges below this count as this much in the first scales
+
+
+# --- LWC
+
+
+def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
+    """Return the values that a weight is rounded to within its learned range.
+
+    Parameters
+    ----------
+    weight : Tensor
+        [rows, columns], float32 or float64.
+    grid : Grid
+        Groups run along the columns; the last may be narrower.
+    upper, lower : Tensor
+        u and l, [rows, groups]. A symmetric grid has one factor, sigmoid(u) on max|w|, and no l.
+
+    Returns
+    -------
+    Tensor
+        [rows, columns], with gradients for weight, upper and lower: those of the plain formula, round(x)
+        being replaced by x plus a constant.
+    """
+    groups = _grouped(weight, grid)
+    values = _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid)  # type: ignore[no-untyped-call]
+    return values.flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return]
+
+
+def clip_range(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
+    """Return the weight clamped to its learned range; arguments as for `fake_quant`.
+
+    The ends of the learned range are its smallest and largest numbers, so rounding it to nearest gives the
+    codes, scales and zeros of `fake_quant`, bit for bit.
+    """
+    groups = _grouped(weight, grid)
+    return groups.clamp(*_ends(groups, upper, lower)).flatten(1)[:, : weight.shape[1]]
+
+
+def _grouped(weight: Tensor, grid: Grid) -> Tensor:
+    """Return a weight as [rows, groups, group]. Zeros fill up the last group: its range reaches 0 anyway."""
+    width = grid.group or weight.shape[1]
+    return pad(weight, (0, -weight.shape[1] % width)).reshape(len(weight), -1, width)
+
+
+def _ends(groups: Tensor, upper: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ends of each group's learned range, [rows, groups, 1]."""
+    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    if lower is None:
+        hi = high.maximum(-low) * upper.sigmoid().unsqueeze(-1)
+        return -hi, hi
+    return low * lower.sigmoid().unsqueeze(-1), high * upper.sigmoid().unsqueeze(-1)
+
+
+class _FakeQuant(torch.autograd.Function):
+    """w^ = scale (code - zero) for weights [rows, groups, group] and ranges [rows, groups, 1].
+
+    With w' the clamped weight and round(x) = x + constant, w^ = w' + scale * constant:
+
+        dw^/dw' = 1     dw^/dscale = constant = (w^ - w') / scale     dscale/dhi = -dscale/dlo = 1 / qmax
+
+    where w' is w inside the range and an end of it outside.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, lo: Tensor, hi: Tensor, grid: Grid) -> Tensor:
+        # The ends are the smallest and largest weight of a group of two: the grid's own fit, on few numbers.
+        fit = fit_minmax(torch.cat([lo, hi], -1).flatten(0, 1), replace(grid, group=None))
+        scale = fit.scale.view_as(hi)
+        zero = None if fit.zero is None else fit.zero.view_as(hi).to(scale)
+        clamped = weight.clamp(lo, hi)
+        values = value_of(nearest(clamped, scale, zero, grid, out=clamped), scale, zero)
+        ctx.grid = grid
+        ctx.save_for_backward(weight, values, lo, hi, scale)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, values, lo, hi, scale = ctx.saved_tensors
+        above, below = weight > hi, weight < lo
+        of_scale = (values - weight.clamp(lo, hi)).mul_(gradient).sum(-1, keepdim=True) / scale
+        of_hi = (gradient * above).sum(-1, keepdim=True) + of_scale / ctx.grid.qmax
+        of_lo = (gradient * below).sum(-1, keepdim=True)
+        if not ctx.grid.symmetric:  # where it is, lo = -hi and scale = hi / qmax
+            of_lo -= of_scale / ctx.grid.qmax
+        inside = gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None
+        return inside, of_lo, of_hi, None
+
+
+# --- LET
+
+
+def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tensor:
+    """Return SmoothQuant's scale, max|x|^alpha / max|w|^(1 - alpha) of each input, as a start for s.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor
+        [rows, columns] each, of all layers that share the input.
+    absmax : Tensor
+        Largest |x| of each input, [columns].
+    alpha : float
+        0: make all columns of the weights equally large, 1: all inputs.
+
+    Returns
+    -------
+    Tensor
+        [columns], > 0. Inputs that are always 0, or meet nothing but zeros, keep the scale 1.
+    """
+    largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+    absmax = absmax.to(largest)
+    scale = absmax.clamp(min=SMALLEST) ** alpha / largest.clamp(min=SMALLEST) ** (1 - alpha)
+    return scale.masked_fill((absmax == 0) | (largest == 0), 1)
+
+
+@dataclass
+class Learned:
+    """What is learned for one block.
+
+    Parameters
+    ----------
+    upper, lower : dict
+        u and l of each weight, by its full name, [rows, groups]; no l on a symmetric grid.
+    log_scale, shift : dict
+        log s and z of each group, by its first layer, [columns]; empty without LET. No z where an offset
+        may not move.
+    """
+
+    upper: dict[str, Tensor]
+    lower: dict[str, Tensor]
+    log_scale: dict[str, Tensor] = field(default_factory=dict)
+    shift: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
+        """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest.
+
+        Raises
+        ------
+        QuantError
+            A group is larger than a layer.
+        """
+        upper = {}
+        for layer in task.layers:
+            weight = task.parameters[name := f"{layer}.weight"]
+            grid.check(weight.shape[1], layer)
+            upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
+        return cls(upper, {} if grid.symmetric else deepcopy(upper))
+
+    def start_scales(self, task: BlockTask, alpha: float) -> None:
+        """Add SmoothQuant's scales, and shifts that centre each input.
+
+        Raises
+        ------
+        QuantError
+            The ranges of an input are not known.
+        """
+        for group in task.groups:
+            first, stats = group.layers[0], task.stats[group.layers[0]]
+            if stats.low is None or stats.high is None or stats.absmax is None:
+                raise QuantError(f"No ranges for the input of {first}: calibrate with needs=Needs.RANGE.")
+            weights = [task.parameters[f"{layer}.weight"] for layer in group.layers]
+            self.log_scale[first] = first_scale(weights, stats.absmax, alpha).log().requires_grad_()
+            if group.shift:
+                self.shift[first] = ((stats.low + stats.high) / 2).to(weights[0]).requires_grad_()
+
+    def folded(self, task: BlockTask) -> dict[str, Tensor]:
+        """Return the block's parameters with s and z folded in: the same function in float."""
+        parameters = dict(task.parameters)
+        for group in task.groups:
+            if (first := group.layers[0]) in self.log_scale:
+                scale = group.tie(self.log_scale[first].exp())
+                parameters |= fold(parameters, group, scale, self.shift.get(first))
+        return parameters
+
+    def apply(self, change: Callable[..., Tensor], task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+        """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
+        parameters = self.folded(task)
+        for name, upper in self.upper.items():
+            parameters[name] = change(parameters[name], grid, upper, self.lower.get(name))
+        return parameters
+
+
+# --- learning
+
+
+@dataclass(frozen=True)
+class OmniQuant:
+    """Settings of OmniQuant; see the module."""
+
+    epochs: int = 10  # the paper's; its scripts take 20
+    clip_rate: float = 1e-2  # step size of u and l; the paper's
+    scale_rate: float = 5e-3  # step size of log s and z; the paper's
+    let: bool | None = None  # learn s and z; None: where the inputs of layers are rounded, as in the paper
+    alpha: float = 0.5  # of the first scales; the paper's
+
+    name: ClassVar[str] = "omniquant"
+    paper: ClassVar[str] = "Shao et al. 2023, arXiv 2308.13137"
+    needs: ClassVar[Needs] = Needs.BLOCK | Needs.RANGE
+
+    def __post_init__(self) -> None:
+        rates = 0 < self.clip_rate < inf and 0 < self.scale_rate < inf
+        if not (self.epochs >= 0 and rates and 0 <= self.alpha <= 1):
+            raise QuantError(f"{self}: epochs must be >= 0, rates > 0, alpha from 0 to 1. Use OmniQuant().")
+
+    @torch.no_grad()
+    def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+        """Learn one block, one step for each utterance.
+
+        Returns
+        -------
+        dict
+            The float parameters that change, by full name, folded and clamped: ready to be rounded to
+            nearest on `grid`. Empty if that is not better, over all utterances, than rounding the block's
+            own weights to nearest.
+
+        Raises
+        ------
+        QuantError
+            No utterances, a group larger than a layer, statistics without ranges, or a loss that is not
+            finite; the message names a layer.
+        """
+        if not task.samples:
+            raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
+        plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
+        if task.rounds_inputs if self.let is None else self.let:
+            learned.start_scales(task, self.alpha)
+        best, least = {}, _mean_loss(task, plain, grid)
+        for candidate in (deepcopy(learned), self._learn(task, grid, learned)):
+            if (loss := _mean_loss(task, candidate, grid)) < least:
+                best, least = candidate.apply(clip_range, task, grid), loss
+        return {name: value for name, value in best.items() if value is not task.parameters[name]}
+
+    def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
+        """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
+        best, least = learned, inf
+        variables = [
+            {"params": [*learned.upper.values(), *learned.lower.values()], "lr": self.clip_rate},
+            {"params": [*learned.log_scale.values(), *learned.shift.values()], "lr": self.scale_rate},
+        ]
+        optimizer = torch.optim.AdamW(variables, weight_decay=0)
+        for _ in range(self.epochs):
+            total = 0.0
+            for sample in range(task.samples):
+                with torch.enable_grad():
+                    loss = _loss(task, learned.apply(fake_quant, task, grid), sample)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                total += loss.item()
+            task.progress(total / task.samples)
+            if total < least:
+                best, least = deepcopy(learned), total
+        return best
+
+
+def _loss(task: BlockTask, parameters: Mapping[str, Tensor], sample: int) -> Tensor:
+    """Return the mean squared error of the block's output for one utterance."""
+    if not (loss := mse_loss(task.output(parameters, sample), task.target(sample))).isfinite():
+        raise QuantError(
+            f"The loss of the block of {task.layers[0]} is {loss.item()} for utterance {sample} of "
+            f"{task.samples}. Check that recording, or learn more slowly: a smaller clip_rate or scale_rate."
+        )
+    return loss
+
+
+def _mean_loss(task: BlockTask, learned: Learned, grid: Grid) -> float:
+    """Return the mean of the utterances' losses: what learning is to make smaller."""
+    parameters = learned.apply(fake_quant, task, grid)
+    return sum(_loss(task, parameters, sample).item() for sample in range(task.samples)) / task.samples
