@@ -1,7 +1,7 @@
 """Speech to text: greedy, batched, any length.
 
     recordings -> windows of at most 30 s, cut at pauses -> sorted by length -> batches
-    batch -> log-mel features -> encoder -> greedy decoding, all windows side by side
+    batch -> encoder, window by window -> greedy decoding, all windows side by side
     texts of a recording's windows, joined in order -> Transcript
 
 Windows of like length stand in one batch, because a batch runs until its longest text ends. A text that
@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qlib.asr.audio import SAMPLE_RATE, log_mel_batch, read_audio, split_windows
+from qlib.asr.audio import SAMPLE_RATE, read_audio, split_windows
 from qlib.asr.datasets import Utterance, require_text
+from qlib.asr.recognizer import Recognizer, as_recognizer, encode_speech, start_decoding, token_limits
 from qlib.asr.wer import WerResult, score
-from qlib.errors import DataError, ModelError
+from qlib.errors import DataError
 from qlib.models.packed import packed_linear
-from qlib.models.whisper import Whisper
+from qlib.models.speech import SpeechCache
+from qlib.models.structure import Model
+from qlib.models.tokenizer import Tokenizer
 
 SORTED_TOGETHER = 32  # batches whose waveforms are in memory at once and share out their windows by length
 
@@ -45,7 +48,7 @@ class Transcript:
 
 @torch.inference_mode()
 def transcribe(
-    model: Whisper,
+    model: Model,
     recordings: Sequence[Recording],
     *,
     batch_size: int = 8,
@@ -57,8 +60,8 @@ def transcribe(
 
     Parameters
     ----------
-    model : Whisper
-        With its tokenizer.
+    model : Model
+        A Whisper or Moonshine with its tokenizer, float or quantized.
     recordings : sequence
         Paths, utterances, or waveforms ``[samples]`` at 16 kHz. Longer than 30 s is cut at pauses.
     batch_size : int
@@ -78,27 +81,27 @@ def transcribe(
     DataError
         A recording cannot be read.
     ModelError
-        The model has no tokenizer, or does not know the language or task.
+        The model is no speech recognizer, has no tokenizer, or does not know the language or task.
     """
     if isinstance(recordings, str | Path | Tensor | Utterance):
         raise DataError("transcribe takes a list of recordings: put the single one into a list.")
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size} is not a number of windows. Use 1 or more.")
-    if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
-    prompt = model.generation.prompt(language, task)
-    head = packed_linear(model.proj_out.weight, batch_size)
+    recognizer, tokenizer = as_recognizer(model)
+    prompt = recognizer.generation.prompt(language, task)
+    head = packed_linear(recognizer.proj_out.weight, batch_size)
     transcripts: list[Transcript] = []
     with tqdm(total=len(recordings), desc="transcribe", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), SORTED_TOGETHER * batch_size):
             audios = [read(each) for each in recordings[start : start + SORTED_TOGETHER * batch_size]]
-            transcripts += _transcribe_waveforms(model, head, audios, batch_size, prompt)
+            heard = _transcribe_waveforms(recognizer, head, audios, batch_size, prompt)
+            transcripts += [_join(tokenizer, *each) for each in zip(audios, heard, strict=True)]
             bar.update(len(audios))
     return transcripts
 
 
 def evaluate_wer(
-    model: Whisper,
+    model: Model,
     utterances: Sequence[Utterance],
     *,
     batch_size: int = 8,
@@ -109,8 +112,8 @@ def evaluate_wer(
 
     Parameters
     ----------
-    model : Whisper
-        The model to judge.
+    model : Model
+        The model to judge, a Whisper or Moonshine.
     utterances : sequence of Utterance
         Each with a reference text; those whose reference is empty are left out of the score.
     batch_size, language, progress
@@ -133,29 +136,35 @@ def read(recording: Recording) -> Tensor:
     return recording if isinstance(recording, Tensor) else read_audio(recording)
 
 
-def encode_speech(model: Whisper, windows: Sequence[Tensor]) -> Tensor:
-    """Return encoder states [B, S, D] of waveforms that are at most 30 s long."""
-    weight = model.proj_out.weight
-    features = log_mel_batch(windows, model.config.num_mel_bins).to(weight.device, weight.dtype)
-    # One at a time: the activations of a window fit the processor's cache, those of a batch do not.
-    return torch.cat([model.encode(window[None]) for window in features])
+def greedy(
+    model: Recognizer, head: Head, cache: SpeechCache, prompt: Sequence[int], limits: Sequence[int]
+) -> list[list[int]]:
+    """Decode by always taking the most probable token.
 
+    Parameters
+    ----------
+    model : Whisper or Moonshine
+        Whose decoder writes.
+    head : callable
+        Hidden states [B, D] to logits [B, V]: `model.proj_out`, or the same map prepacked.
+    cache : SpeechCache
+        New, over the encoder states of B windows; used up.
+    prompt : sequence of int
+        What each text begins with.
+    limits : sequence of int
+        The most new tokens of each row, 1 or more.
 
-def greedy(model: Whisper, head: Head, states: Tensor, prompt: Sequence[int]) -> list[list[int]]:
-    """Decode encoder states [B, S, D] by always taking the most probable token.
-
-    `head` turns hidden states [B, D] into logits [B, V]: `model.proj_out`, or the same map prepacked.
-    Returns the new tokens of each row, without the end token. A row ends there or when the decoder's
-    positions are used up.
+    Returns
+    -------
+    list of list of int
+        The new tokens of each row, without the end token; a row ends there or at its limit.
     """
-    generation = model.generation
-    room = model.config.max_target_positions - len(prompt)
-    banned = torch.tensor(generation.suppress, dtype=torch.long, device=states.device)
-    banned_first = torch.tensor(generation.suppress_first, dtype=torch.long, device=states.device)
-    texts: list[list[int]] = [[] for _ in range(states.shape[0])]
+    generation, device = model.generation, model.proj_out.weight.device
+    banned = torch.tensor(generation.suppress, dtype=torch.long, device=device)
+    banned_first = torch.tensor(generation.suppress_first, dtype=torch.long, device=device)
+    texts: list[list[int]] = [[] for _ in limits]
     alive = list(range(len(texts)))  # which text each row of the batch belongs to
-    cache = model.start(states)
-    tokens = torch.tensor([list(prompt)] * len(texts), device=states.device)
+    tokens = torch.tensor([list(prompt)] * len(texts), device=device)
     while alive:
         logits = head(model.decode(tokens, cache)[:, -1])
         logits.index_fill_(1, banned, -torch.inf)
@@ -163,21 +172,22 @@ def greedy(model: Whisper, head: Head, states: Tensor, prompt: Sequence[int]) ->
             logits.index_fill_(1, banned_first, -torch.inf)
         chosen = logits.argmax(-1).tolist()
         for row in reversed(range(len(alive))):
+            text = alive[row]
             if chosen[row] != generation.end:
-                texts[alive[row]].append(chosen[row])
-            if chosen[row] == generation.end or len(texts[alive[row]]) == room:
+                texts[text].append(chosen[row])
+            if chosen[row] == generation.end or len(texts[text]) == limits[text]:
                 cache.drop(row)  # the last row moves here, in the cache and in both lists
                 alive[row], chosen[row] = alive[-1], chosen[-1]
                 alive.pop()
                 chosen.pop()
-        tokens = torch.tensor(chosen, device=states.device)[:, None]
+        tokens = torch.tensor(chosen, device=device)[:, None]
     return texts
 
 
 def _transcribe_waveforms(
-    model: Whisper, head: Head, audios: Sequence[Tensor], batch_size: int, prompt: Sequence[int]
-) -> list[Transcript]:
-    """Transcribe waveforms of any length, windows of like length together."""
+    model: Recognizer, head: Head, audios: Sequence[Tensor], batch_size: int, prompt: Sequence[int]
+) -> list[list[list[int]]]:
+    """Return each recording's texts, one for each of its windows; windows of like length go together."""
     windows = [
         (i, window) for i, audio in enumerate(audios) for window in split_windows(audio) if len(window)
     ]
@@ -185,17 +195,19 @@ def _transcribe_waveforms(
     order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]), reverse=True)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        states = encode_speech(model, [windows[w][1] for w in batch])
-        for w, tokens in zip(batch, greedy(model, head, states, prompt), strict=True):
+        waveforms = [windows[w][1] for w in batch]
+        limits = token_limits(model, waveforms, len(prompt))
+        states, mask = encode_speech(model, waveforms)
+        cache = start_decoding(model, states, mask, len(prompt) + max(limits))
+        for w, tokens in zip(batch, greedy(model, head, cache, prompt, limits), strict=True):
             heard[w] = tokens
     mine: list[list[list[int]]] = [[] for _ in audios]
     for (i, _), tokens in zip(windows, heard, strict=True):
         mine[i].append(tokens)
-    return [_join(model, audio, parts) for audio, parts in zip(audios, mine, strict=True)]
+    return mine
 
 
-def _join(model: Whisper, audio: Tensor, parts: list[list[int]]) -> Transcript:
+def _join(tokenizer: Tokenizer, audio: Tensor, parts: list[list[int]]) -> Transcript:
     """Put the tokens of a recording's windows together."""
-    assert model.tokenizer is not None
-    text = " ".join(filter(None, (model.tokenizer.decode(tokens).strip() for tokens in parts)))
+    text = " ".join(filter(None, (tokenizer.decode(tokens).strip() for tokens in parts)))
     return Transcript(text, tuple(token for tokens in parts for token in tokens), len(audio) / SAMPLE_RATE)

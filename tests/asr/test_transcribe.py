@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from qlib.asr.audio import SAMPLE_RATE, log_mel, split_windows
 from qlib.asr.transcribe import evaluate_wer, greedy, transcribe
 from qlib.asr.wer import score
 from qlib.errors import DataError, ModelError
-from qlib.models.tiny import tiny_whisper
+from qlib.models.moonshine import Moonshine
+from qlib.models.structure import Model
+from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper, WhisperConfig
 
 
@@ -118,8 +121,56 @@ def test_state_is_left_as_it_was(model: Whisper) -> None:
 
 
 def test_greedy_takes_any_head(model: Whisper) -> None:
-    states, prompt = model.encode(log_mel(noise(1))[None]), model.generation.prompt()
-    assert greedy(model, model.proj_out, states, prompt)[0] == list(transcribe(model, [noise(1)])[0].tokens)
+    cache, prompt = model.start(model.encode(log_mel(noise(1))[None])), model.generation.prompt()
+    expected = list(transcribe(model, [noise(1)])[0].tokens)
+    assert greedy(model, model.proj_out, cache, prompt, [62]) == [expected]
+
+
+def slow_moonshine(model: Moonshine, audio: Tensor) -> list[int]:
+    """Encode one recording alone, and feed the whole text again for every token."""
+    states, tokens = model.encode(audio[None]), [1]
+    while len(tokens) - 1 < len(audio) / SAMPLE_RATE * 6.5:
+        logits = model.proj_out(model.decode(torch.tensor([tokens]), model.start(states))[0, -1])
+        if (best := int(logits.argmax())) == 2:
+            break
+        tokens.append(best)
+    return tokens[1:]
+
+
+@pytest.fixture(scope="module", params=[15, 35])
+def moonshine(request: pytest.FixtureRequest) -> Moonshine:
+    """A miniature whose texts end at different times: by its end token, or by the length of the audio."""
+    model = tiny_moonshine(request.param)
+    model.proj_out.weight[model.generation.end] *= 5
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_moonshine_equals_the_slow_loop_for_every_batch_size(moonshine: Moonshine, batch_size: int) -> None:
+    audios = [noise(seconds, i) for i, seconds in enumerate((0.5, 1, 2, 4, 0.9))]
+    expected = [slow_moonshine(moonshine, audio) for audio in audios]
+    limits = [math.ceil(6.5 * seconds) for seconds in (0.5, 1, 2, 4, 0.9)]
+    lengths = [len(tokens) for tokens in expected]
+    ended = [length < limit for length, limit in zip(lengths, limits, strict=True)]
+    assert any(ended) and not all(ended) and len(set(lengths)) > 2, "the texts must end at different times"
+    found = transcribe(moonshine, audios, batch_size=batch_size)
+    assert [list(transcript.tokens) for transcript in found] == expected
+
+
+def test_moonshine_stops_where_no_speech_could_go_on() -> None:
+    model = tiny_moonshine()
+    model.model.decoder.norm.weight.zero_()  # all logits are equal: the same token for ever
+    silence, blip, long = transcribe(model, [torch.zeros(16_001), torch.zeros(40), noise(20)])
+    assert (len(silence.tokens), len(blip.tokens)) == (7, 1)
+    assert len(long.tokens) == model.config.max_position_embeddings - 1, "130 are more than its positions"
+
+
+def test_moonshine_knows_one_language(moonshine: Moonshine, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="language='de'"):
+        transcribe(moonshine, [noise(1)], language="de")
+    listed = utterances(tmp_path)
+    heard = [transcript.text for transcript in transcribe(moonshine, listed)]
+    assert evaluate_wer(moonshine, listed, batch_size=3) == score([each.text or "" for each in listed], heard)
 
 
 def test_wer_of_a_model(model: Whisper, tmp_path: Path) -> None:
@@ -146,3 +197,5 @@ def test_errors_name_the_cause(model: Whisper, tmp_path: Path) -> None:
     bare = Whisper(WhisperConfig.from_dict(model.config.to_dict()), model.generation)
     with pytest.raises(ModelError, match="no tokenizer"):
         transcribe(bare, [noise(1)])
+    with pytest.raises(ModelError, match=r"A Model does not transcribe speech\. Load a Whisper or Moonshine"):
+        transcribe(Model(), [noise(1)])
