@@ -23,8 +23,11 @@ from torch import Tensor
 from qlib.errors import ModelError, list_names
 from qlib.models import registry
 from qlib.models.convert import read_json
+from qlib.models.gemma3 import Gemma3, Gemma3Config
+from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
 from qlib.models.structure import Model
+from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
@@ -76,7 +79,7 @@ def build(folder: Path) -> Model:
     if family not in FAMILIES:
         raise ModelError(
             f"{folder / 'config.json'}: model_type {family!r} is not supported. "
-            f"Supported: {list_names(FAMILIES)}."
+            f"Supported: {list_names(FAMILIES, 20)}."
         )
     with torch.device("meta"):
         return FAMILIES[family](folder, config)
@@ -193,6 +196,16 @@ def _moonshine(folder: Path, config: dict[str, Any]) -> Moonshine:
     return Moonshine(MoonshineConfig.from_dict(config), generation, read_tokenizer(folder))
 
 
+def _llama(folder: Path, config: dict[str, Any]) -> Llama:
+    generation = TextGeneration.from_dict(_steering(folder, config))
+    return Llama(LlamaConfig.from_dict(config), generation, read_tokenizer(folder), _chat_template(folder))
+
+
+def _gemma3(folder: Path, config: dict[str, Any]) -> Gemma3:
+    generation = TextGeneration.from_dict(_steering(folder, config))
+    return Gemma3(Gemma3Config.from_dict(config), generation, read_tokenizer(folder), _chat_template(folder))
+
+
 def _steering(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return what steers decoding: generation_config.json over config.json."""
     steering = folder / "generation_config.json"
@@ -204,5 +217,22 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
 
 
+def _chat_template(folder: Path) -> str | None:
+    """Return the folder's chat template: its own file, or (older checkpoints) in tokenizer_config.json."""
+    if (own := folder / "chat_template.jinja").is_file():
+        return own.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    template = read_json(settings).get("chat_template") if settings.is_file() else None
+    return template if isinstance(template, str) else None  # a list holds several, by purpose
+
+
 Builder = Callable[[Path, dict[str, Any]], Model]
-FAMILIES: dict[str, Builder] = {"whisper": _whisper, "moonshine": _moonshine}
+FAMILIES: dict[str, Builder] = {
+    "whisper": _whisper,
+    "moonshine": _moonshine,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "gemma3_text": _gemma3,
+}

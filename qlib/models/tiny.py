@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,11 +17,16 @@ from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
 from qlib.models.formats.tokenizer_bin import tokenizer_json
+from qlib.models.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.rotary import Rope
 from qlib.models.structure import Model
+from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
+CHAT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIALS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
 
 
@@ -113,6 +119,80 @@ def tiny_moonshine(seed: int = 0, width: int = 16, layers: int = 2, heads: int =
     model = Moonshine(config, generation, tokenizer)
     randomize(model, seed)
     return model.eval()
+
+
+def tiny_llama(
+    seed: int = 0, width: int = 16, layers: int = 2, heads: int = 4, kv_heads: int = 2, **changes: Any
+) -> Llama:
+    """Return a Llama with random weights.
+
+    Parameters
+    ----------
+    seed : int
+        Same seed, same weights, on every machine.
+    width, layers, heads, kv_heads : int
+        Sizes; `heads` / `kv_heads` query heads share a key head, the feed-forward layers are twice as wide.
+    **changes
+        Other fields of `LlamaConfig`, for example ``model_type="qwen3"`` or ``tie_word_embeddings=False``.
+    """
+    tokenizer = tiny_tokenizer(CHAT_SPECIALS)
+    sizes: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": width // heads,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+    model = Llama(LlamaConfig(**{**sizes, **changes}), _chat_generation(tokenizer), tokenizer)
+    randomize(model, seed)
+    return model.eval()
+
+
+def tiny_gemma3(seed: int = 0, width: int = 16, layers: int = 3, window: int = 4, **changes: Any) -> Gemma3:
+    """Return a Gemma 3 text model with random weights; every second layer sees the whole text.
+
+    Parameters
+    ----------
+    seed : int
+        Same seed, same weights, on every machine.
+    width, layers : int
+        Sizes; 4 query heads on 2 key heads.
+    window : int
+        Tokens that the other layers see.
+    **changes
+        Other fields of `Gemma3Config`.
+    """
+    tokenizer = tiny_tokenizer(CHAT_SPECIALS)
+    sizes: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 6.0,
+        "sliding_window": window,
+        "layer_types": tuple(FULL if i % 2 else SLIDING for i in range(layers)),
+        "rope": Rope(1e6),
+        "local_rope": Rope(1e4),
+    }
+    model = Gemma3(Gemma3Config(**{**sizes, **changes}), _chat_generation(tokenizer), tokenizer)
+    randomize(model, seed)
+    return model.eval()
+
+
+def _chat_generation(tokenizer: Tokenizer) -> TextGeneration:
+    start, _, end = (tokenizer.token_id(token) for token in CHAT_SPECIALS)
+    return TextGeneration(bos=start, eos=(end,), pad=start)
 
 
 def randomize(model: nn.Module, seed: int) -> None:

@@ -89,6 +89,10 @@ class Tokenizer:
             raise ModelError(f"The tokenizer has no token {token!r} among its {self.vocab_size}. {hint}.")
         return found
 
+    def has_special(self, *tokens: str) -> bool:
+        """Return whether all of these are special tokens of the table."""
+        return all(self._backend.token_to_id(token) in self.special_ids for token in tokens)
+
     def to_json(self) -> str:
         """Return the content of tokenizer.json."""
         return self._backend.to_str()

@@ -1,0 +1,215 @@
+"""Gemma 3, the text model: sliding and full attention layers in turn, norms before and after each part.
+
+Paper: Gemma Team 2025, arXiv 2503.19786. Module and tensor names are those of Hugging Face checkpoints.
+
+    hidden = embedding * sqrt(D)
+    hidden = hidden + post_attention_layernorm(attention(input_layernorm(hidden)))
+    hidden = hidden + post_feedforward_layernorm(mlp(pre_feedforward_layernorm(hidden)))
+
+Sliding layers see the last `sliding_window` tokens and rotate by `rope_local_base_freq`, full ones see
+all and rotate by `rope_theta`. Norms multiply by 1 + weight; queries and keys are normed; the MLP's gate
+is a GELU.
+Left out: images, softcapping and bidirectional attention; a checkpoint with them is refused. The cache of
+sliding layers keeps the whole text, of which only the window is read: that costs memory and makes
+truncation free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlib.errors import ModelError
+from qlib.models.cache import KVCache
+from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, make_reach
+from qlib.models.rotary import Rope, Rotary
+from qlib.models.structure import LayerGroup, QueryKey
+from qlib.models.text import TextCore, TextModel, decoder_groups
+from qlib.models.text_config import TextConfig, TextGeneration, check_supported, read_sizes
+from qlib.models.tokenizer import Tokenizer
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+# What a config.json means where it is silent, as its authors' code reads it.
+_SILENT = {
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+}
+_SUPPORTED = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+}
+
+
+@dataclass(frozen=True)
+class Gemma3Config(TextConfig):
+    """Sizes, and what each layer sees."""
+
+    query_pre_attn_scalar: float
+    sliding_window: int
+    layer_types: tuple[str, ...]
+    rope: Rope  # of full layers
+    local_rope: Rope  # of sliding layers
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Gemma3Config:
+        """Read config.json; what this implementation cannot honour is an error."""
+        values = {**_SILENT, **{key: value for key, value in values.items() if value is not None}}
+        check_supported(values, _SUPPORTED)
+        sizes = read_sizes(values)
+        full, local = _ropes(values)
+        return cls(
+            **sizes,
+            query_pre_attn_scalar=float(values["query_pre_attn_scalar"]),
+            sliding_window=int(values["sliding_window"]),
+            layer_types=_layer_types(values, sizes["num_hidden_layers"]),
+            rope=full,
+            local_rope=local,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        values = asdict(self)
+        del values["rope"], values["local_rope"]
+        return {
+            "model_type": "gemma3_text",
+            "architectures": ["Gemma3ForCausalLM"],
+            "hidden_activation": "gelu_pytorch_tanh",
+            **values,
+            "layer_types": list(self.layer_types),
+            "rope_theta": self.rope.rope_theta,
+            "rope_scaling": self.rope.scaling(),
+            "rope_local_base_freq": self.local_rope.rope_theta,
+        }
+
+
+def _layer_types(values: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    """Read what each layer sees; older files state that every n-th sees all."""
+    every = values["sliding_window_pattern"]
+    regular = [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)]
+    kinds = tuple(values.get("layer_types", regular))
+    if len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
+        raise ModelError(
+            f"config.json: layer_types must name {layers} layers, each {FULL!r} or {SLIDING!r}, "
+            f"and holds {len(kinds)}: {sorted(set(kinds))}."
+        )
+    return kinds
+
+
+def _ropes(values: Mapping[str, Any]) -> tuple[Rope, Rope]:
+    """Read the rotary settings of full and of sliding layers, in the newer or the older form."""
+    theta, local = values["rope_theta"], values["rope_local_base_freq"]
+    if newer := values.get("rope_parameters"):
+        return Rope.from_dict(newer.get(FULL), theta), Rope.from_dict(newer.get(SLIDING), local)
+    return Rope.from_dict(values.get("rope_scaling"), theta), Rope(local)
+
+
+class Gemma3RMSNorm(RMSNorm):
+    """y = x / sqrt(mean(x^2) + eps) * (1 + weight), all of it in float32 or wider."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        wide = torch.promote_types(x.dtype, torch.float32)  # 1 + weight in bfloat16 would lose the weight
+        return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
+
+
+class Gemma3Layer(nn.Module):
+    """Attention and gated MLP, each between two norms on a residual stream."""
+
+    def __init__(self, config: Gemma3Config, kind: str):
+        super().__init__()
+        self.kind = kind
+        norm = partial(Gemma3RMSNorm, eps=config.rms_norm_eps)
+        gelu = partial(F.gelu, approximate="tanh")
+        shape = AttentionShape(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.query_pre_attn_scalar**-0.5,
+        )
+        self.self_attn = Attention(shape, norm)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, gelu)
+        self.input_layernorm = norm(config.hidden_size)
+        self.post_attention_layernorm = norm(config.hidden_size)
+        self.pre_feedforward_layernorm = norm(config.hidden_size)
+        self.post_feedforward_layernorm = norm(config.hidden_size)
+
+    def forward(
+        self, hidden: Tensor, reach: Mapping[str, Reach], cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = self.self_attn(self.input_layernorm(hidden), reach[self.kind], cache, layer)
+        hidden = hidden + self.post_attention_layernorm(x)
+        x = self.mlp(self.pre_feedforward_layernorm(hidden))
+        return hidden + self.post_feedforward_layernorm(x)  # type: ignore[no-any-return]
+
+
+class Gemma3(TextModel):
+    """A Gemma 3 text model, with its tokenizer, token ids and chat markers."""
+
+    family: ClassVar[str] = "gemma3_text"
+    config: Gemma3Config
+
+    def __init__(
+        self,
+        config: Gemma3Config,
+        generation: TextGeneration,
+        tokenizer: Tokenizer | None = None,
+        chat_template: str | None = None,
+    ):
+        layers = [Gemma3Layer(config, kind) for kind in config.layer_types]
+        core = TextCore(config, layers, Gemma3RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, core, generation, tokenizer, chat_template)
+        self.rotary = {
+            FULL: (Rotary(config.rope, config.head_dim), None),
+            SLIDING: (Rotary(config.local_rope, config.head_dim), config.sliding_window),
+        }
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, D]: embeddings times sqrt(D)."""
+        hidden = self.model.embed_tokens(tokens)
+        return hidden * _embedding_scale(self.config.hidden_size, hidden.dtype)  # type: ignore[no-any-return]
+
+    def reach(self, start: int, new: int, hidden: Tensor) -> dict[str, Reach]:
+        """Return where `new` tokens behind `start` others stand, for both kinds of layers."""
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        return {
+            kind: make_reach(rotary, start, new, hidden, groups, window)
+            for kind, (rotary, window) in self.rotary.items()
+        }
+
+    def groups(self) -> list[LayerGroup]:
+        """Return every linear layer but a tied head, by the input that it reads, in order of use."""
+        return decoder_groups(
+            self,
+            None,
+            None,
+            reason="the norm multiplies by 1 + weight, and 1 + weight / s is not (1 + weight) / s",
+        )
+
+    def query_keys(self) -> list[QueryKey]:
+        """Return nothing: queries and keys are normed before they are multiplied."""
+        return []
+
+
+@lru_cache
+def _embedding_scale(width: int, dtype: torch.dtype) -> float:
+    """Return sqrt(width) as the checkpoints were trained with it: rounded to float32, then to `dtype`."""
+    return float(torch.tensor(width**0.5, dtype=torch.float32, device="cpu").to(dtype))

@@ -1,0 +1,177 @@
+"""Llama and the models that differ from it by a bias or a norm: text in, next-token logits out.
+
+Papers: Touvron et al. 2023, arXiv 2307.09288; Llama 3, arXiv 2407.21783; Qwen2, 2407.10671; Qwen3,
+2505.09388. Module and tensor names are those of Hugging Face checkpoints, projections plain `nn.Linear`.
+
+    hidden = hidden + attention(input_layernorm(hidden))
+    hidden = hidden + mlp(post_attention_layernorm(hidden))        mlp: down(silu(gate) * up)
+
+`model_type` in config.json tells the members of the family apart: "llama" (also SmolLM2, TinyLlama,
+Vicuna), "mistral" without sliding window, "qwen2" (biases on q, k, v), "qwen3" (norms on q, k).
+Left out: sliding windows, and rotary scalings other than "linear" and "llama3"; a checkpoint with them is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlib.errors import ModelError, list_names
+from qlib.models.cache import KVCache
+from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, make_reach
+from qlib.models.rotary import Rope, Rotary
+from qlib.models.structure import LayerGroup, QueryKey
+from qlib.models.text import TextCore, TextModel, decoder_groups
+from qlib.models.text_config import TextConfig, TextGeneration, check_supported, read_sizes
+from qlib.models.tokenizer import Tokenizer
+
+FULL = "full_attention"
+# What a config.json means where it is silent, as its authors' code reads it.
+_SILENT: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig(TextConfig):
+    """Sizes and variations."""
+
+    model_type: str = "llama"
+    rope: Rope = field(default_factory=Rope)
+    attention_bias: bool = False  # "llama": on q, k, v and o; "qwen3": the same; "qwen2" has q, k, v always
+    mlp_bias: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
+        """Read config.json; what this implementation cannot honour is an error."""
+        kind = values.get("model_type", "llama")
+        if kind not in _SILENT:
+            raise ModelError(f"config.json: model_type {kind!r} is not one of {list_names(_SILENT)}.")
+        values = {"tie_word_embeddings": False, **_SILENT[kind], **values}
+        values = {key: value for key, value in values.items() if value is not None}
+        check_supported(values, {"hidden_act": "silu", "partial_rotary_factor": 1.0})
+        _refuse_windows(kind, values)
+        rope = values.get("rope_parameters", values.get("rope_scaling"))
+        has_bias = kind in ("llama", "qwen3")
+        return cls(
+            **read_sizes(values),
+            model_type=kind,
+            rope=Rope.from_dict(rope, values.get("rope_theta", 10000.0)),
+            attention_bias=has_bias and bool(values.get("attention_bias", False)),
+            mlp_bias=kind == "llama" and bool(values.get("mlp_bias", False)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        values = asdict(self)
+        del values["rope"]
+        scaling = {"rope_theta": self.rope.rope_theta, "rope_scaling": self.rope.scaling()}
+        window = {"sliding_window": None} if self.model_type == "mistral" else {}
+        names = {"architectures": [_ARCHITECTURES[self.model_type]], "hidden_act": "silu"}
+        return {**names, **values, **scaling, **window}
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have biases."""
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normed before they are rotated."""
+        return self.model_type == "qwen3"
+
+
+def _refuse_windows(kind: str, values: Mapping[str, Any]) -> None:
+    window = kind == "mistral" and "sliding_window" in values
+    other = set(values.get("layer_types", ())) - {FULL}
+    if window or values.get("use_sliding_window") or other:
+        raise ModelError(
+            f"config.json: this {kind} model looks back through a sliding window "
+            f"({values.get('sliding_window')} tokens), which is not supported in this family. Use a "
+            "checkpoint whose layers all see the whole text."
+        )
+
+
+class LlamaLayer(nn.Module):
+    """Attention and gated MLP, both behind a norm on a residual stream."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        norm = partial(RMSNorm, eps=config.rms_norm_eps)
+        shape = AttentionShape(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.head_dim**-0.5,
+            config.qkv_bias,
+            config.attention_bias,
+        )
+        self.self_attn = Attention(shape, norm if config.qk_norm else None)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, F.silu, config.mlp_bias)
+        self.input_layernorm = norm(config.hidden_size)
+        self.post_attention_layernorm = norm(config.hidden_size)
+
+    def forward(
+        self, hidden: Tensor, reach: Mapping[str, Reach], cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), reach[FULL], cache, layer)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+
+class Llama(TextModel):
+    """A model of the Llama family, with its tokenizer, token ids and chat markers."""
+
+    family: ClassVar[str] = "llama"
+    config: LlamaConfig
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        generation: TextGeneration,
+        tokenizer: Tokenizer | None = None,
+        chat_template: str | None = None,
+    ):
+        layers = [LlamaLayer(config) for _ in range(config.num_hidden_layers)]
+        core = TextCore(config, layers, RMSNorm(config.hidden_size, config.rms_norm_eps))
+        super().__init__(config, core, generation, tokenizer, chat_template)
+        self.rotary = Rotary(config.rope, config.head_dim)
+
+    def reach(self, start: int, new: int, hidden: Tensor) -> dict[str, Reach]:
+        """Return where `new` tokens behind `start` others stand: all layers see the whole text."""
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        return {FULL: make_reach(self.rotary, start, new, hidden, groups)}
+
+    def groups(self) -> list[LayerGroup]:
+        """Return every linear layer but a tied head, by the input that it reads, in order of use.
+
+        No offset moves: RMS norms have no bias that could absorb it.
+        """
+        return decoder_groups(self, "input_layernorm", "post_attention_layernorm")
+
+    def query_keys(self) -> list[QueryKey]:
+        """Return q and k of every attention; none where a norm stands between them and their product."""
+        if self.config.qk_norm:
+            return []
+        pairs = []
+        for i, layer in enumerate(self.model.layers):
+            assert isinstance(layer, LlamaLayer)
+            name = f"model.layers.{i}.self_attn"
+            pairs.append(QueryKey(f"{name}.q_proj", f"{name}.k_proj", *layer.self_attn.rotary_rows()))
+        return pairs

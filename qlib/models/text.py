@@ -1,0 +1,223 @@
+"""What decoder-only text models share: settings, cached decoding, the head, one stage of blocks.
+
+    tokens [B, T] -> embed -> layers (each sees the cached keys and values before it) -> norm -> hidden
+    hidden [B, T, D] -> lm_head, often tied to the embedding -> logits [B, T, V]
+
+A family adds its configuration, its layer, and what a scale may be folded into.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qlib.errors import ModelError
+from qlib.models.cache import KVCache
+from qlib.models.chat import ChatMarkers
+from qlib.models.layers import Attention, Reach, attention_dtype
+from qlib.models.speech import embedding
+from qlib.models.structure import LayerGroup, Model, Source
+from qlib.models.text_config import TextConfig, TextGeneration
+from qlib.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts to calibrate with, padded behind their ends."""
+
+    tokens: Tensor  # int [B, T]
+    mask: Tensor  # bool [B, T]: tokens that count in statistics
+    where: str = "a batch of texts"  # for messages
+
+
+class TextCore(nn.Module):
+    """Embedding, layers and final norm, so that tensor names match the checkpoints'."""
+
+    def __init__(self, config: TextConfig, layers: Sequence[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+
+class TextModel(Model):
+    """A decoder-only model with its tokenizer, token ids and chat markers.
+
+    Parameters
+    ----------
+    config : TextConfig
+        Sizes.
+    core : TextCore
+        The network without the head.
+    generation : TextGeneration
+        Token ids by role.
+    tokenizer : Tokenizer, optional
+        Text to tokens.
+    chat_template : str, optional
+        The checkpoint's template, kept when the model is saved.
+
+    Attributes
+    ----------
+    chat : ChatMarkers or None
+        Role markers, where the tokenizer has them.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        core: TextCore,
+        generation: TextGeneration,
+        tokenizer: Tokenizer | None = None,
+        chat_template: str | None = None,
+    ):
+        super().__init__()
+        self.generation = generation
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.chat = ChatMarkers.find(tokenizer, chat_template)
+        self.config = config
+        self.model = core
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+        self.tie()
+
+    def tie(self) -> None:
+        """Make a tied output head share the embedding's weight."""
+        if self.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def save_description(self, folder: Path) -> None:
+        """Write all of a checkpoint but the weights: configurations, tokenizer, chat template."""
+        ids = self.generation.to_dict()
+        (folder / "config.json").write_text(json.dumps({**self.config.to_dict(), **ids}, indent=1))
+        (folder / "generation_config.json").write_text(json.dumps(ids, indent=1))
+        if self.tokenizer is not None:
+            (folder / "tokenizer.json").write_text(self.tokenizer.to_json())
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+    def reach(self, start: int, new: int, hidden: Tensor) -> Mapping[str, Reach]:
+        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
+        raise NotImplementedError
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, D], the first layer's input."""
+        return self.model.embed_tokens(tokens)  # type: ignore[no-any-return]
+
+    def start(self, rows: int = 1, capacity: int | None = None) -> KVCache:
+        """Return the empty cache of `rows` texts of equal length.
+
+        `capacity` is the number of tokens that it can hold, by default all of the model's positions.
+        """
+        config, weight = self.config, self.model.embed_tokens.weight
+        capacity = config.max_position_embeddings if capacity is None else capacity
+        like = weight.new_empty(0, dtype=attention_dtype(weight))
+        return KVCache(
+            config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim, like
+        )
+
+    def decode(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the final hidden states [B, T, D] of tokens [B, T].
+
+        Parameters
+        ----------
+        tokens : Tensor
+            New tokens; the first stands behind those in the cache.
+        cache : KVCache, optional
+            From `start`; takes the new tokens up. Without one the text begins here, and gradients flow.
+
+        Raises
+        ------
+        ModelError
+            More tokens than the cache or the model has positions for.
+        """
+        start, new = 0 if cache is None else cache.length, tokens.shape[1]
+        if start + new > self.config.max_position_embeddings:
+            raise ModelError(
+                f"{start + new} tokens are more than the model's {self.config.max_position_embeddings} "
+                "positions. Shorten the prompt, or ask for fewer new tokens."
+            )
+        hidden = self.embed(tokens)
+        reach = self.reach(start, new, hidden)
+        for i, layer in enumerate(self.model.layers):
+            hidden = layer(hidden, reach, cache, i)
+        if cache is not None:
+            cache.advance(new)
+        return self.model.norm(hidden)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., V] of final hidden states [..., D]."""
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of tokens [B, T], each position seeing those before it."""
+        return self.logits(self.decode(tokens))
+
+    def stages(self) -> tuple[TextStage]:
+        """Return the one chain of blocks."""
+        return (TextStage(self),)
+
+
+class TextStage:
+    """The layers as a chain of blocks, fed with `TextBatch`."""
+
+    name = "decoder"
+
+    def __init__(self, model: TextModel):
+        self.model = model
+        self.blocks = tuple(f"model.layers.{i}" for i in range(len(model.model.layers)))
+
+    def enter(self, batch: TextBatch) -> Tensor:
+        """Token embeddings."""
+        return self.model.embed(batch.tokens)
+
+    def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch) -> Tensor:
+        """One layer. Padding stands behind the text, where the causal mask hides it."""
+        return block(hidden, self.model.reach(0, hidden.shape[1], hidden))  # type: ignore[no-any-return]
+
+    def leave(self, hidden: Tensor, batch: TextBatch) -> TextBatch:
+        """Nothing follows."""
+        return batch
+
+    def valid(self, batch: TextBatch, source: Source) -> Tensor:
+        """Return the tokens that count."""
+        return batch.mask
+
+
+def decoder_groups(
+    model: TextModel, attention_norm: str | None, mlp_norm: str | None, reason: str = ""
+) -> list[LayerGroup]:
+    """Return every linear layer of a text model but a tied head, by the input that it reads.
+
+    Parameters
+    ----------
+    model : TextModel
+        Its layers have `self_attn` and `mlp`.
+    attention_norm, mlp_norm : str or None
+        Names, within a layer, of the norms in front of the two parts, where they can absorb a scale.
+    reason : str
+        Why they cannot, where they cannot. It then holds for the final norm as well.
+    """
+    groups = []
+    for i, layer in enumerate(model.model.layers):
+        name, attention = f"model.layers.{i}", layer.self_attn
+        assert isinstance(attention, Attention)
+        own, mlp = f"{name}.self_attn", f"{name}.mlp"
+        groups += [
+            _behind_norm((f"{own}.q_proj", f"{own}.k_proj", f"{own}.v_proj"), name, attention_norm, reason),
+            LayerGroup((f"{own}.o_proj",), f"{own}.v_proj", rows=attention.value_rows()),
+            _behind_norm((f"{mlp}.gate_proj", f"{mlp}.up_proj"), name, mlp_norm, reason),
+            # silu(gate) up: linear in up only.
+            LayerGroup((f"{mlp}.down_proj",), f"{mlp}.up_proj"),
+        ]
+    if not model.tied:
+        groups.append(_behind_norm(("lm_head",), "model", None if reason else "norm", reason))
+    return groups
+
+
+def _behind_norm(layers: tuple[str, ...], parent: str, norm: str | None, reason: str) -> LayerGroup:
+    return LayerGroup(layers, norm and f"{parent}.{norm}", reason)
