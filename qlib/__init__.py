@@ -9,35 +9,41 @@ Quantization is *fake*: integer codes and scales are real, and decoded before ea
 and sizes are those of the integers; speed is not.
 """
 
-from qlib.activation import PerToken
+from qlib.activation import PerTensor, PerToken, exceeded
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
-from qlib.methods.gptq import GPTQ
-from qlib.methods.rtn import RTN
+from qlib.methods import AWQ, GPTQ, HQQ, METHODS, RTN, OmniQuant, SmoothQuant
 from qlib.models.load import load_model
 from qlib.pipeline import Result, quantize
 from qlib.report import LayerReport, QuantReport
 
 __all__ = [
+    "AWQ",
     "GPTQ",
+    "HQQ",
+    "METHODS",
     "RTN",
     "Comparison",
     "FakeQuantLinear",
     "Grid",
     "LayerReport",
+    "OmniQuant",
+    "PerTensor",
     "PerToken",
     "QuantReport",
     "QuantizedWeight",
     "Result",
+    "SmoothQuant",
     "Transcript",
     "Utterance",
     "WerResult",
     "compare",
     "evaluate_wer",
+    "exceeded",
     "load_model",
     "load_quantized",
     "quantize",

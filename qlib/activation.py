@@ -367,6 +367,13 @@ def exceeded(model: nn.Module) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def reset_counts(model: nn.Module) -> None:
+    """Let every `FixedRange` of a model count from 0 again, for example before a test."""
+    for module in model.modules():
+        if isinstance(module, FixedRange):
+            module.reset()
+
+
 def describe(activation: Activation | None) -> dict[str, Any] | None:
     """Return an activation as plain data that JSON keeps exactly; `restore` undoes it. None stays None.
 

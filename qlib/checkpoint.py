@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.activation import PerToken
+from qlib.activation import describe, restore
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.grid import (
     Grid,
@@ -42,18 +42,18 @@ from qlib.linear import FakeQuantLinear
 from qlib.models.convert import read_json
 from qlib.models.download import sha256_of
 from qlib.models.load import build, fill, open_safetensors, read_tensors
-from qlib.models.whisper import Whisper
+from qlib.models.structure import Model
 
 FORMAT, VERSION = "quantdraft", 2
 WEIGHTS = "model.safetensors"
 
 
-def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
     """Write a quantized model and return its folder.
 
     Parameters
     ----------
-    model : Whisper
+    model : Model
         With at least one `FakeQuantLinear`.
     folder : str or Path
         Created; an older quantized checkpoint there is replaced once the new one is complete.
@@ -87,7 +87,7 @@ def save_quantized(model: Whisper, folder: str | Path, settings: Mapping[str, An
     return folder
 
 
-def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Whisper:
+def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """Read a checkpoint that `save_quantized` wrote: same codes, same logits, in evaluation mode.
 
     Raises
@@ -110,8 +110,8 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Wh
                 raise ModelError(
                     f"{folder / WEIGHTS} lacks the {list_names(sorted(missing))} of {name}. Make it again."
                 )
-            layer = _unpack_layer({part: file.get_tensor(f"{name}.{part}") for part in mine}, about, dtype)
-            _put(model, name, layer)
+            layer = restored_layer({part: file.get_tensor(f"{name}.{part}") for part in mine}, about, dtype)
+            put(model, name, layer)
             placed |= {f"{name}.{key}" for key in layer.state_dict()}
     fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
     return model.to(device).eval()
@@ -215,9 +215,12 @@ def shorten(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _unpack_layer(stored: dict[str, Tensor], about: dict[str, Any], dtype: torch.dtype) -> FakeQuantLinear:
+def restored_layer(
+    stored: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype
+) -> FakeQuantLinear:
+    """Return the layer that `stored_tensors` and `describe_layer` were taken from."""
     bias = stored.get("bias")
-    activation = None if about["activation"] is None else PerToken(**about["activation"])
+    activation = restore(about["activation"])
     return FakeQuantLinear(
         restored(stored, about),
         Grid(**about["grid"]),
@@ -227,9 +230,7 @@ def _unpack_layer(stored: dict[str, Tensor], about: dict[str, Any], dtype: torch
     )
 
 
-def _write(
-    model: Whisper, layers: dict[str, FakeQuantLinear], work: Path, settings: Mapping[str, Any]
-) -> None:
+def _write(model: Model, layers: dict[str, FakeQuantLinear], work: Path, settings: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {f"{name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
@@ -249,17 +250,17 @@ def _write(
             "torch": torch.__version__,
             "quantdraft": version("quantdraft"),
         },
-        "layers": {name: _describe(layer) for name, layer in layers.items()},
+        "layers": {name: describe_layer(layer) for name, layer in layers.items()},
     }
     model.save_description(work)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def _describe(layer: FakeQuantLinear) -> dict[str, Any]:
-    activation = layer.activation
+def describe_layer(layer: FakeQuantLinear) -> dict[str, Any]:
+    """Return a layer's entry in the manifest."""
     return {
         "grid": asdict(layer.grid),
-        "activation": asdict(activation) if isinstance(activation, PerToken) else None,
+        "activation": describe(layer.activation),
         "shape": [layer.out_features, layer.in_features],
         "second": None if layer.second is None else asdict(layer.second),
         "tensors": [*stored_tensors(layer), *(["bias"] if layer.bias is not None else [])],
@@ -285,7 +286,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of a name."""
     parent, _, child = name.rpartition(".")
     try:
         setattr(model.get_submodule(parent), child, layer)

@@ -2,8 +2,8 @@
 
 1. check everything that can be checked: methods, patterns, grids, weights, calibration list
 2. copy the model
-3. block by block, in order of computation: collect what the method needs, round each layer, put a
-   `FakeQuantLinear` in its place
+3. block by block, in order of computation: collect what the methods need, transform the float weights,
+   round each layer, put a `FakeQuantLinear` in its place
 4. report each layer's error, and what was left in float and why
 """
 
@@ -11,28 +11,28 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from qlib.activation import PerToken
+from qlib.activation import Activation, KeepColumns, PerTensor, PerToken, describe
 from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
-from qlib.calibrate import count_blocks, walk
+from qlib.block_task import block_task
+from qlib.calibrate import Visit, count_blocks, walk
 from qlib.checkpoint import save_quantized, stored_bits
-from qlib.errors import QuantError, list_names
-from qlib.grid import Grid, check_weight
+from qlib.errors import QuantError
+from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
-from qlib.methods import METHODS
-from qlib.methods.contracts import LayerStats, Needs, WeightMethod
-from qlib.methods.rtn import RTN
-from qlib.models.whisper import Whisper
+from qlib.methods.contracts import BlockMethod, Clip, LayerStats, Transform
+from qlib.models.structure import LayerGroup, Model, apply_fold, fold
+from qlib.plan import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
+from qlib.resume import FinishedBlocks
 
 DEFAULT_SKIP = ("proj_out",)
 
@@ -41,7 +41,7 @@ DEFAULT_SKIP = ("proj_out",)
 class Result:
     """A quantized model and the story of how it came about."""
 
-    model: Whisper
+    model: Model
     report: QuantReport
     settings: dict[str, Any] = field(repr=False)  # methods, grids, seed, calibration: what the manifest keeps
 
@@ -50,28 +50,30 @@ class Result:
         return save_quantized(self.model, folder, self.settings)
 
 
-def quantize(
-    model: Whisper,
-    methods: Sequence[WeightMethod] = (),
+def quantize(  # noqa: PLR0913  (each argument is a decision that only the caller can make)
+    model: Model,
+    methods: Sequence[Method] = (),
     *,
     weight: Grid,
-    activation: PerToken | None = None,
+    activation: PerToken | PerTensor | None = None,
     calib: Sequence[Utterance] | None = None,
     skip: Sequence[str] = DEFAULT_SKIP,
     seed: int = 0,
+    work: str | Path | None = None,
     progress: bool = True,
 ) -> Result:
     """Return a quantized copy of a model; the model itself is not touched.
 
     Parameters
     ----------
-    model : Whisper
+    model : Model
         A float model.
     methods : sequence
-        At most one rounding method; without one, weights are rounded to nearest.
+        Any number of transformations, then at most one rounding method; without one, weights are rounded to
+        nearest. `qlib.METHODS` lists them.
     weight : Grid
         Bits, group and symmetry of the weights.
-    activation : PerToken, optional
+    activation : PerToken or PerTensor, optional
         Rounds the input of every quantized layer while the model runs.
     calib : sequence of Utterance
         Recordings and transcripts for methods that look at the inputs. Keep them apart from test data.
@@ -80,171 +82,199 @@ def quantize(
         (``fc2``, ``encoder_attn.*``).
     seed : int
         For methods that draw random numbers; kept in the manifest.
+    work : str or Path, optional
+        Folder for finished blocks: a killed run with the same arguments goes on from there, to the same
+        codes.
     progress : bool
         Show a progress bar over the blocks.
 
     Raises
     ------
     QuantError
-        Anything that cannot be done as asked, before the work begins: unknown or too many methods, a
-        pattern that matches nothing, nothing left to quantize, a group larger than a layer, a NaN weight,
-        a missing calibration list. The message names the layers.
+        Anything that cannot be done as asked, before the work begins: unknown methods or an impossible
+        chain, a pattern that matches nothing, nothing left to quantize, a group larger than a layer, a NaN
+        weight, a missing calibration list, a work folder of another run. The message names the layers.
     DataError
         A calibration recording that cannot be used.
     """
     started = time.perf_counter()
-    method = _rounding_method(methods)
+    chain = make_chain(methods)
     layers, skipped = choose_layers(model, skip)
-    _check_layers(layers, weight)
-    if method.needs and calib is None:
+    check_layers(layers, weight)
+    looks = bool(chain.needs) or _is_static(activation)
+    if looks and calib is None:
         raise QuantError(
-            f"{method.name} looks at the inputs of the layers. Pass calib=..., for example 32 utterances of "
-            "qlib.read_manifest(...)."
+            f"{chain.name if chain.needs else activation} looks at the inputs of the layers. Pass calib=..., "
+            "for example 32 utterances of qlib.read_manifest(...)."
         )
-    batches = speech_batches(model, calib) if method.needs and calib is not None else []
-    quantized = copy.deepcopy(model)
-    reports = []
-    with tqdm(
-        total=count_blocks(model), desc=f"{method.name} {weight}", unit="block", disable=not progress
-    ) as bar:
-        for _, stats in _blocks(quantized, batches, method.needs):
-            for name in (name for name in stats if name in layers):
-                linear = quantized.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
-                reports.append(
-                    _quantize_layer(quantized, name, linear, stats[name], method, weight, activation)
-                )
-            bar.update()
-            bar.set_postfix(
-                error=f"{reports[-1].output_error or reports[-1].weight_error:.4f}" if reports else ""
-            )
     settings = {
-        "methods": [{"name": method.name, **asdict(method)}],  # type: ignore[call-overload]
+        "methods": chain.describe(),
         "weight": asdict(weight),
-        "activation": None if activation is None else asdict(activation),
+        "activation": describe(activation),
         "skip": list(skip),
         "seed": seed,
         "calibration": None if calib is None else {"utterances": len(calib), "sha256": fingerprint(calib)},
     }
+    finished = None if work is None else FinishedBlocks(Path(work), settings, model)
+    batches = speech_batches(model, calib) if looks and calib is not None else []
+    quantized = copy.deepcopy(model)
+    reports: list[LayerReport] = []
+    with tqdm(
+        total=count_blocks(model), desc=f"{chain.name} {weight}", unit="block", disable=not progress
+    ) as bar:
+
+        def show(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3g}")
+
+        work_on = _Work(chain, weight, activation, frozenset(layers), show)
+        for visit in walk(quantized, batches, model if chain.learns else None):
+            done = None if finished is None else finished.load(visit.name, quantized)
+            if done is None:
+                done = work_on.block(visit)
+                if finished is not None:
+                    finished.save(visit.name, quantized, work_on.changed, done)
+            reports += done
+            bar.update()
+            if done:
+                bar.set_postfix(error=f"{done[-1].output_error or done[-1].weight_error:.4f}")
     return Result(quantized, QuantReport(tuple(reports), skipped, time.perf_counter() - started), settings)
 
 
-def choose_layers(
-    model: Whisper, skip: Sequence[str]
-) -> tuple[dict[str, nn.Linear], tuple[tuple[str, str], ...]]:
-    """Return the layers to quantize by name, and all other modules with weights, each with a reason.
+@dataclass
+class _Work:
+    """What is done to each block."""
 
-    Raises
-    ------
-    QuantError
-        The model is quantized already, a pattern matches no module, or no layer is left.
-    """
-    modules = {name: module for name, module in model.named_modules() if name}
-    if done := [name for name, module in modules.items() if isinstance(module, FakeQuantLinear)]:
-        raise QuantError(f"The model is quantized already: {list_names(done)}. Quantize the float model.")
-    known = [layer for group in model.groups() for layer in group.layers]
-    for pattern in skip:
-        if not any(_matches(name, pattern) for name in modules):
-            raise QuantError(
-                f"skip pattern {pattern!r} matches no module. Layers are named {list_names(known)}."
-            )
-    reasons = {
-        name: _reason_to_skip(model, name, module, skip)
-        for name, module in modules.items()
-        if list(module.parameters(recurse=False))
-    }
-    layers = {
-        name: module for name in known if not reasons[name] and isinstance(module := modules[name], nn.Linear)
-    }
-    if not layers:
-        raise QuantError(
-            f"No layer is left to quantize: skip={list(skip)} covers all {len(known)}. Skip fewer."
-        )
-    return layers, tuple((name, reason) for name, reason in reasons.items() if reason)
+    chain: Chain
+    grid: Grid
+    activation: PerToken | PerTensor | None
+    layers: frozenset[str]  # those to be quantized
+    show: Callable[[float], None]
+    changed: set[str] = field(default_factory=set)  # float parameters that the current block changed
 
+    def block(self, visit: Visit) -> list[LayerReport]:
+        """Transform and round one block; return the reports of its layers."""
+        self.changed = set()
+        needs = self.chain.needs
+        names = [name for group in visit.groups for name in visit.mine(group)]
+        stats = visit.collect(needs) if needs else {name: LayerStats() for name in names}
+        names = [name for name in names if name in self.layers]
+        for method in self.chain.preparations:
+            if isinstance(method, BlockMethod):
+                self._learn(method, visit, stats)
+                stats = visit.collect(needs)
+                continue
+            if isinstance(method, Transform):
+                self._scale(method, visit, stats)
+            if isinstance(method, Clip):
+                self._clip(method, visit, stats)
+        codes = {name: self._round(visit.model, name, stats[name]) for name in names}
+        inputs = self._inputs(visit, codes)
+        return [self._put(visit.model, name, codes[name], inputs[name], stats[name]) for name in names]
 
-def _reason_to_skip(model: Whisper, name: str, module: nn.Module, skip: Sequence[str]) -> str:
-    """Return why a module with weights stays in float, or nothing."""
-    if f"{name}.weight" in model.tied:
-        return "shares its weight with the token embedding"
-    if not isinstance(module, nn.Linear):
-        return f"{type(module).__name__}, not a linear layer"
-    return "skipped as asked" if any(_matches(name, pattern) for pattern in skip) else ""
+    def _scale(self, method: Transform, visit: Visit, stats: dict[str, LayerStats]) -> None:
+        """Fold the method's scales into this block; the statistics follow."""
+        for group in visit.groups:
+            if group.before is None or not visit.begins(group) or not self.layers.intersection(group.layers):
+                continue
+            parameters = _parameters(visit.model, group)
+            first = visit.mine(group)[0]
+            weights = [parameters[f"{layer}.weight"] for layer in group.layers]
+            try:
+                scale = group.tie(method.scale_group(weights, stats[first], self.grid))
+            except QuantError as error:
+                raise QuantError(f"{first}: {error}") from error
+            self._write(visit.model, fold(parameters, group, scale.to(weights[0].dtype)))
+            scaled = stats[first].scaled(scale)
+            stats.update({layer: scaled for layer in visit.mine(group)})
 
+    def _clip(self, method: Clip, visit: Visit, stats: Mapping[str, LayerStats]) -> None:
+        """Clip this block's weights, queries and keys excepted: errors of scores are another matter."""
+        scores = {name for pair in visit.model.query_keys() for name in (pair.query, pair.key)}
+        for name in (name for name in stats if name in self.layers and name not in scores):
+            weight = _linear(visit.model, name).weight.detach()
+            self._write(visit.model, {f"{name}.weight": method.clip_layer(weight, stats[name], self.grid)})
 
-def _matches(name: str, pattern: str) -> bool:
-    """Return whether a pattern covers a module path, or a module that contains it, from any dot on."""
-    return fnmatch(f".{name}.", f"*.{pattern}.*")
+    def _learn(self, method: BlockMethod, visit: Visit, stats: Mapping[str, LayerStats]) -> None:
+        """Let a method learn this block's parameters."""
+        names = tuple(name for name in stats if name in self.layers)
+        if not names:
+            return
+        task = block_task(
+            visit.model, visit.stage, visit.name, names, visit.inputs, visit.targets, visit.batches, stats,
+            None if _is_static(self.activation) else self.activation,
+        )  # fmt: skip
+        self._write(visit.model, method.fit(replace(task, progress=self.show), self.grid))
 
+    def _write(self, model: Model, changed: Mapping[str, Tensor]) -> None:
+        apply_fold(model, changed)
+        self.changed |= set(changed)
 
-def _rounding_method(methods: Sequence[WeightMethod]) -> WeightMethod:
-    known = f"Known methods: {list_names(METHODS, 20)}, each an object such as qlib.GPTQ()."
-    if isinstance(methods, str) or not isinstance(methods, Sequence):
-        raise QuantError(f"methods={methods!r} is not a list of methods. {known}")
-    for method in methods:
-        if isinstance(method, type) or not hasattr(method, "quantize_layer"):
-            raise QuantError(f"{method!r} is not a quantization method. {known}")
-    if len(methods) > 1:
-        names = [method.name for method in methods]
-        raise QuantError(f"{list_names(names)}: a weight can be rounded only once. Pass one rounding method.")
-    return methods[0] if methods else RTN()
-
-
-def _check_layers(layers: dict[str, nn.Linear], grid: Grid) -> None:
-    """Refuse grids and weights that some layer cannot be rounded with, naming every such layer."""
-    narrow = {
-        name: layer.in_features for name, layer in layers.items() if layer.in_features < (grid.group or 1)
-    }
-    if narrow:
-        grid.check(min(narrow.values()), list_names(narrow))
-    for name, layer in layers.items():
+    def _round(self, model: Model, name: str, stats: LayerStats) -> QuantizedWeight:
         try:
-            check_weight(layer.weight)
+            return self.chain.rounding.quantize_layer(_linear(model, name).weight.detach(), stats, self.grid)
         except QuantError as error:
             raise QuantError(f"{name}: {error}") from error
 
+    def _inputs(self, visit: Visit, codes: Mapping[str, QuantizedWeight]) -> dict[str, Activation | None]:
+        """Return how each layer's input is rounded: ranges calibrated, float columns left out."""
+        spec = self.activation
+        if spec is None:
+            return dict.fromkeys(codes)
+        columns = {name: weight.columns for name, weight in codes.items() if weight.columns is not None}
+        chosen: dict[str, Activation | None] = dict.fromkeys(codes, spec)
+        if isinstance(spec, PerTensor) and _is_static(spec):
+            found = visit.histograms(columns)
+            chosen = {name: spec.calibrated(found[name]) for name in codes}
+        for name, kept in columns.items():
+            inner = chosen[name]
+            assert inner is not None
+            chosen[name] = KeepColumns(inner, kept)
+        return chosen
 
-def _blocks(
-    model: Whisper, batches: Sequence[Any], needs: Needs
-) -> Iterator[tuple[str, dict[str, LayerStats]]]:
-    """Yield blocks with statistics; without batches, yield the same blocks with empty statistics."""
-    if batches:
-        yield from walk(model, batches, needs)
-        return
-    names = [layer for group in model.groups() for layer in group.layers]
-    for stage in model.stages():
-        for block in stage.blocks:
-            yield block, {name: LayerStats() for name in names if name.startswith(block + ".")}
+    def _put(
+        self,
+        model: Model,
+        name: str,
+        quantized: QuantizedWeight,
+        activation: Activation | None,
+        stats: LayerStats,
+    ) -> LayerReport:
+        """Put one rounded layer in place, and report."""
+        linear = _linear(model, name)
+        replacement = FakeQuantLinear.from_linear(linear, quantized, self.grid, activation)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replacement)
+        weight, values = linear.weight, replacement.weight
+        return LayerReport(
+            name=name,
+            outputs=linear.out_features,
+            inputs=linear.in_features,
+            method=self.chain.name,
+            grid=str(self.grid),
+            activation="float" if activation is None else str(activation),
+            bits_per_weight=stored_bits(replacement) / weight.numel(),
+            weight_error=weight_error(weight, values),
+            output_error=None if stats.hessian is None else output_error(weight, values, stats.hessian),
+            tokens=stats.tokens,
+            notes=quantized.notes,
+        )
 
 
-def _quantize_layer(
-    model: nn.Module,
-    name: str,
-    linear: nn.Linear,
-    stats: LayerStats,
-    method: WeightMethod,
-    grid: Grid,
-    activation: PerToken | None,
-) -> LayerReport:
-    """Round one layer, put it in place, and report."""
-    try:
-        quantized = method.quantize_layer(linear.weight.detach(), stats, grid)
-    except QuantError as error:
-        raise QuantError(f"{name}: {error}") from error
-    replacement = FakeQuantLinear.from_linear(linear, quantized, grid, activation)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, replacement)
-    weight, values = linear.weight, replacement.weight
-    return LayerReport(
-        name=name,
-        outputs=linear.out_features,
-        inputs=linear.in_features,
-        method=method.name,
-        grid=str(grid),
-        activation="float" if activation is None else str(activation),
-        bits_per_weight=stored_bits(replacement) / weight.numel(),
-        weight_error=weight_error(weight, values),
-        output_error=None if stats.hessian is None else output_error(weight, values, stats.hessian),
-        tokens=stats.tokens,
-        notes=quantized.notes,
-    )
+def _is_static(activation: object) -> bool:
+    return isinstance(activation, PerTensor) and not activation.dynamic
+
+
+def _linear(model: Model, name: str) -> nn.Linear:
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _parameters(model: Model, group: LayerGroup) -> dict[str, Tensor]:
+    """Return the tensors that a fold of this group touches, by full name."""
+    return {
+        f"{module}.{name}": value.detach()
+        for module in (group.before, *group.layers)
+        if module is not None
+        for name, value in model.get_submodule(module).named_parameters()
+    }

@@ -32,10 +32,13 @@ def calib(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 
 
 def logits(model: Whisper, calib: list[Utterance]) -> Tensor:
-    (batch,) = speech_batches(tiny_whisper(seed=3), calib)
-    assert batch.features is not None
     with torch.no_grad():
-        return model(batch.features, batch.tokens)[batch.token_mask]
+        return torch.cat(
+            [
+                model(batch.features, batch.tokens)[batch.token_mask]
+                for batch in speech_batches(tiny_whisper(seed=3), calib)
+            ]
+        )
 
 
 def linears(model: nn.Module) -> set[str]:
@@ -58,16 +61,17 @@ def test_gptq_uses_the_inputs_of_the_quantized_model(model: Whisper, calib: list
     """The last layer's codes equal GPTQ on the inputs that the quantized model really feeds it."""
     result = qlib.quantize(model, [qlib.GPTQ()], weight=GRID, calib=calib, progress=False)
     last = "model.decoder.layers.1.fc2"
-    (batch,) = speech_batches(model, calib)
     seen: list[Tensor] = []
     upto_last_block = copy.deepcopy(result.model)
     block, original = upto_last_block.model.decoder.layers, model.model.decoder.layers
     block[1] = copy.deepcopy(original[1])  # the last block is calibrated while it is still in float
     block[1].fc2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    assert batch.features is not None
+    batches = speech_batches(model, calib)
     with torch.no_grad():
-        upto_last_block(batch.features, batch.tokens)
-    rows = seen[0][batch.token_mask].double()
+        for batch in batches:
+            assert batch.features is not None
+            upto_last_block(batch.features, batch.tokens)
+    rows = torch.cat([x[batch.token_mask] for x, batch in zip(seen, batches, strict=True)]).double()
     expected = gptq(model.get_submodule(last).weight, rows.T @ rows, GRID)  # type: ignore[arg-type]
     found = result.model.get_submodule(last)
     assert isinstance(found, qlib.FakeQuantLinear)
@@ -152,7 +156,7 @@ class NotAMethod:
 @pytest.mark.parametrize(
     ("methods", "options", "message"),
     [
-        (["gptq"], {}, r"'gptq' is not a quantization method. Known methods: rtn, gptq"),
+        (["gptq"], {}, r"'gptq' is not a quantization method. Known methods: rtn, hqq, gptq"),
         ("gptq", {}, r"methods='gptq' is not a list"),
         ([qlib.GPTQ], {}, r"is not a quantization method"),
         ([NotAMethod()], {}, r"is not a quantization method"),
@@ -178,7 +182,7 @@ def test_refusals_come_before_the_work(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qlib.pipeline._quantize_layer", None)  # would fail if it were reached
+    monkeypatch.setattr("qlib.pipeline._Work.block", None)  # would fail if it were reached
     with pytest.raises(QuantError, match=message):
         qlib.quantize(model, methods, **{"weight": GRID, "progress": False, **options})  # type: ignore[arg-type]
 

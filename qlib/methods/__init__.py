@@ -1,10 +1,18 @@
-"""Quantization methods, one file each; `METHODS` lists them by name."""
+"""Quantization methods, one file each. `METHODS` lists them by name: class, `paper` and `needs`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from qlib.methods.awq import AWQ
 from qlib.methods.gptq import GPTQ
+from qlib.methods.hqq import HQQ
+from qlib.methods.omniquant import OmniQuant
 from qlib.methods.rtn import RTN
+from qlib.methods.smoothquant import SmoothQuant
 
-METHODS: dict[str, type[Any]] = {method.name: method for method in (RTN, GPTQ)}
+__all__ = ["AWQ", "GPTQ", "HQQ", "METHODS", "RTN", "OmniQuant", "SmoothQuant"]
+
+METHODS: dict[str, type[Any]] = {
+    method.name: method for method in (RTN, HQQ, GPTQ, SmoothQuant, AWQ, OmniQuant)
+}

@@ -1,0 +1,213 @@
+"""HQQ: move the zero point of each group until the weights, but for a few outliers, are met best. No data.
+
+Paper: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (a report by
+Mobius Labs, not on arXiv), and the solver `optimize_weights_proximal_v2` of its code.
+Problem: minimise sum |W - W_r|^p over the zeros z (p = 0.7), W_r = s (q - z), q = clamp(round(W / s + z)).
+Rule: E = the part of the error R = W - W_r that is given up as outliers, z = the best fit to the rest:
+          E = sign(R) max(|R| - |R|^(p-1) / beta, 0)      z = mean over the group of q - (W - E) / s
+      then beta *= kappa; stop when mean |W - W_r| over the whole weight no longer falls, keep the best z.
+Why it works: for p < 1 few large errors cost less than many small ones. With E split off by a penalty
+    beta/2 |E - R|^2 ("half-quadratic") each of the two problems has a solution in one line.
+One line less: z = z_old - mean(R - E) / s, and R - E is R cut off at +-|R|^(p-1) / beta. So R = 0 needs no
+    care, and where no |R| exceeds beta^(-1/(2-p)), 0.17 for the defaults, E = 0 and no power is computed.
+    That is the usual case (weights of size 0.05): then HQQ is the least-squares fit of z, whatever p is.
+Shapes: W [outputs, inputs]; s and z [outputs, groups], groups run along the inputs; z need not be whole.
+Needs: nothing. Changes: this weight only.
+Left out: groups along the outputs (the package's default, axis=0), which no other method here has; its limits
+    for float16 (scale > 5e-5). A scale never moves: an extreme weight still stretches its group's range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qlib.errors import QuantError
+from qlib.grid import (
+    CHUNK,
+    Grid,
+    QuantizedWeight,
+    Scale,
+    encode,
+    fit_float_zero,
+    nearest_float_zero,
+    value_of,
+)
+from qlib.methods.contracts import LayerStats, Needs
+
+
+@dataclass(frozen=True)
+class HQQStep:
+    """One iteration of `hqq_steps`.
+
+    Parameters
+    ----------
+    iteration : int
+        0 is the start, before any move.
+    zero : Tensor
+        The zeros tried, [outputs, groups].
+    error : float
+        Mean |W - W_r| over the whole weight with these zeros.
+    outliers : float
+        Share of the weights with E other than 0.
+    beta : float
+        Weight of the penalty that ties E to R.
+    kept : bool
+        Whether the error fell; the first step where it did not is the last.
+    """
+
+    iteration: int
+    zero: Tensor
+    error: float
+    outliers: float
+    beta: float
+    kept: bool
+
+
+def hqq(
+    weight: Tensor,
+    grid: Grid,
+    *,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+) -> QuantizedWeight:
+    """Round a weight with the zero points that half-quadratic splitting finds.
+
+    Parameters
+    ----------
+    weight : Tensor
+        [outputs, inputs], any floating dtype.
+    grid : Grid
+        Bits and group; asymmetric.
+    p : float
+        Exponent of the error, 0 < p <= 1.
+    beta : float
+        Errors above beta^(-1/(2-p)), in units of the weight, count as outliers. The larger, the more of them.
+    kappa : float
+        Growth of beta from one iteration to the next, >= 1.
+    iterations : int
+        Moves of the zeros, at most. 0: only the plain fit with a float zero.
+
+    Returns
+    -------
+    QuantizedWeight
+        With a float `zero` [outputs, groups].
+
+    Raises
+    ------
+    QuantError
+        NaN weights, a group larger than the layer, a symmetric grid, a setting out of range.
+
+    Examples
+    --------
+    Four weights agree that the grid should lie higher; the two ends pay for it.
+
+    >>> weight = torch.tensor([[0.0, 0.12, 0.12, 0.12, 0.22, 0.3]])
+    >>> for count in (0, 20):
+    ...     [round(value, 3) for value in hqq(weight, Grid(2), iterations=count).decode()[0].tolist()]
+    [0.0, 0.1, 0.1, 0.1, 0.2, 0.3]
+    [0.013, 0.113, 0.113, 0.113, 0.213, 0.313]
+    """
+    steps = hqq_steps(weight, grid, p=p, beta=beta, kappa=kappa, iterations=iterations)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: QuantizedWeight = end.value
+            return result
+
+
+def hqq_steps(
+    weight: Tensor,
+    grid: Grid,
+    *,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+) -> Generator[HQQStep, None, QuantizedWeight]:
+    """Yield after each iteration, the last one included; arguments and result as for `hqq`."""
+    HQQ(p, beta, kappa, iterations)  # refuses bad settings
+    scale = fit_float_zero(weight, grid)
+    W = weight.detach().to(scale.scale.dtype).contiguous()  # sums in one order, however it is stored
+    assert scale.zero is not None
+    zero = best = scale.zero
+    least = float("inf")
+    for iteration in range(iterations + 1):
+        error, outliers, moved = _sweep(W, scale.scale, zero, grid, p, beta)
+        step = HQQStep(iteration, zero, error, outliers, beta, error < least)
+        yield step
+        if not step.kept:
+            break
+        best, least, zero, beta = zero, error, moved, beta * kappa
+    codes = encode(W, Scale(scale.scale, best, scale.index), grid)
+    return QuantizedWeight(codes, scale.scale, best, scale.index)
+
+
+def _sweep(
+    W: Tensor, scale: Tensor, zero: Tensor, grid: Grid, p: float, beta: float
+) -> tuple[float, float, Tensor]:
+    """Return mean |R|, the share of outliers, and the next zeros."""
+    limit = beta ** (-1 / (2 - p))  # where |R| = |R|^(p-1) / beta
+    total = torch.zeros((), dtype=torch.float64, device=W.device)
+    outliers, moved = 0, torch.empty_like(zero)
+    for part, s, z, new in _parts(W, grid.group or W.shape[1], scale, zero, moved):
+        R = part - value_of(nearest_float_zero(part, s, z, grid), s, z)
+        size = R.abs()
+        total += size.sum()
+        beyond = int((size > limit).sum())
+        if beyond:
+            outliers += beyond
+            bound = size.pow_(p - 1).div_(beta)  # infinite where R = 0, which cuts nothing off
+            R = R.clamp_(-bound, bound)
+        torch.sub(z, R.mean(-1, keepdim=True).div_(s), out=new)
+    return float(total) / W.numel(), outliers / W.numel(), moved
+
+
+def _parts(W: Tensor, width: int, *numbers: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield cache-sized parts of W [rows, groups, width], and views of what each group has [rows, groups, 1].
+
+    A narrower last group comes by itself.
+    """
+    columns = W.shape[1]
+    full = columns // width * width
+    for start, stop in [(0, full), (full, columns)] if full < columns else [(0, columns)]:
+        groups = slice(start // width, -(-stop // width))
+        height = max(1, CHUNK // (stop - start))
+        for rows in (slice(row, row + height) for row in range(0, len(W), height)):
+            part = W[rows, start:stop].unflatten(1, (-1, min(width, stop - start)))
+            yield part, *(each[rows, groups].unsqueeze(-1) for each in numbers)
+
+
+@dataclass(frozen=True)
+class HQQ:
+    """Settings of HQQ; see `hqq`. The defaults are the paper's."""
+
+    p: float = 0.7  # exponent of the error
+    beta: float = 10.0  # the larger, the more errors count as outliers
+    kappa: float = 1.01  # growth of beta from one iteration to the next
+    iterations: int = 20  # at most
+
+    name: ClassVar[str] = "hqq"
+    paper: ClassVar[str] = "Badri and Shaji 2023, Mobius Labs"
+    needs: ClassVar[Needs] = Needs.NOTHING
+
+    def __post_init__(self) -> None:
+        for name, good, remedy in (
+            ("p", 0 < self.p <= 1, "is outside 0 < p <= 1. Use p=0.7"),
+            ("beta", 0 < self.beta < float("inf"), "is not a number > 0. Use beta=10"),
+            ("kappa", 1 <= self.kappa < float("inf"), "is not a number >= 1. Use kappa=1.01"),
+            ("iterations", self.iterations >= 0, "is not a number >= 0. Use iterations=20"),
+        ):
+            if not good:
+                raise QuantError(f"{name}={getattr(self, name)!r} in HQQ {remedy}.")
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        """Round one layer; `stats` is not looked at."""
+        return hqq(weight, grid, p=self.p, beta=self.beta, kappa=self.kappa, iterations=self.iterations)

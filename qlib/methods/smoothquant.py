@@ -1,0 +1,117 @@
+"""SmoothQuant: divide each input channel by a factor and multiply its weights by it, so that both round well.
+
+Paper: Xiao et al. 2022, arXiv 2211.10438, equation 4.
+Problem: inputs are rounded too (w8a8). A few channels are 10 to 100 times larger than the rest, always the
+    same ones, and stretch the grid of every token; weights have no such channels and could take some of it.
+Rule: y = W x = (W s) (x / s) for any s > 0; choose, for channel j,
+          s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
+Why it works: alpha = 0 makes all columns of W alike and leaves the inputs the trouble, 1 does the reverse. At
+    0.5 channel j has the same largest value in both, the geometric mean of what they were.
+Shapes: W [outputs, inputs], one or several that read the same input; s [inputs].
+Needs: the range of the inputs. Changes: these weights, and the operation before them, which absorbs 1 / s.
+Dead channels (max|x_j| = 0) keep s = 1. They have no range to move, and the formula would give s near 0: the
+    gain of the norm before would grow a hundredfold, and should the channel ever wake up, so would it.
+Left out: a search for alpha; what suits depends on the model (0.8 to 0.9 for some large ones). Where weights
+    alone are rounded it rather hurts: it only makes them harder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qlib.errors import QuantError
+from qlib.grid import Grid, check_weight
+from qlib.methods.contracts import LayerStats, Needs
+
+TINY = 1e-5  # smaller ranges count as this: no division by 0
+
+
+def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
+    """Return s, the factor that moves from each input channel into the weights that read it.
+
+    Parameters
+    ----------
+    absmax_inputs : Tensor
+        Largest |x| of each channel over the calibration tokens, [inputs].
+    weights : sequence of Tensor
+        All weights [outputs, inputs] that read this input; they share one s.
+    alpha : float
+        0 to 1: the share of the inputs' range that moves.
+
+    Returns
+    -------
+    Tensor
+        [inputs], > 0, float32 (float64 if all arguments are).
+
+    Raises
+    ------
+    QuantError
+        alpha out of range, no weight, widths that differ, NaN or infinite numbers.
+
+    Examples
+    --------
+    >>> smoothing_scale(torch.tensor([16.0, 1.0, 0.0]), [torch.tensor([[0.25, -1.0, 2.0]])])
+    tensor([8., 1., 1.])
+    """
+    SmoothQuant(alpha)  # refuses a bad alpha
+    _check(absmax_inputs, weights)
+    wide = all(each.dtype == torch.float64 for each in (absmax_inputs, *weights))
+    dtype = torch.float64 if wide else torch.float32
+    of_inputs = absmax_inputs.detach().to(dtype)
+    of_weights = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
+    scale = of_inputs.clamp(min=TINY) ** alpha / of_weights.clamp(min=TINY) ** (1 - alpha)
+    return scale.masked_fill(of_inputs == 0, 1)
+
+
+def _check(absmax: Tensor, weights: Sequence[Tensor]) -> None:
+    """Refuse what does not belong together."""
+    if not weights:
+        raise QuantError("SmoothQuant got no weight to scale. Pass the weights that read this input.")
+    for weight in weights:
+        check_weight(weight)
+    shapes = [tuple(weight.shape) for weight in weights]
+    if any(absmax.shape != (columns,) for _, columns in shapes):
+        raise QuantError(
+            f"SmoothQuant got input ranges of shape {tuple(absmax.shape)} for weights {shapes}. Pass one "
+            "number per input, and weights that read that same input."
+        )
+    if bad := int((~(absmax.isfinite() & (absmax >= 0))).sum()):
+        raise QuantError(
+            f"{bad} of {len(absmax)} input ranges are negative, NaN or infinite, the first in channel "
+            f"{int((~(absmax.isfinite() & (absmax >= 0))).nonzero()[0])}. Look for a bad calibration sample."
+        )
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """Settings of SmoothQuant; see `smoothing_scale`."""
+
+    alpha: float = 0.5  # the paper's; 0 leaves all difficulty with the inputs, 1 moves all of it
+
+    name: ClassVar[str] = "smoothquant"
+    paper: ClassVar[str] = "Xiao et al. 2022, arXiv 2211.10438"
+    needs: ClassVar[Needs] = Needs.RANGE
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise QuantError(f"alpha={self.alpha!r} in SmoothQuant is outside 0 to 1. Use alpha=0.5.")
+
+    def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
+        """Return s for the layers that share an input; the grid is not looked at.
+
+        Raises
+        ------
+        QuantError
+            The statistics hold no range, and all that `smoothing_scale` refuses.
+        """
+        if stats.absmax is None:
+            raise QuantError(
+                "SmoothQuant got statistics without the range of the inputs. "
+                "Calibrate with needs=Needs.RANGE."
+            )
+        return smoothing_scale(stats.absmax, weights, self.alpha)
