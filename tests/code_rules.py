@@ -15,11 +15,15 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("qlib", "draftlib")
 
+METHODS_IMPORT = (
+    *("qlib.grid", "qlib.errors", "qlib.models.structure"),
+    *("qlib.methods.contracts", "qlib.methods.second_order"),
+)
 # Who may import what of the two packages; the first line whose folder fits counts.
 ARROWS: list[tuple[str, tuple[str, ...]]] = [
     ("qlib/models/", ("qlib.errors", "qlib.models")),
     ("qlib/methods/__init__.py", ("qlib",)),  # the list of all methods
-    ("qlib/methods/", ("qlib.grid", "qlib.errors", "qlib.models.structure", "qlib.methods.contracts")),
+    ("qlib/methods/", METHODS_IMPORT),
     ("qlib/errors.py", ()),
     ("qlib/", ("qlib",)),
     ("draftlib/", ("draftlib", "qlib.models", "qlib.errors")),
