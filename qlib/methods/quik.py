@@ -1,0 +1,184 @@
+"""QUIK: the few inputs that are far larger than the rest stay in float, in the weight and in the activation.
+
+Paper: Ashkboos et al. 2023, arXiv 2310.09259, section 3.
+Problem: that of GPTQ, where activations are rounded as well. A few input channels of a language model are
+    100 times larger than the others, always the same ones; a token's grid that has to reach them leaves the
+    others a handful of values.
+Rule: the k inputs with the largest |x| during calibration are not rounded at all. GPTQ visits the other
+    columns in ascending order of max |x|; the k float columns come last, take part in the compensation of
+    everyone's errors, and make none of their own. Ranges are fitted to the rounded columns only.
+Why it works: without those k inputs the activations fill their grid evenly; and the columns that could do
+    most harm end up with what is left of the other columns' errors removed from them, exactly.
+Shapes: W [outputs, inputs], H [inputs, inputs], absmax [inputs], the float columns [outputs, k].
+Needs: the Hessian and the range. Changes: this weight only. The activation grid of the layer must leave out
+    the same columns: that is the business of the layer that reads `QuantizedWeight.columns`.
+Left out: the 8 bits that the paper gives to the second MLP layer (a matter of the grid for that layer), and
+    its 2:4 sparsity. The float columns are stored in float16, 16 bits each instead of b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qlib.errors import QuantError
+from qlib.grid import Fit, Grid, QuantizedWeight, check_fit
+from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.second_order import (
+    Layer,
+    OnGrid,
+    check_damping,
+    check_layer,
+    known_hessian,
+    walk,
+    with_token_note,
+)
+
+SHARE = 16  # one input in so many stays in float, unless told otherwise: 256 of 4096 in the paper
+
+
+def quik(
+    weight: Tensor,
+    hessian: Tensor,
+    absmax: Tensor,
+    grid: Grid,
+    *,
+    columns: int | None = None,
+    damping: float = 0.01,
+    fit: Fit = "minmax",
+) -> QuantizedWeight:
+    """Round a weight, except for the columns that meet the largest inputs.
+
+    Parameters
+    ----------
+    weight : Tensor
+        [outputs, inputs], any floating dtype.
+    hessian : Tensor
+        [inputs, inputs], the sum of x x^T over the inputs of this layer.
+    absmax : Tensor
+        [inputs], the largest |x| of each input.
+    grid : Grid
+        Bits, group and symmetry of the rounded columns; the paper's weights are symmetric. Groups are formed
+        over those columns in the order of the visit, so the result carries their index.
+    columns : int or None
+        Number k of columns that stay in float; None: inputs // 16, the paper's share. With 0 this is GPTQ in
+        ascending order of `absmax`.
+    damping : float
+        The share of the mean of diag(H) that is added to it; makes up for too few tokens.
+    fit : {"minmax", "mse"}
+        How the range of a group is chosen.
+
+    Returns
+    -------
+    QuantizedWeight
+        `columns` are the float columns, ascending, `column_values` their compensated values in float16; their
+        codes are 0.
+
+    Raises
+    ------
+    QuantError
+        NaN weights, statistics of another shape or not finite, no column left to round, a setting out of
+        range.
+
+    Examples
+    --------
+    The third input is 100 times larger. Its weight stays as it is, and the range is fitted to the others.
+
+    >>> weight, inputs = torch.tensor([[1.0, -0.4, 30.0]]), torch.tensor([1.0, 1.0, 100.0]).diag()
+    >>> result = quik(weight, inputs @ inputs, inputs.diagonal(), Grid(bits=2, symmetric=True), columns=1)
+    >>> result.decode().tolist(), result.columns.tolist()
+    ([[1.0, 0.0, 30.0]], [2])
+    """
+    settings = QUIK(columns, damping, fit)
+    H = check_layer(weight, hessian, grid)
+    order = _check_absmax(absmax, len(H)).to(weight.device).argsort(stable=True)
+    kept = settings.count(len(H))
+    rounded = len(H) - kept
+    layer = Layer.of(weight, H, order, damping)
+    index = torch.cat([grid.group_index(rounded), torch.zeros(kept, dtype=torch.int64)])
+    on_grid = OnGrid(layer, grid, fit, index.to(weight.device))
+    walk(layer, grid.slices(rounded), on_grid.fit_group, on_grid.round_column)
+    result = on_grid.result()
+    if kept == 0:
+        return result
+    last = slice(rounded, None)
+    places, by_place = order[last].sort()
+    values = layer.compensated(last, layer.owed(last))[by_place].T
+    return replace(result, columns=places, column_values=_as_float16(values).contiguous())
+
+
+@dataclass(frozen=True)
+class QUIK:
+    """Settings of QUIK; see `quik`."""
+
+    columns: int | None = None  # that stay in float; the paper's: inputs // 16
+    damping: float = 0.01  # the paper's
+    fit: Fit = "minmax"
+
+    name: ClassVar[str] = "quik"
+    paper: ClassVar[str] = "Ashkboos et al. 2023, arXiv 2310.09259"
+    needs: ClassVar[Needs] = Needs.HESSIAN | Needs.RANGE
+
+    def __post_init__(self) -> None:
+        check_fit(self.fit)
+        check_damping(self.damping, "QUIK")
+        if self.columns is not None and self.columns < 0:
+            raise QuantError(f"columns={self.columns} in QUIK is not a number >= 0. Use columns=None.")
+
+    def count(self, inputs: int) -> int:
+        """Return how many of a layer's columns stay in float.
+
+        Raises
+        ------
+        QuantError
+            All of them.
+        """
+        kept = inputs // SHARE if self.columns is None else self.columns
+        if kept >= inputs:
+            raise QuantError(
+                f"columns={kept} in QUIK keeps all {inputs} inputs of the layer in float. "
+                f"Use columns={inputs // SHARE} (or any number below {inputs}), or skip this layer."
+            )
+        return kept
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        """Round one layer by its Hessian and range; `notes` also say when there were too few tokens.
+
+        Raises
+        ------
+        QuantError
+            The statistics lack the Hessian or the range, and all that `quik` refuses.
+        """
+        H, absmax = known_hessian(stats, "QUIK"), stats.absmax
+        if absmax is None:
+            raise QuantError("QUIK got statistics without a range. Calibrate with needs=QUIK.needs.")
+        result = quik(weight, H, absmax, grid, columns=self.columns, damping=self.damping, fit=self.fit)
+        return with_token_note(result, stats.tokens)
+
+
+def _check_absmax(absmax: Tensor, inputs: int) -> Tensor:
+    """Refuse a range of another shape, or with NaN or infinity."""
+    if absmax.shape != (inputs,):
+        raise QuantError(
+            f"absmax of shape {tuple(absmax.shape)} for {inputs} inputs. Pass the largest |x| of each input."
+        )
+    if not absmax.isfinite().all():
+        raise QuantError(
+            f"{int((~absmax.isfinite()).sum())} of {inputs} inputs reached NaN or infinity. "
+            "Look for a bad calibration sample, or for a model that overflows in its dtype."
+        )
+    return absmax
+
+
+def _as_float16(values: Tensor) -> Tensor:
+    """Return float columns as they are stored, or refuse what float16 cannot hold."""
+    short = values.half()
+    if not short.isfinite().all():
+        raise QuantError(
+            f"a weight of {values.abs().max():.3g} in a column that stays in float16, which ends at 65504. "
+            "Use columns=0 for this layer."
+        )
+    return short
