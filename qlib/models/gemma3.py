@@ -61,7 +61,7 @@ _SUPPORTED = {
 class Gemma3Config(TextConfig):
     """Sizes, and what each layer sees."""
 
-    query_pre_attn_scalar: float
+    query_pre_attn_scalar: int
     sliding_window: int
     layer_types: tuple[str, ...]
     rope: Rope  # of full layers
@@ -76,7 +76,7 @@ class Gemma3Config(TextConfig):
         full, local = _ropes(values)
         return cls(
             **sizes,
-            query_pre_attn_scalar=float(values["query_pre_attn_scalar"]),
+            query_pre_attn_scalar=int(values["query_pre_attn_scalar"]),
             sliding_window=int(values["sliding_window"]),
             layer_types=_layer_types(values, sizes["num_hidden_layers"]),
             rope=full,
@@ -211,5 +211,5 @@ class Gemma3(TextModel):
 
 @lru_cache
 def _embedding_scale(width: int, dtype: torch.dtype) -> float:
-    """Return sqrt(width) as the checkpoints were trained with it: rounded to float32, then to `dtype`."""
-    return float(torch.tensor(width**0.5, dtype=torch.float32, device="cpu").to(dtype))
+    """Return sqrt(width) rounded to `dtype`, as in training: 25.25 and not 25.298 in bfloat16."""
+    return float(torch.tensor(width**0.5, dtype=dtype, device="cpu"))

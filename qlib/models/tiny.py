@@ -179,7 +179,7 @@ def tiny_gemma3(seed: int = 0, width: int = 16, layers: int = 3, window: int = 4
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 6.0,
+        "query_pre_attn_scalar": 6,
         "sliding_window": window,
         "layer_types": tuple(FULL if i % 2 else SLIDING for i in range(layers)),
         "rope": Rope(1e6),

@@ -1,0 +1,87 @@
+"""Real text checkpoints: known greedy texts, parity with transformers, chat markers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from text_oracles import transformers_logits
+
+from qlib.models.llama import Llama
+from qlib.models.load import load_model
+from qlib.models.text import TextModel
+
+pytestmark = pytest.mark.weights
+DRAFTER = Path(__file__).parents[1] / "examples" / "models" / "drafter-7m"
+TEXTS = [
+    ("The capital of France is", " Paris.\n\nThe answer is: 2018-01-22 12:12:53.<|im_end|>"),
+    (
+        "Once upon a time, in a small village",
+        " nestled between a great oak and a great eagle, there lived a wise and powerful wizard",
+    ),
+]
+GRAVITY = (
+    "Gravity is a fundamental concept in physics that describes the force of gravity, which is a result of "
+    "the curvature of spacetime caused by the presence of mass.<|im_end|>"
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2(checkpoint: Callable[[str], Path]) -> TextModel:
+    return load_model(checkpoint("smollm2-135m-instruct"))  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def continued(model: TextModel, prompt: str, most: int = 48) -> str:
+    """Return the greedy continuation, its end token spelled out."""
+    assert model.tokenizer is not None
+    cache, new = model.start(capacity=256), model.tokenizer.encode(prompt)
+    written: list[int] = []
+    while len(written) < most and not (written and written[-1] in model.generation.eos):
+        hidden = model.decode(torch.tensor([new]), cache)
+        new = [int(model.logits(hidden[:, -1]).argmax())]
+        written += new
+    return model.tokenizer.decode(written, skip_special=False)
+
+
+@pytest.mark.parametrize(("prompt", "expected"), TEXTS)
+def test_known_texts(smollm2: TextModel, prompt: str, expected: str) -> None:
+    assert continued(smollm2, prompt).startswith(expected)
+
+
+def test_known_answer_in_a_chat(smollm2: TextModel) -> None:
+    assert smollm2.chat is not None and smollm2.chat.system is not None
+    assert smollm2.chat.system.startswith("You are a helpful AI assistant named SmolLM")
+    assert continued(smollm2, smollm2.chat.prompt("What is gravity? Answer in two sentences.")) == GRAVITY
+
+
+def test_a_rejected_draft_changes_nothing(smollm2: TextModel) -> None:
+    """Eight tokens at once, seven forgotten: what follows is the same."""
+    assert smollm2.tokenizer is not None
+    tokens = torch.tensor([smollm2.tokenizer.encode("The capital of France is Paris. It lies on the Seine.")])
+    cache = smollm2.start(capacity=32)
+    expected = smollm2(tokens)
+    for at in range(tokens.shape[1] - 1):
+        wrong = torch.cat((tokens[:, at : at + 1], torch.full((1, 7), 42)), 1)
+        found = smollm2.logits(smollm2.decode(wrong, cache))[:, 0]
+        assert (found - expected[:, at]).abs().max() < 2e-3
+        cache.truncate(at + 1)
+
+
+def test_logits_of_the_drafter_equal_those_of_transformers() -> None:
+    drafter = load_model(DRAFTER)
+    assert isinstance(drafter, Llama) and drafter.tokenizer is not None
+    tokens = torch.tensor([drafter.tokenizer.encode("Natalia sold clips to 48 of her friends in April.")])
+    expected = transformers_logits(DRAFTER, tokens, torch.float32)
+    assert (drafter(tokens) - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert torch.equal(drafter(tokens).argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_drafter_writes_text(dtype: torch.dtype) -> None:
+    drafter = load_model(DRAFTER, dtype=dtype)
+    assert isinstance(drafter, Llama) and drafter.chat is not None and drafter.chat.system is None
+    answer = continued(drafter, drafter.chat.prompt("What is gravity? Answer in two sentences."))
+    assert "gravity is" in answer and answer.endswith("<|im_end|>")

@@ -1,0 +1,36 @@
+"""transformers' text models as oracles, exact in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def transformers_logits(folder: Path, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the logits of a folder's model for tokens [B, T].
+
+    transformers computes norms in float32 whatever the model's dtype, which caps the agreement in float64
+    at 1e-7: there, the norms are replaced by their own formula without the rounding.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = _exact_norm(module)
+    with torch.no_grad():
+        return model(tokens).logits  # type: ignore[no-any-return]
+
+
+def _exact_norm(module: nn.Module) -> Any:
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
+
+    def forward(x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * (offset + module.weight)  # type: ignore[operator]
+
+    return forward
