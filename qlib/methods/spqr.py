@@ -169,7 +169,8 @@ class _TwoLevels:
         """Fit the next group to its columns as they are now, [columns, rows], without its outliers."""
         W = weight.T
         odd = leave_one_out(W, self.pivots[group], self.grid) > self.tau
-        mean = W.masked_fill(odd, 0).sum(1, True) / (~odd).sum(1, True).clamp_(min=1)
+        odd &= ~odd.all(1, keepdim=True)  # where all would be, nobody is left to fit the range to
+        mean = W.masked_fill(odd, 0).sum(1, keepdim=True) / (~odd).sum(1, keepdim=True)
         others = torch.where(odd, mean, W)
         scale, zero = _fit(others, self.grid)
         self._lend(scale[:, 0], others.abs().amax(1) / self.grid.qmax == 0)
