@@ -33,7 +33,7 @@ demo: .venv/demo.stamp
 	@$(BIN)/python examples/quickstart.py
 
 test: .venv/dev.stamp
-	@$(BIN)/python -m qlib.models fetch whisper-tiny.en whisper-base smollm2-135m-instruct
+	@$(BIN)/python -m qlib.models fetch whisper-tiny.en whisper-base moonshine-tiny smollm2-135m-instruct
 	@$(BIN)/python -m pytest -n $(WORKERS) --cov=qlib --cov-report=term --cov-fail-under=95
 
 test-fast: .venv/dev.stamp
