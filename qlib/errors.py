@@ -31,6 +31,10 @@ class DataError(QlibError, ValueError):
     """A manifest, an audio file or a transcript that cannot be used."""
 
 
+class DraftError(QlibError, ValueError):
+    """A pair of models, a tokenizer, a cache or a setting that drafting cannot use."""
+
+
 class MissingExtraError(QlibError, ImportError):
     """An optional package that is needed now and is not installed."""
 
