@@ -232,8 +232,9 @@ class FixedRange(nn.Module):
     zero : int
         Code of 0.0.
     seen, exceeded : int
-        Values rounded since `reset`, and those of them that lay outside of [low, high]: they were clamped.
-        Plain numbers: they count in inference mode too, are copied with the model, and are not saved.
+        Values rounded since `reset`, and those of them that were clamped, because they lay outside of
+        [low, high] (or were NaN). Plain numbers: they count in inference mode too, are copied with the model,
+        and are not saved.
 
     Raises
     ------
@@ -271,9 +272,9 @@ class FixedRange(nn.Module):
             return inputs
         values = working(inputs.detach())
         self.seen += values.numel()
-        # Two reductions take a tenth of the time of comparing value by value, which few calls need.
+        # Two reductions take a fifth of the time of looking at each value, which not every call needs.
         if not (self.low <= float(values.amin()) and float(values.amax()) <= self.high):
-            self.exceeded += int((values < self.low).sum()) + int((values > self.high).sum())
+            self.exceeded += int((values.clamp(self.low, self.high) != values).count_nonzero())
         return round_fixed(values, self.scale, self.zero, self.spec.grid).to(inputs.dtype)
 
     def extra_repr(self) -> str:

@@ -22,9 +22,8 @@ Range = tuple[float, float]
 
 BINS = 1 << 14  # 64 to each step of an 8-bit grid, were it as wide
 HALF = BINS // 2
-SMALLEST = (
-    -100
-)  # the limit is at least 2^-100: then no float32 becomes infinite when it is divided by a width
+# The limit is at least 2^-100: then no float32 becomes infinite when it is divided by a width.
+SMALLEST = -100
 PLAIN = 13  # above 2^13, dividing by the width may round a very small float32 to 0: done in float64
 
 
@@ -132,7 +131,7 @@ class Histogram:
     def mse(self, grid: Grid) -> Range:
         """Return the range of least squared error: 100 %, 99 %, ... or 21 % of smallest and largest.
 
-        Every value counts as the centre of its bin. The widest range wins a tie.
+        Every value counts as the centre of its bin.
 
         Raises
         ------
@@ -141,7 +140,7 @@ class Histogram:
         """
         self._check_filled()
         filled = self.counts.nonzero().squeeze(1)
-        centres = ((self.edges[filled] + self.edges[filled + 1]) / 2).clamp_(self.low, self.high)
+        centres = (self.edges[filled] + self.edges[filled + 1]) / 2
         weights = self.counts[filled].double()
         best, found = math.inf, (self.low, self.high)
         for share in SHRINKS:

@@ -266,10 +266,10 @@ class TestCounting:
         fixed(just)
         assert fixed.exceeded == 1  # the third is 1.5 in float32
 
-    def test_nan_is_not_counted_as_exceeding_and_hides_nothing(self) -> None:
+    def test_nan_lies_outside_and_hides_nothing(self) -> None:
         fixed = FixedRange(PerTensor(), -2.0, 1.5)
         fixed(torch.tensor([math.nan, 9.0, -9.0, math.inf, 0.0]))
-        assert (fixed.seen, fixed.exceeded) == (5, 3)
+        assert (fixed.seen, fixed.exceeded) == (5, 4)
 
     def test_before_the_first_value(self) -> None:
         assert FixedRange(PerTensor(), -1.0, 1.0).exceeded_share == 0.0
