@@ -1,0 +1,120 @@
+"""Lesson 8: learned clipping (OmniQuant).
+
+What you will learn
+- a narrower range has a finer step, but cuts off the largest weights: somewhere in between is a best range;
+- where it is, only the output can tell: large weights behind weak inputs may go;
+- rounding is a staircase without slope; "straight through" gives gradients a slope to follow all the same;
+- what is learned fits in a float weight, clamped, which rounding to nearest then finishes.
+
+Run: python examples/08_learned_clipping.py        (seconds)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from drawing import BLUE, GREEN, GREY, ORANGE, RED, canvas, save
+from torch import Tensor
+from torch.nn.functional import gelu
+
+from qlib.grid import Fit, Grid
+from qlib.methods.contracts import BlockTask
+from qlib.methods.omniquant import OmniQuant, fake_quant
+from qlib.methods.rtn import rtn
+
+WIDTH, HIDDEN, WEAK = 32, 64, 4
+Weights = dict[str, Tensor]
+
+
+def utterances(seed: int) -> Tensor:
+    """Return inputs [utterances, time, WIDTH] whose first channels are weak."""
+    tokens = torch.randn(8, 40, WIDTH, generator=torch.Generator().manual_seed(seed))
+    tokens[..., :WEAK] *= 0.05
+    return tokens
+
+
+def make_weights() -> Weights:
+    """Return two layers; the columns that meet weak inputs hold the largest weights."""
+    generator = torch.Generator().manual_seed(1)
+    fc1 = torch.randn(HIDDEN, WIDTH, generator=generator) * WIDTH**-0.5
+    fc2 = torch.randn(WIDTH, HIDDEN, generator=generator) * HIDDEN**-0.5
+    fc1[:, :WEAK] *= 4
+    return {"fc1.weight": fc1, "fc2.weight": fc2}
+
+
+def block(weights: Weights, x: Tensor) -> Tensor:
+    """Return the output of a feed-forward block, [time, WIDTH]."""
+    return gelu(x @ weights["fc1.weight"].T) @ weights["fc2.weight"].T
+
+
+def make_task(weights: Weights, inputs: Tensor) -> BlockTask:
+    """Return the block as a learning problem: come close to what the float weights give."""
+    return BlockTask(
+        weights, layers=("fc1", "fc2"), groups=(), stats={}, samples=len(inputs),
+        output=lambda candidate, i: block(candidate, inputs[i]), target=lambda i: block(weights, inputs[i]),
+    )  # fmt: skip
+
+
+def rounded(weights: Weights, grid: Grid, fit: Fit = "minmax") -> Weights:
+    """Return all weights rounded to nearest."""
+    return {name: rtn(weight, grid, fit).decode() for name, weight in weights.items()}
+
+
+def error(weights: Weights, other: Weights, inputs: Tensor) -> Tensor:
+    """Return the relative squared error of the block's output."""
+    right = block(weights, inputs)
+    return (block(other, inputs) - right).square().sum() / right.square().sum()
+
+
+def sweep(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[float], list[float]]:
+    """Return shares of the range in %, and for each the error and its slope by straight-through gradients."""
+    logits, errors, slopes = torch.linspace(-2, 5, 60), [], []
+    for logit in logits:
+        upper = torch.full((HIDDEN, 1), logit.item(), requires_grad=True)
+        values = fake_quant(weights["fc1.weight"], grid, upper, upper)
+        loss = 100 * error(weights, {**weights, "fc1.weight": values}, inputs)
+        errors.append(loss.item())
+        slopes.append(torch.autograd.grad(loss, upper)[0].sum().item())
+    return 100 * logits.sigmoid(), errors, slopes
+
+
+def draw(axes: Any, swept: tuple[Tensor, list[float], list[float]], curves: dict[int, list[float]]) -> None:
+    """Draw error and slope against the range kept, and the losses while learning."""
+    kept, errors, slopes = swept
+    axes[0].plot(kept, errors, color=BLUE, marker=".")
+    axes[0].set(title="In between is best", xlabel="range kept by all rows, %", ylabel="output error, %")
+    axes[1].axhline(0, color=GREY, linewidth=1)
+    axes[1].plot(kept, slopes, color=ORANGE, marker=".")
+    axes[1].set(title="A slope for a staircase", xlabel="range kept, %", ylabel="straight-through gradient")
+    for (bits, losses), color in zip(curves.items(), (GREEN, BLUE, RED), strict=True):
+        axes[2].plot(torch.tensor(losses) / losses[0], color=color, label=f"{bits} bits")
+    axes[2].set(
+        title="Each row learns its own range", xlabel="epoch", ylabel="loss / loss of the first epoch"
+    )
+    axes[2].legend()
+
+
+def main() -> None:
+    """Print one table, draw one picture."""
+    weights, inputs, others = make_weights(), utterances(seed=2), utterances(seed=3)
+    print("Relative squared error of the block's output in %, on the inputs learned from and on others\n")
+    print(f"{'bits':6}{'nearest':>22}{'least weight error':>22}{'learned range':>22}")
+    curves: Any = {}
+    for bits in (4, 3, 2):
+        grid, curves[bits] = Grid(bits), []
+        task = replace(make_task(weights, inputs), progress=curves[bits].append)
+        learned = {**weights, **OmniQuant(epochs=30, clip_rate=0.03).fit(task, grid)}
+        found = [rounded(*way) for way in ((weights, grid), (weights, grid, "mse"), (learned, grid))]
+        errors = [100 * error(weights, each, data) for each in found for data in (inputs, others)]
+        print(f"{bits:<6}" + "".join(f"{each:11.2f}" for each in errors))
+    kept = learned["fc1.weight"].abs().amax(1) / weights["fc1.weight"].abs().amax(1)
+    print(f"\nAt {bits} bits, rows of fc1 kept {kept.min():.0%} to {kept.max():.0%} of their largest weight.")
+    figure = canvas(13, 4)
+    draw(figure.subplots(1, 3), sweep(weights, inputs, Grid(3)), curves)
+    save(figure, "08_learned_clipping")
+
+
+if __name__ == "__main__":
+    main()
