@@ -16,7 +16,7 @@ from qlib.asr.wer import Comparison, WerResult, compare
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
-from qlib.methods import AWQ, GPTQ, HQQ, METHODS, RTN, OmniQuant, SmoothQuant
+from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.load import load_model
 from qlib.pipeline import Result, quantize
 from qlib.report import LayerReport, QuantReport
@@ -26,6 +26,7 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "METHODS",
+    "QUIK",
     "RTN",
     "Comparison",
     "FakeQuantLinear",
@@ -38,6 +39,7 @@ __all__ = [
     "QuantizedWeight",
     "Result",
     "SmoothQuant",
+    "SpQR",
     "Transcript",
     "Utterance",
     "WerResult",

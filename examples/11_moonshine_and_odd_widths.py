@@ -1,0 +1,120 @@
+"""Lesson 11: Moonshine, whose width 288 is no multiple of anything usual.
+
+What you will learn
+- a group size need not divide the width: the last group is narrower, and is rounded on its own;
+- what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
+- Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other;
+- inputs rounded with one fixed range for all tokens lose far more than with a range for each token.
+
+Run: python examples/11_moonshine_and_odd_widths.py                            a random miniature (a minute)
+     python examples/11_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from drawing import BLUE, GREEN, ORANGE, canvas, save
+
+import qlib
+from qlib.asr.calibration import speech_batches
+from qlib.models.structure import apply_fold, fold
+from qlib.models.tiny import tiny_moonshine
+from qlib.report import align
+
+SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
+GROUPS = (None, 128, 96, 64, 32)
+INPUTS = {
+    "float": None,
+    "each token": qlib.PerToken(8),
+    "each call": qlib.PerTensor(8, dynamic=True),
+    "calibrated once": qlib.PerTensor(8),
+    "calibrated, 99.9 %": qlib.PerTensor(8, fit="percentile", percentile=99.9),
+}
+
+
+@torch.no_grad()
+def logits(model: Any, batches: list[Any]) -> torch.Tensor:
+    """Return the logits of all true tokens, given the true tokens before them."""
+    return torch.cat([model(batch.features, batch.tokens)[batch.token_mask] for batch in batches])
+
+
+def move_through_the_gate(model: Any, wrong: bool) -> Any:
+    """Fold a scale of 4 from the first decoder layer's fc2 into the right, or the wrong, half of fc1."""
+    fc2 = "model.decoder.layers.0.mlp.fc2"
+    (group,) = (each for each in model.groups() if fc2 in each.layers)
+    rows = group.rows or ()
+    if wrong:
+        group = replace(group, rows=tuple(row + len(rows) for row in rows))
+    apply_fold(model, fold(dict(model.named_parameters()), group, torch.full((len(rows),), 4.0)))
+    return model
+
+
+def main() -> None:
+    """Print three tables, draw one picture."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--model", help="a fetched model or a folder; without it, a miniature with random weights"
+    )
+    name = parser.parse_args().model
+
+    def fresh() -> Any:
+        return qlib.load_model(name) if name else tiny_moonshine(width=288, layers=1, heads=8)
+
+    model, longest = fresh(), 1000 if name else 50  # a miniature spells letter by letter and has room for 63
+    speech = [each for each in qlib.read_manifest(SPEECH) if len(each.text or "") < longest]
+    calib, test = speech[: 16 if name else 6 : 2], speech[1 : 16 if name else 6 : 2]
+    batches = speech_batches(model, test)
+    reference = logits(model, batches)
+
+    def error(other: Any) -> float:
+        return 100 * float((logits(other, batches) - reference).norm() / reference.norm())
+
+    rows, errors = [("group", "groups of 288", "bits/weight", "RTN error %", "GPTQ error %")], []
+    for group in GROUPS:
+        widths = [part.stop - part.start for part in qlib.Grid(4, group).slices(288)]
+        results = [
+            qlib.quantize(model, [method], weight=qlib.Grid(4, group), calib=calib, progress=False)
+            for method in (qlib.RTN(), qlib.GPTQ(damping=0.1))
+        ]
+        errors.append([error(result.model) for result in results])
+        counted = " + ".join(f"{widths.count(w)} x {w}" for w in dict.fromkeys(widths))
+        bits = f"{results[0].report.bits_per_weight:.3f}"
+        rows.append((str(group or "row"), counted, bits, *(f"{each:.2f}" for each in errors[-1])))
+    print(f"4-bit weights, error of the logits on other speech in % of their size\n\n{align(rows)}")
+
+    rows = [("inputs in 8 bits, range of", "RTN w8 error %")]
+    for text, activation in INPUTS.items():
+        result = qlib.quantize(
+            model, [], weight=qlib.Grid(8), activation=activation, calib=calib, progress=False
+        )
+        rows.append((text, f"{error(result.model):.2f}"))
+    print(f"\n{align(rows)}\n\nA scale moved from fc2 into fc1, without any rounding:")
+    for text, wrong in (("into the first half (values)", False), ("into the second half (gate)", True)):
+        print(f"  {text:30} changes the logits by {error(move_through_the_gate(fresh(), wrong)):8.4f} %")
+
+    figure = canvas(7, 4)
+    axes = figure.subplots()
+    for column, (label, color) in enumerate((("RTN", ORANGE), ("GPTQ", BLUE))):
+        axes.plot(
+            [str(group or "row") for group in GROUPS],
+            [e[column] for e in errors],
+            "o-",
+            color=color,
+            label=label,
+        )
+    for ragged in (1, 3):
+        axes.axvspan(ragged - 0.5, ragged + 0.5, color=GREEN, alpha=0.08)
+    axes.set(
+        title="Groups that divide 288, and two that do not (green)", xlabel="group", ylabel="logit error, %"
+    )
+    axes.legend()
+    save(figure, "11_moonshine_and_odd_widths")
+
+
+if __name__ == "__main__":
+    main()
