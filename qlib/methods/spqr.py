@@ -83,10 +83,13 @@ def spqr(
 
     Examples
     --------
-    >>> weight = torch.tensor([[0.0, 1.0, 2.0, 50.0]]).expand(8, 4)
-    >>> result = spqr(weight + torch.eye(8, 4), torch.eye(4), Grid(bits=2), threshold=0.1)
-    >>> result.decode()[4].tolist(), result.outliers[:4].tolist()
-    ([0.0, 1.0, 2.0, 50.0], [3, 7, 11, 15])
+    Rows of 0, 1, 2, 3, which 2 bits hold exactly, and one 9, which would take the grid away from its row.
+
+    >>> weight = torch.arange(256.0).view(64, 4) % 4
+    >>> weight[5, 2] = 9.0
+    >>> result = spqr(weight, torch.eye(4), Grid(bits=2))
+    >>> result.decode()[5].tolist(), result.outliers.tolist()
+    ([0.0, 1.0, 9.0, 3.0], [22])
     """
     settings = SpQR(threshold, second_bits, second_group, damping, act_order)
     H = check_layer(weight, hessian, grid)

@@ -258,19 +258,16 @@ class TestScales:
         assert result.zero.min() >= -1e-6
         assert result.zero.max() <= 7 + 1e-6
 
-    def test_rows_of_zeros_leave_the_scales_of_their_neighbours_alone(self) -> None:
-        W, H = weights(), hessian(data())
-        for rows in ([3], [3, 4, 17], [16, 17, 18, 19], range(ROWS)):
-            thinned = W.clone()
-            thinned[list(rows)] = 0
-            result = spqr(thinned, H, Grid(3, 8), threshold=INF)
-            others = [row for row in range(ROWS) if row not in rows]
-            assert (result.decode()[list(rows)] == 0).all()
-            if others:
-                assert loss(
-                    W[others], QuantizedWeight(result.decode()[others], torch.ones(len(others), 1)), data()
-                ) < (1.3 * loss(W, spqr(W, H, Grid(3, 8), threshold=INF), data()))
-                assert result.scale.max() < 3
+    @pytest.mark.parametrize("zeros", [[3], [3, 4, 17], [16, 17, 18, 19], list(range(ROWS))], ids=str)
+    def test_rows_of_zeros_leave_the_scales_of_their_neighbours_alone(self, zeros: list[int]) -> None:
+        W, H = 0.01 * weights(), hessian(data())
+        others = [row for row in range(ROWS) if row not in zeros]
+        usual = (W - spqr(W, H, Grid(3, 8), threshold=INF).decode())[others].norm()
+        W[zeros] = 0
+        result = spqr(W, H, Grid(3, 8), threshold=INF)
+        assert (result.decode()[zeros] == 0).all()
+        assert (W - result.decode())[others].norm() <= 1.2 * usual
+        assert (result.scale == 1).all() if not others else result.scale[others].max() < 0.05
 
     @pytest.mark.parametrize(("columns", "group", "groups"), [(288, 128, 3), (288, 64, 5)])
     def test_last_group_may_be_narrower(self, columns: int, group: int, groups: int) -> None:
