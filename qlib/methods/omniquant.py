@@ -146,7 +146,6 @@ def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tens
         [columns], > 0. Inputs that are always 0, or meet nothing but zeros, keep the scale 1.
     """
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    absmax = absmax.to(largest)
     scale = absmax.clamp(min=SMALLEST) ** alpha / largest.clamp(min=SMALLEST) ** (1 - alpha)
     return scale.masked_fill((absmax == 0) | (largest == 0), 1)
 
@@ -176,11 +175,13 @@ class Learned:
         Raises
         ------
         QuantError
-            A group is larger than a layer.
+            A group is larger than a layer, or weights in float16.
         """
         upper = {}
         for layer in task.layers:
             weight = task.parameters[name := f"{layer}.weight"]
+            if weight.dtype not in (torch.float32, torch.float64):
+                raise QuantError(f"{layer} is {weight.dtype}, too short to learn in. Use model.float().")
             grid.check(weight.shape[1], layer)
             upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
         return cls(upper, {} if grid.symmetric else deepcopy(upper))
@@ -255,8 +256,8 @@ class OmniQuant:
         Raises
         ------
         QuantError
-            No utterances, a group larger than a layer, statistics without ranges, or a loss that is not
-            finite; the message names a layer.
+            No utterances, a group larger than a layer, weights in float16, statistics without ranges, or a
+            loss that is not finite; the message names a layer.
         """
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")

@@ -585,6 +585,11 @@ class TestErrors:
         with pytest.raises(QuantError, match=r"group=64 is larger than the 32 columns of block\.linear"):
             OmniQuant().fit(task, Grid(3, 64))
 
+    def test_short_floats(self) -> None:
+        task = one_layer(planted_weight().half(), planted(1, seed=0))
+        with pytest.raises(QuantError, match=r"block\.linear is torch\.float16.*model\.float\(\)"):
+            OmniQuant().fit(task, Grid(3))
+
     def test_no_utterances(self) -> None:
         with pytest.raises(QuantError, match=r"no utterances for the block of block\.linear"):
             OmniQuant().fit(one_layer(planted_weight(), []), Grid(3))
