@@ -181,7 +181,8 @@ def _parts(W: Tensor, width: int, *numbers: Tensor) -> Iterator[tuple[Tensor, ..
         groups = slice(start // width, -(-stop // width))
         height = max(1, CHUNK // (stop - start))
         for rows in (slice(row, row + height) for row in range(0, len(W), height)):
-            part = W[rows, start:stop].unflatten(1, (-1, min(width, stop - start)))
+            part = W[rows, start:stop]
+            part = part.view(len(part), -1, min(width, stop - start))
             yield part, *(each[rows, groups].unsqueeze(-1) for each in numbers)
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qlib.activation import PerToken
 from qlib.errors import QuantError
-from qlib.grid import Grid, PerToken
+from qlib.grid import Grid
 from qlib.methods.contracts import LayerStats, Needs, Transform
 from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import TINY, SmoothQuant, smoothing_scale

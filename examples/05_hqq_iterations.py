@@ -1,0 +1,95 @@
+"""Lesson 5: HQQ, one iteration after the other.
+
+What you will learn
+- HQQ sees no data: it moves the zero point of each group until the weights themselves are met better;
+- an error R larger than a limit, beta^(-1/(2-p)), counts as an outlier and loses most of its say;
+- with the paper's beta = 10 that limit is 0.17, so ordinary weights of size 0.05 have no outliers at all,
+  and HQQ is then simply the least-squares fit of the zero;
+- a huge beta calls every error an outlier, and nothing moves.
+
+Run: python examples/05_hqq_iterations.py        (seconds)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, canvas, save
+from torch import Tensor
+
+from qlib.grid import Grid
+from qlib.methods.hqq import HQQStep, hqq, hqq_steps
+
+ROWS, COLUMNS = 256, 256
+GRID = Grid(bits=3, group=64)
+BETAS = [1.0, 10.0, 100.0, 1000.0, 1e5]
+COLORS = [BLUE, ORANGE, GREEN, PURPLE, GREY]
+
+
+def weights(size: float = 0.05) -> Tensor:
+    """Return weights with a few large ones, as trained layers have them."""
+    generator = torch.Generator().manual_seed(0)
+    tail = torch.randn(5, ROWS, COLUMNS, generator=generator).square().mean(0).sqrt()
+    return size * torch.randn(ROWS, COLUMNS, generator=generator) / tail
+
+
+def norm(weight: Tensor, iterations: int, beta: float, p: float) -> float:
+    """Return the mean of |W - W^|^p."""
+    values = hqq(weight, GRID, beta=beta, iterations=iterations).decode()
+    return float((weight - values).abs().pow(p).mean())
+
+
+def print_table(weight: Tensor, walks: dict[float, list[HQQStep]]) -> None:
+    """Print what each beta makes of the same weights."""
+    print(f"Weights of size 0.05, {GRID}; errors after / before\n")
+    print(f"{'beta':>8}{'limit':>9}{'outliers %':>12}{'steps':>7}{'p = 0.7':>9}{'p = 1':>9}{'p = 2':>9}")
+    for beta, steps in walks.items():
+        shares = [norm(weight, 20, beta, p) / norm(weight, 0, beta, p) for p in (0.7, 1.0, 2.0)]
+        print(f"{beta:8.0f}{beta ** (-1 / 1.3):9.4f}{100 * steps[0].outliers:12.2f}{len(steps) - 1:7d}"
+              + "".join(f"{share:9.4f}" for share in shares))  # fmt: skip
+
+
+def draw_walks(axes: Any, walks: dict[float, list[HQQStep]]) -> None:
+    """Draw the mean error along the iterations."""
+    for (beta, steps), color in zip(walks.items(), COLORS, strict=True):
+        kept = [step.error / steps[0].error for step in steps if step.kept]
+        axes.plot(range(len(kept)), kept, color=color, marker="o", markersize=3, label=f"beta = {beta:g}")
+    axes.set(title="The error falls, soon slowly", xlabel="iteration", ylabel="mean |W - W^|, start = 1")
+    axes.legend()
+
+
+def draw_shrinkage(axes: Any) -> None:
+    """Draw how much of an error still moves the zero: R - E."""
+    R = torch.linspace(0.001, 0.6, 300)
+    for beta, color in zip(BETAS, COLORS, strict=True):
+        axes.plot(R, torch.minimum(R, R.pow(-0.3) / beta), color=color)
+    axes.axvspan(0, 0.03, color=GREY, alpha=0.25, label="usual |R|")
+    axes.set(title="What an error has to say", xlabel="|R|", ylabel="R - E: moves the zero")
+    axes.legend()
+
+
+def draw_zeros(axes: Any, steps: list[HQQStep]) -> None:
+    """Draw how far the zeros of all groups end up from where they began."""
+    moved = (steps[-1].zero - steps[0].zero).flatten().numpy()
+    axes.hist(moved, bins=40, color=BLUE)
+    axes.set(title="Zeros that are not whole", xlabel="moved by (steps of the grid)", ylabel="groups")
+
+
+def main() -> None:
+    """Print one table, draw one picture."""
+    weight = weights()
+    walks = {beta: list(hqq_steps(weight, GRID, beta=beta)) for beta in BETAS}
+    print_table(weight, walks)
+    same = torch.equal(hqq(weight, GRID, p=0.7).codes, hqq(weight, GRID, p=1.0).codes)
+    print(f"\nAt beta = 10, p = 0.7 and p = 1 give the same codes: {same}")
+    figure = canvas(13, 4)
+    axes = figure.subplots(1, 3)
+    draw_walks(axes[0], walks)
+    draw_shrinkage(axes[1])
+    draw_zeros(axes[2], walks[10.0])
+    save(figure, "05_hqq_iterations")
+
+
+if __name__ == "__main__":
+    main()

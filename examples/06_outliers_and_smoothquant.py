@@ -1,0 +1,101 @@
+"""Lesson 6: a few huge channels, and how SmoothQuant shares the burden.
+
+What you will learn
+- one channel 100 times larger than the rest stretches the grid of every token, and the others drown;
+- dividing a channel by s and multiplying its weights by s changes nothing in float;
+- alpha says how much of the range moves: too little leaves the inputs hard, too much makes the weights hard;
+- a channel that never carries anything keeps s = 1.
+
+Run: python examples/06_outliers_and_smoothquant.py        (seconds)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from drawing import BLUE, GREEN, ORANGE, canvas, save
+from torch import Tensor
+
+from qlib.activation import PerToken
+from qlib.grid import Grid
+from qlib.methods.rtn import rtn
+from qlib.methods.smoothquant import smoothing_scale
+
+ROWS, COLUMNS, TOKENS = 128, 96, 1000
+WEIGHTS, INPUTS = Grid(bits=8, symmetric=True), PerToken(bits=8, symmetric=True)
+ALPHAS = [k / 20 for k in range(21)]
+SIZES = [1, 10, 30, 100]
+
+
+def inputs(size: float, seed: int = 0) -> Tensor:
+    """Return tokens; every 24th channel is `size` times larger, channel 5 is always 0."""
+    tokens = torch.randn(TOKENS, COLUMNS, generator=torch.Generator().manual_seed(seed))
+    tokens[:, ::24] *= size
+    tokens[:, 5] = 0
+    return tokens
+
+
+def error(weight: Tensor, tokens: Tensor, scale: Tensor, rounds: str) -> float:
+    """Return the relative squared output error when weights ("w"), inputs ("x") or both are rounded."""
+    W, X = weight * scale, tokens / scale
+    if "w" in rounds:
+        W = rtn(W, WEIGHTS).decode()
+    if "x" in rounds:
+        X = INPUTS(X)
+    expected = tokens @ weight.T
+    return float((X @ W.T - expected).square().sum() / expected.square().sum())
+
+
+def print_table(weight: Tensor) -> None:
+    """Print the error on tokens that were not looked at."""
+    alphas = [0.25, 0.5, 0.75, 1.0]
+    print("Relative squared output error x 1e6, 8 bits for weights and inputs, unseen tokens\n")
+    print(f"{'outliers':>9}{'RTN':>10}" + "".join(f"{f'alpha {alpha}':>12}" for alpha in alphas))
+    for size in SIZES:
+        ranges, unseen = inputs(size).abs().amax(0), inputs(size, 1)
+        plain = error(weight, unseen, torch.ones(COLUMNS), "wx")
+        found = [error(weight, unseen, smoothing_scale(ranges, [weight], alpha), "wx") for alpha in alphas]
+        print(f"{size:8d}x{1e6 * plain:10.1f}" + "".join(f"{1e6 * each:12.1f}" for each in found))
+
+
+def draw_ranges(axes: Any, weight: Tensor, tokens: Tensor, scale: Tensor, title: str) -> None:
+    """Draw the largest value of each channel of inputs and weights."""
+    axes.plot((tokens / scale).abs().amax(0), color=ORANGE, label="inputs")
+    axes.plot((weight * scale).abs().amax(0), color=BLUE, label="weights")
+    axes.set(title=title, xlabel="channel", ylabel="largest |value|", yscale="log", ylim=(1, 600))
+    axes.legend()
+
+
+def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
+    """Draw who pays for which alpha."""
+    scales = [smoothing_scale(tokens.abs().amax(0), [weight], alpha) for alpha in ALPHAS]
+    for rounds, name, color in (
+        ("x", "inputs rounded", ORANGE),
+        ("w", "weights rounded", BLUE),
+        ("wx", "both", GREEN),
+    ):
+        axes.plot(ALPHAS, [error(weight, tokens, scale, rounds) for scale in scales], color=color, label=name)
+    axes.set(title="The middle is a compromise", xlabel="alpha", ylabel="relative output error", yscale="log")
+    axes.legend()
+
+
+def main() -> None:
+    """Print one table, draw one picture."""
+    weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    print_table(weight)
+    tokens = inputs(100)
+    scale = smoothing_scale(tokens.abs().amax(0), [weight])
+    changed = error(weight.double(), tokens.double(), scale.double(), "")
+    unchanged = "nothing" if changed < 1e-20 else f"{changed:.1e}"
+    print(f"\nChanged in float: {unchanged}; s of the dead channel: {scale[5]:.0f}")
+    figure = canvas(13, 4)
+    axes = figure.subplots(1, 3)
+    draw_ranges(axes[0], weight, tokens, torch.ones(COLUMNS), "Before")
+    draw_ranges(axes[1], weight, tokens, scale, "After, alpha = 0.5")
+    draw_alphas(axes[2], weight, tokens)
+    save(figure, "06_outliers_and_smoothquant")
+
+
+if __name__ == "__main__":
+    main()
