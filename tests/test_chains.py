@@ -92,7 +92,7 @@ def test_quantizes_saves_and_loads_bit_for_bit(
 def test_more_bits_less_error(family: str, chain: list[Any], calib: list[Utterance]) -> None:
     errors = [error(family, run(family, chain, calib, bits).model, calib) for bits in (8, 4, 3, 2)]
     assert errors == sorted(errors)
-    assert errors[0] < 0.03 < errors[-1]
+    assert errors[0] < 0.05 < errors[-1]  # SpQR rounds its scales to 3 bits at every width
 
 
 @pytest.mark.parametrize("chain", SINGLE, ids=names)
