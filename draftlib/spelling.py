@@ -53,9 +53,11 @@ class Speller:
         stops: list[int] = []
         at = 0
         while at < len(data):
-            text_end, end = _first_text(data, at)
-            if text_end > at and self._spell_text(data, at, text_end, tokens, stops):
-                at = text_end
+            text_end, end = _first_text(data, at) if self._backend else (at, len(data))
+            for token in self._by_merges(data[at:text_end]):
+                at += len(self._pieces[token] or b"")
+                tokens.append(token)
+                stops.append(at)
             self._spell_longest(data, at, end, tokens, stops)
             at = end
         return tokens, stops
@@ -64,19 +66,13 @@ class Speller:
         """Return those of the needed bytes that no single-byte token has."""
         return bytes(byte for byte in sorted(set(needed)) if bytes([byte]) not in self._ids)
 
-    def _spell_text(self, data: bytes, start: int, end: int, tokens: list[int], stops: list[int]) -> bool:
-        """Let the tokenizer spell whole characters; return False if its tokens say something else."""
-        if self._backend is None:
-            return False
-        found = self._backend.encode(data[start:end].decode(), add_special_tokens=False).ids
-        pieces = [self._pieces[number] or b"" for number in found]
-        if b"".join(pieces) != data[start:end] or not all(pieces):
-            return False
-        for number, piece in zip(found, pieces, strict=True):
-            start += len(piece)
-            tokens.append(number)
-            stops.append(start)
-        return True
+    def _by_merges(self, text: bytes) -> list[int]:
+        """Return the tokenizer's own tokens of whole characters, or none if they say something else."""
+        if self._backend is None or not text:
+            return []
+        found = self._backend.encode(text.decode(), add_special_tokens=False).ids
+        pieces = [self._pieces[token] or b"" for token in found]
+        return found if all(pieces) and b"".join(pieces) == text else []
 
     def _spell_longest(self, data: bytes, at: int, end: int, tokens: list[int], stops: list[int]) -> None:
         while at < end:

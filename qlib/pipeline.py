@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qlib.activation import Activation, KeepColumns, PerTensor, PerToken, describe
+from qlib.activation import Activation, KeepColumns, PerTensor, PerToken, describe, reset_counts
 from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
@@ -137,6 +137,7 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
             bar.update()
             if done:
                 bar.set_postfix(error=f"{done[-1].output_error or done[-1].weight_error:.4f}")
+    reset_counts(quantized)  # calibration ran the finished blocks, static ranges and all
     return Result(quantized, QuantReport(tuple(reports), skipped, time.perf_counter() - started), settings)
 
 

@@ -180,7 +180,7 @@ def run_blocks(page: Path) -> int:
     printed, count = None, 0
     for block in split(page.read_text(encoding="utf-8"))[1]:
         if block.info == "python":
-            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(code, namespace)
             printed, count = output.getvalue(), count + 1

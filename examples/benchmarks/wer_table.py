@@ -86,9 +86,7 @@ def main() -> None:
                 round_inputs(result.model, 8 if config.endswith("a8") else None)
                 measure(cells, f"{name} {config}", result.model, test, folder, result.report)
             shutil.rmtree(work)
-    print(
-        f"{options.model}, {len(test)} test clips, {len(calib)} calibration clips, groups of {options.group}\n"
-    )
+    print(f"{options.model}, {len(test)} test clips, {len(calib)} calibration clips, g{options.group}\n")
     print(table(cells))
 
 

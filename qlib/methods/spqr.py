@@ -158,7 +158,6 @@ class _TwoLevels:
         self.layer, self.grid = layer, replace(grid, group=None)
         self.second = Grid(settings.second_bits, min(settings.second_group, rows))
         pivots = layer.factor.diagonal() * alive  # 1 / U_jj
-        pivots /= pivots.amax().clamp_(min=torch.finfo(pivots.dtype).tiny)  # only their ratios count
         spread = layer.weight.var(1, correction=min(1, rows - 1)) * pivots.square()
         self.pivots = pivots.to(layer.weight.dtype)
         self.tau = settings.threshold * float(spread.mean())

@@ -287,6 +287,59 @@ def small_task(name: str = ENCODER, activation: PerToken | None = None, seed: in
     return find_task(tiny_whisper(seed=1, layers=1, frames=20), heard(4, seed), name, activation)
 
 
+def two_layers() -> BlockTask:
+    """Two linear layers in a row: scale and offset may move from the second one's input into the first."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"a.weight": (8, 6), "a.bias": (8,), "b.weight": (5, 8), "b.bias": (5,)}
+    own = {key: torch.randn(*size, generator=generator, dtype=FLOAT64) for key, size in sizes.items()}
+    inputs = torch.randn(3, 20, 6, generator=generator, dtype=FLOAT64)
+
+    def output(p: Mapping[str, Tensor], sample: int) -> Tensor:
+        return (inputs[sample] @ p["a.weight"].T + p["a.bias"]) @ p["b.weight"].T + p["b.bias"]
+
+    between = inputs @ own["a.weight"].T + own["a.bias"]
+    stats = LayerStats(60, low=between.amin((0, 1)), high=between.amax((0, 1)))
+    return BlockTask(
+        own, ("a", "b"), (LayerGroup(("b",), "a", shift=True),), {"b": stats}, 3, output,
+        lambda sample: output(own, sample), rounds_inputs=True,
+    )  # fmt: skip
+
+
+def plain_learning(
+    task: BlockTask, grid: Grid, epochs: int, rates: tuple[float, float], alpha: float
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Oracle for `two_layers`: folding, rounding and Adam written out. Rounded values; loss of each epoch."""
+    w1, b1, w2, b2 = task.parameters.values()
+    low, high = task.stats["b"].low, task.stats["b"].high
+    assert low is not None and high is not None
+    log_s = (high.maximum(-low) ** alpha / w2.abs().amax(0) ** (1 - alpha)).log()
+    clips = [full(w, grid, 4.0) for w in (w1, w2)]
+    variables = [each for pair in clips for each in pair if each is not None] + [log_s, z := (low + high) / 2]
+    for variable in variables:
+        variable.requires_grad_()
+
+    def values() -> dict[str, Tensor]:
+        s = log_s.exp()
+        moved = (w1 / s[:, None], w2 * s)
+        one, two = (plain_fake_quant(w, grid, *ends)[0] for w, ends in zip(moved, clips, strict=True))
+        return {"a.weight": one, "a.bias": (b1 - z) / s, "b.weight": two, "b.bias": b2 + w2 @ z}
+
+    moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in variables]
+    losses = []
+    for step in range(1, epochs * task.samples + 1):
+        sample = (step - 1) % task.samples
+        loss = (task.output(values(), sample) - task.target(sample)).square().mean()
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, variables)
+        for each, g, (m, v) in zip(variables, gradients, moments, strict=True):
+            m += 0.1 * (g - m)
+            v += 0.001 * (g * g - v)
+            rate = rates[1] if each is log_s or each is z else rates[0]
+            each.data -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    means = torch.tensor(losses, dtype=FLOAT64).view(epochs, -1).mean(1).tolist()
+    return {key: value.detach() for key, value in values().items()}, means
+
+
 class TestFit:
     def test_is_a_block_method(self) -> None:
         assert isinstance(OmniQuant(), BlockMethod)
@@ -353,6 +406,18 @@ class TestFit:
         assert seen[5] < seen[0] and min(seen[6:]) > 10 * seen[0]
         expected = OmniQuant(epochs=6, clip_rate=0.3).fit(task, grid)
         assert torch.equal(changed["block.linear.weight"], expected["block.linear.weight"])
+
+    @pytest.mark.parametrize("grid", [Grid(2, 4), Grid(3, None, True)], ids=str)
+    def test_steps_are_those_of_a_plain_loop(self, grid: Grid) -> None:
+        task, seen = two_layers(), []
+        expected, losses = plain_learning(task, grid, epochs=4, rates=(0.2, 0.03), alpha=0.4)
+        assert losses == sorted(losses, reverse=True)  # so the last epoch is the one that is kept
+        method = OmniQuant(epochs=4, clip_rate=0.2, scale_rate=0.03, alpha=0.4)
+        changed = method.fit(replace(task, progress=seen.append), grid)
+        assert seen == pytest.approx(losses, rel=1e-9)
+        for key, value in rounded(task, changed, grid).items():
+            assert key in changed
+            torch.testing.assert_close(value, expected[key])
 
     def test_progress_is_the_mean_loss_of_each_epoch(self) -> None:
         seen: list[float] = []

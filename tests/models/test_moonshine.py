@@ -217,6 +217,12 @@ def test_groups_list_every_linear_once_and_share_their_input(
         assert (group.before is None) == bool(group.reason)
         assert group.before is None or model.get_submodule(group.before)
         assert not group.shift
+    stages = dict(zip(("encoder", "decoder"), model.stages(), strict=True))
+    frames = torch.ones(3, count_frames(SAMPLES), dtype=torch.bool)
+    batch = SpeechBatch(None, frames, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    for group in model.groups():
+        counted = stages[group.layers[0].split(".")[1]].valid(batch, group.source)
+        assert counted.shape == seen[group.layers[0]].shape[:2], "each input has the mask of its stream"
     inputs = [seen[group.layers[0]] for group in model.groups()]
     alike = [
         (i, j)
