@@ -1,104 +1,135 @@
-"""The n-grams of one round, frozen: draft tokens that together spell one target token.
+"""A trie of token sequences in flat arrays: about 30 bytes a node where nested dicts take some hundreds.
 
-A key is a tuple of draft tokens; its value is the target token of the same bytes. Keys of one token are the direct
-map. The questions that proposing and verifying ask about *longer* keys are answered here, each in one look-up.
+Node 0 is the root. Each other node knows its parent and its token; one hash table finds the child of a node:
+
+    table[hash(parent, token)] -> node        open addressing, linear probing, 0 = empty
+
+A node may carry a value. Nodes without one lie on the way to others that have one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from array import array
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from qlib.errors import DraftError
-
-Tokens = tuple[int, ...]
-
-
-class Dictionary(Protocol):
-    """What proposing and verifying need to know of the direct map and the n-grams."""
-
-    direct: Tensor
-
-    def target(self, tokens: Tokens) -> int | None:
-        """Return the target token that exactly these draft tokens spell, if they are a key."""
-        ...
-
-    def children(self, prefix: Tokens) -> Collection[int]:
-        """Return the draft tokens that lead from `prefix` towards a key of two tokens or more."""
-        ...
-
-    def missing(self, prefix: Tokens) -> int:
-        """Return the fewest further tokens that make a longer key of `prefix`; 0 if none does."""
-        ...
+_EMPTY = 0  # the root is nobody's child, so its number marks a free place of the table
+_NOTHING = -1
 
 
 class Trie:
-    """A snapshot of a plain mapping from draft tokens to target tokens.
+    """Maps sequences of tokens to numbers; all ways from the root are walked token by token."""
 
-    Parameters
-    ----------
-    keys : Mapping of tuple of int to int
-        Draft tokens to target token. Keys of one token are the direct map.
-    draft_size : int
-        Size of the drafter's vocabulary.
+    def __init__(self) -> None:
+        self._parent = array("i", [_NOTHING])
+        self._token = array("i", [_NOTHING])
+        self._children = array("i", [0])
+        self._value = array("i", [_NOTHING])
+        self._free = array("i")  # nodes that were removed, to be used again
+        self._table = array("i", bytes(4 * 16))
 
-    Raises
-    ------
-    DraftError
-        A key is empty, or holds a token that is not in the drafter's vocabulary.
+    def __len__(self) -> int:
+        """Return the number of nodes, the root included."""
+        return len(self._parent) - len(self._free)
 
-    >>> trie = Trie({(0,): 5, (1,): 6, (0, 1, 1): 7}, draft_size=2)
-    >>> trie.direct.tolist(), trie.target((0, 1)), trie.target((0, 1, 1))
-    ([5, 6], None, 7)
-    >>> list(trie.children(())), trie.missing((0,)), trie.missing((1,))
-    ([0], 2, 0)
-    """
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self._parent, self._token, self._children, self._value, self._free, self._table)
+        return sum(each.__sizeof__() for each in arrays)
 
-    def __init__(self, keys: Mapping[Tokens, int], draft_size: int) -> None:
-        self.direct = torch.full((draft_size,), -1)
-        self._targets = dict(keys)
-        self._children: dict[Tokens, dict[int, None]] = {}  # a dict, for a set has no fixed order
-        self._missing: dict[Tokens, int] = {}
-        for key, target in keys.items():
-            if not key or not all(0 <= token < draft_size for token in key):
-                raise DraftError(
-                    f"dictionary key {key} of target token {target}: a key has at least one token, each from 0 to "
-                    f"{draft_size - 1}. Was the dictionary made for another drafter?"
-                )
-            if len(key) == 1:
-                self.direct[key[0]] = target
-            else:
-                self._insert(key)
+    def child(self, node: int, token: int) -> int:
+        """Return the child of a node, or -1."""
+        place = self._place(node, token)
+        return self._table[place] or _NOTHING
 
-    def _insert(self, key: Tokens) -> None:
-        for n in range(len(key)):
-            prefix, left = key[:n], len(key) - n
-            self._children.setdefault(prefix, {})[key[n]] = None
-            self._missing[prefix] = min(left, self._missing.get(prefix, left))
+    def value(self, node: int) -> int:
+        """Return the value of a node, or -1."""
+        return self._value[node]
 
-    def target(self, tokens: Tokens) -> int | None:
-        """Return the target token that exactly these draft tokens spell, if they are a key."""
-        return self._targets.get(tokens)
+    def find(self, key: Sequence[int]) -> int:
+        """Return the node of a whole key, or -1; it may be without a value."""
+        node = 0
+        for token in key:
+            node = self.child(node, token)
+            if node < 0:
+                return _NOTHING
+        return node
 
-    def children(self, prefix: Tokens) -> Collection[int]:
-        """Return the draft tokens that lead from `prefix` towards a key of two tokens or more."""
-        return self._children.get(prefix, {})
+    def insert(self, key: Sequence[int], value: int) -> int:
+        """Give a key a value (0 or more) and return its node, which stays the same until it is removed."""
+        node = 0
+        for token in key:
+            place = self._place(node, token)
+            node = self._table[place] or self._add(node, token, place)
+        self._value[node] = value
+        return node
 
-    def missing(self, prefix: Tokens) -> int:
-        """Return the fewest further tokens that make a longer key of `prefix`; 0 if none does."""
-        return self._missing.get(prefix, 0)
+    def remove(self, node: int) -> None:
+        """Take the value of a node away, and the nodes that nothing needs any more."""
+        self._value[node] = _NOTHING
+        while node and not self._children[node] and self._value[node] < 0:
+            parent = self._parent[node]
+            self._vacate(self._place(parent, self._token[node]))
+            self._children[parent] -= 1
+            self._free.append(node)
+            node = parent
 
+    def key(self, node: int) -> tuple[int, ...]:
+        """Return the tokens on the way to a node."""
+        tokens = []
+        while node:
+            tokens.append(self._token[node])
+            node = self._parent[node]
+        return tuple(reversed(tokens))
 
-def longest_match(dictionary: Dictionary, tokens: Sequence[int]) -> tuple[int, int] | None:
-    """Return length and target token of the longest key that `tokens` begin with, or None."""
-    best, n = None, 0
-    while n < len(tokens):
-        n += 1
-        target = dictionary.target(tuple(tokens[:n]))
-        best = best if target is None else (n, target)
-        if not dictionary.missing(tuple(tokens[:n])):
-            break
-    return best
+    def _add(self, parent: int, token: int, place: int) -> int:
+        if self._free:
+            node = self._free.pop()
+            self._parent[node], self._token[node] = parent, token
+        else:
+            node = len(self._parent)
+            for column, number in (
+                (self._parent, parent),
+                (self._token, token),
+                (self._children, 0),
+                (self._value, _NOTHING),
+            ):
+                column.append(number)
+        self._children[parent] += 1
+        self._table[place] = node
+        if 4 * len(self) > 3 * len(self._table):
+            self._grow()
+        return node
+
+    def _grow(self) -> None:
+        """Double the table and find every node its place again."""
+        nodes = [node for node in self._table if node != _EMPTY]
+        self._table = array("i", bytes(8 * len(self._table)))
+        for node in nodes:
+            self._table[self._place(self._parent[node], self._token[node])] = node
+
+    def _home(self, parent: int, token: int) -> int:
+        # Fibonacci hashing: neighbouring numbers, as tokens and nodes are, land far apart.
+        mixed = ((parent << 20) ^ token) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        return (mixed >> 32) & (len(self._table) - 1)
+
+    def _place(self, parent: int, token: int) -> int:
+        """Return where the table holds a child, or the free place where it belongs."""
+        table, mask = self._table, len(self._table) - 1
+        place = self._home(parent, token)
+        while (node := table[place]) != _EMPTY:
+            if self._parent[node] == parent and self._token[node] == token:
+                break
+            place = (place + 1) & mask
+        return place
+
+    def _vacate(self, hole: int) -> None:
+        """Free a place and move up those behind it that would be cut off from their home by the hole."""
+        table, mask = self._table, len(self._table) - 1
+        place = hole
+        while (node := table[place := (place + 1) & mask]) != _EMPTY:
+            home = self._home(self._parent[node], self._token[node])
+            if (place - home) & mask >= (place - hole) & mask:
+                table[hole] = node
+                hole = place
+        table[hole] = _EMPTY
