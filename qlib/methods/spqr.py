@@ -170,7 +170,7 @@ class _TwoLevels:
     def fit_group(self, group: slice, weight: Tensor) -> None:
         """Fit the next group to its columns as they are now, [columns, rows], without its outliers."""
         W = weight.T
-        odd = leave_one_out(W, self.pivots[group], self.grid) > self.tau
+        odd = (leave_one_out(W, self.pivots[group], self.grid) > self.tau) & W.half().isfinite()
         odd &= ~odd.all(1, keepdim=True)  # where all would be, nobody is left to fit the range to
         mean = W.masked_fill(odd, 0).sum(1, keepdim=True) / (~odd).sum(1, keepdim=True)
         others = torch.where(odd, mean, W)

@@ -229,7 +229,7 @@ class TestOutliers:
         W = weights()
         W[3, 4], W[3, 5] = 1e6, 4e5  # of 2 bits the nearest is 333,333
         result = spqr(W, torch.eye(COLUMNS), Grid(2, 8), threshold=1e-3, second_group=1)
-        assert result.decode()[3, 5] == pytest.approx(1e6 / 3)
+        assert result.decode()[3, 5] == pytest.approx(1e6 / 3, rel=1e-4)
         assert result.decode().isfinite().all()
 
 
