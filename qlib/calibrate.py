@@ -17,7 +17,7 @@ Layers that share an input share its statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,8 +96,9 @@ class Visit:
         source = {self.mine(group)[0]: group.source for group in self.groups}
         modules = {layer: self.model.get_submodule(layer) for layer in source}
         for hidden, batch in zip(self.inputs, self.batches, strict=True):
+            unseen = set(modules)
 
-            def check(layer: str, inputs: Tensor, batch: Any = batch) -> None:
+            def check(layer: str, inputs: Tensor, batch: Any = batch, unseen: set[str] = unseen) -> None:
                 rows = inputs[self.stage.valid(batch, source[layer])]
                 if not rows.isfinite().all():
                     raise QuantError(
@@ -106,9 +107,16 @@ class Visit:
                         "and the checkpoint, and whether a layer before it was quantized too coarsely."
                     )
                 see(layer, rows)
+                unseen.discard(layer)
+                if not unseen:
+                    raise _AllSeen  # the last layer's own product, a fifth of the block, is not needed
 
-            with torch.no_grad(), watch_inputs(modules, check):
+            with torch.no_grad(), suppress(_AllSeen), watch_inputs(modules, check):
                 self.stage.run(self.block, hidden, batch)
+
+
+class _AllSeen(Exception):  # noqa: N818  (not an error: it ends a pass)
+    """Every watched input has been seen."""
 
 
 class Sums:
@@ -142,7 +150,7 @@ class Sums:
         first = stats.tokens == 0
         stats.tokens += len(rows)
         if Needs.HESSIAN in needs:
-            product = rows.T @ rows
+            product = gram(rows)
             stats.hessian = product.double() if stats.hessian is None else stats.hessian.add_(product)
         if Needs.RANGE in needs:
             low, high = rows.amin(0), rows.amax(0)
@@ -151,6 +159,21 @@ class Sums:
         if Needs.MAGNITUDE in needs:
             total = rows.abs().sum(0, dtype=torch.float64)
             stats.absolute = total if stats.absolute is None else stats.absolute.add_(total)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return rows^T rows, [inputs, inputs], at little more than half the price of the product.
+
+    Only blocks on and below the diagonal are multiplied; the others are their mirror images.
+    """
+    width = rows.shape[1]
+    step = max(256, -(-width // 4))
+    product = rows.new_empty(width, width)
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        product[start:, start:stop] = rows[:, start:].T @ rows[:, start:stop]
+        product[start:stop, stop:] = product[stop:, start:stop].T
+    return product
 
 
 def walk(model: Model, batches: Sequence[Any], original: Model | None = None) -> Iterator[Visit]:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from qlib import calibrate
 from qlib.asr.calibration import speech_batches
-from qlib.calibrate import Sums, count_blocks, walk, watch_inputs
+from qlib.calibrate import Sums, count_blocks, gram, walk, watch_inputs
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.models.tiny import tiny_whisper
@@ -133,6 +133,21 @@ def test_sums_do_not_depend_on_the_split_at_all(sizes: list[int]) -> None:
     for name in ("hessian", "low", "high", "absolute"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     torch.testing.assert_close(a.hessian, rows.double().T @ rows.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 257, 1100])
+def test_gram_is_the_product(width: int) -> None:
+    rows = torch.randn(7, width, dtype=torch.float64)
+    torch.testing.assert_close(gram(rows), rows.T @ rows)
+
+
+def test_a_pass_ends_where_the_last_input_is_seen(model: Whisper, batch: SpeechBatch) -> None:
+    visit = next(walk(model, [batch]))
+    seen = []
+    handle = model.get_submodule(f"{visit.name}.fc2").register_forward_hook(lambda *_: seen.append(1))
+    visit.collect(Needs.HESSIAN)
+    handle.remove()
+    assert not seen
 
 
 def test_statistics_of_a_scaled_input(model: Whisper, batch: SpeechBatch) -> None:
