@@ -37,6 +37,9 @@ def test_tables_are_slices_of_one_and_grow() -> None:
     again = rotary.tables(300, 301, torch.float32, CPU)
     assert again[0].data_ptr() == late[0].data_ptr(), "not computed again"
     assert torch.equal(rotary.tables(0, 10, torch.float32, CPU)[1], early[1])
+    full = len(rotary._cos)
+    assert len(rotary.tables(full - 1, full, torch.float32, CPU)[0]) == 1 and len(rotary._cos) == full
+    assert len(rotary.tables(full, full + 1, torch.float32, CPU)[0]) == 1, "the first position beyond"
 
 
 def test_tables_follow_the_dtype() -> None:
