@@ -98,7 +98,7 @@ class Rotary:
     def __init__(self, rope: Rope, channels: int):
         self.rope = rope
         self.channels = channels
-        self._cos = torch.empty(0, 1, channels, device="cpu")
+        self._cos = torch.empty(0, 1, channels)
         self._sin = self._cos
 
     def tables(self, start: int, end: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
