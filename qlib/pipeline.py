@@ -25,16 +25,16 @@ from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
 from qlib.calibrate import Visit, count_blocks, walk
 from qlib.checkpoint import save_quantized, stored_bits
-from qlib.errors import QuantError
+from qlib.errors import DataError, QuantError
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import BlockMethod, Clip, LayerStats, Transform
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
+from qlib.models.text import TextModel
 from qlib.plan import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
 from qlib.resume import FinishedBlocks
-
-DEFAULT_SKIP = ("proj_out",)
+from qlib.text import fingerprint_texts, text_batches
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
     *,
     weight: Grid,
     activation: PerToken | PerTensor | None = None,
-    calib: Sequence[Utterance] | None = None,
-    skip: Sequence[str] = DEFAULT_SKIP,
+    calib: Sequence[Utterance] | Sequence[str] | None = None,
+    skip: Sequence[str] = (),
     seed: int = 0,
     work: str | Path | None = None,
     progress: bool = True,
@@ -75,11 +75,12 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
         Bits, group and symmetry of the weights.
     activation : PerToken or PerTensor, optional
         Rounds the input of every quantized layer while the model runs.
-    calib : sequence of Utterance
-        Recordings and transcripts for methods that look at the inputs. Keep them apart from test data.
+    calib : sequence of Utterance, or of str for a text model
+        Recordings and transcripts, or texts, for methods that look at the inputs. Keep them apart from test
+        data.
     skip : sequence of str
         Layers to leave in float: names or patterns (``*``, ``?``) of whole paths, or of a path's end
-        (``fc2``, ``encoder_attn.*``).
+        (``fc2``, ``encoder_attn.*``). A head that is tied to the embedding always stays.
     seed : int
         For methods that draw random numbers; kept in the manifest.
     work : str or Path, optional
@@ -113,10 +114,10 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
         "activation": describe(activation),
         "skip": list(skip),
         "seed": seed,
-        "calibration": None if calib is None else {"utterances": len(calib), "sha256": fingerprint(calib)},
+        "calibration": None if calib is None else _describe_calibration(calib),
     }
     finished = None if work is None else FinishedBlocks(Path(work), settings, model)
-    batches = speech_batches(model, calib) if looks and calib is not None else []
+    batches = _batches(model, calib) if looks and calib is not None else []
     quantized = copy.deepcopy(model)
     reports: list[LayerReport] = []
     with tqdm(
@@ -139,6 +140,28 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
                 bar.set_postfix(error=f"{done[-1].output_error or done[-1].weight_error:.4f}")
     reset_counts(quantized)  # calibration ran the finished blocks, static ranges and all
     return Result(quantized, QuantReport(tuple(reports), skipped, time.perf_counter() - started), settings)
+
+
+def _batches(model: Model, calib: Sequence[Utterance] | Sequence[str]) -> list[Any]:
+    """Return calibration data as the model's stages read it."""
+    texts = [each for each in calib if isinstance(each, str)]
+    speech = [each for each in calib if isinstance(each, Utterance)]
+    if isinstance(model, TextModel):
+        if speech:
+            raise DataError("A text model is calibrated with texts: pass calib=[...] of strings.")
+        return list(text_batches(model, texts))
+    if texts:
+        raise DataError("A speech recognizer is calibrated with recordings: pass calib=[...] of utterances.")
+    return list(speech_batches(model, speech))
+
+
+def _describe_calibration(calib: Sequence[Utterance] | Sequence[str]) -> dict[str, Any]:
+    texts = [each for each in calib if isinstance(each, str)]
+    speech = [each for each in calib if isinstance(each, Utterance)]
+    return {
+        "utterances": len(calib),
+        "sha256": fingerprint_texts(texts) if texts else fingerprint(speech),
+    }
 
 
 @dataclass
