@@ -53,6 +53,19 @@ class Table:
             np.array([row[3] for row in rows], dtype=np.int64),
         )
 
+    def check(self) -> None:
+        """Raise ValueError if the arrays do not fit together."""
+        shapes = {name: each.shape for name, each in vars(self).items()}
+        entries = {name: shape for name, shape in shapes.items() if name != "tokens"}
+        if len({*entries.values()}) > 1 or self.lengths.ndim != 1 or self.lengths.min(initial=1) < 1:
+            raise ValueError(f"the arrays do not describe the same entries: {entries}")
+        if shapes["tokens"] != (self.lengths.sum(),):
+            raise ValueError(
+                f"{shapes['tokens']} draft tokens for lengths that add up to {self.lengths.sum()}"
+            )
+        if any(each.dtype.kind != "i" for each in vars(self).values()):
+            raise ValueError("the arrays hold something else than whole numbers")
+
     def rows(self) -> Iterator[Row]:
         """Yield one row for each entry."""
         tokens, start = self.tokens.tolist(), 0
@@ -119,6 +132,7 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]
         )
     try:
         table = Table(**load(numbers))
-    except (SafetensorError, TypeError) as error:
+        table.check()
+    except (SafetensorError, TypeError, ValueError) as error:
         raise DraftError(f"{folder / _NUMBERS} is damaged: {error}. Delete the folder.") from error
     return table, rest["settings"], rest["clock"]

@@ -1,0 +1,438 @@
+"""The trie and the cache against slow, obvious models; what is kept comes back; damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from draftlib.ngram_cache import NGram, NGramCache, Policy
+from draftlib.trie import Trie
+from draftlib.vocab import VocabularyMap
+from qlib.errors import DraftError
+from qlib.models import Tokenizer
+
+# Draft tokens 0 and 1 are letters, 2 both at once, 3 is special; the target's tokens are all words of up to
+# four letters, so that every n-gram of letters has a target token, some have two, and one none.
+WORDS = [
+    format(number, f"0{n}b").replace("0", "a").replace("1", "b") for n in (2, 3, 4) for number in range(2**n)
+]
+TARGET: list[bytes | None] = [word.encode() for word in WORDS if word != "bbbb"]
+PAIR = VocabularyMap.from_bytes(
+    [b"a", b"b", b"ab", None], [*TARGET, b"ab", None], {3: len(TARGET) + 1}, ends=[3]
+)
+KEYS = (
+    st.lists(st.sampled_from([0, 1]), min_size=2, max_size=4)
+    .map(tuple)
+    .filter(lambda key: key != (1, 1, 1, 1))
+)
+
+
+def target_of(key: tuple[int, ...]) -> int:
+    return TARGET.index(b"".join(PAIR.draft_bytes[token] or b"" for token in key))
+
+
+def filled(*keys: tuple[int, ...], **arguments: Any) -> NGramCache:
+    cache = NGramCache(**arguments)
+    cache.bind(PAIR)
+    for key in keys:
+        cache.add(key, target_of(key))
+        cache.commit()
+    return cache
+
+
+def contents(cache: NGramCache) -> dict[tuple[int, ...], tuple[int, int]]:
+    return {each.draft_tokens: (each.target_token, each.count) for each in cache}
+
+
+# --- trie
+
+
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple))))
+@settings(deadline=None)
+def test_trie_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
+    trie, slow = Trie(), dict[tuple[int, ...], int]()
+    for number, (insert, key) in enumerate(steps):
+        if insert:
+            assert trie.key(trie.insert(key, number)) == key
+            slow[key] = number
+        elif key in slow:
+            trie.remove(trie.find(key))
+            del slow[key]
+        ways = {key[:length] for key in slow for length in range(len(key) + 1)}
+        assert len(trie) == max(len(ways), 1)
+        for way in ways:
+            assert trie.value(trie.find(way)) == slow.get(way, -1)
+        for other in (key, (*key, 0), key[:-1]):
+            assert (trie.find(other) >= 0) == (other in ways or other == ())
+
+
+def test_trie_of_many_nodes_grows_shrinks_and_reuses() -> None:
+    generator = random.Random(0)
+    keys = list({tuple(generator.choices(range(50_000), k=generator.randint(1, 4))) for _ in range(2000)})
+    trie = Trie()
+    nodes = [trie.insert(key, number) for number, key in enumerate(keys)]
+    assert [trie.find(key) for key in keys] == nodes
+    full, memory = len(trie), trie.memory_bytes
+    for node in nodes[1000:]:
+        trie.remove(node)
+    assert [trie.value(trie.find(key)) for key in keys[:1000]] == list(range(1000))
+    assert not any(trie.find(key) >= 0 and trie.value(trie.find(key)) >= 0 for key in keys[1000:])
+    for number, key in enumerate(keys[1000:], 1000):
+        trie.insert(key, number)
+    assert len(trie) == full
+    assert trie.memory_bytes <= 1.2 * memory
+
+
+# --- look-up
+
+
+def test_worked_example() -> None:
+    cache = filled((0, 1), (0, 1, 0))
+    assert cache.longest([1, 0, 1, 0], 1) == (3, target_of((0, 1, 0)))
+    assert cache.longest([1, 0, 1, 1], 1) == (2, target_of((0, 1)))
+    assert cache.longest([1, 0, 1], 0) is None
+    assert cache.longest([1, 0, 1], 2) is None
+    assert (cache.lookups, cache.hits) == (4, 2)
+    assert "50.0% of 4 look-ups" in str(cache)
+    assert len(cache) == 2
+
+
+@given(keys=st.sets(KEYS), draft=st.lists(st.sampled_from([0, 1, 2, 3]), max_size=12))
+@settings(deadline=None)
+def test_longest_match_against_a_scan(keys: set[tuple[int, ...]], draft: list[int]) -> None:
+    cache = filled(*keys)
+    for start in range(len(draft) + 1):
+        fits = [key for key in keys if tuple(draft[start : start + len(key)]) == key]
+        best = max(fits, key=len, default=None)
+        assert cache.longest(draft, start) == (None if best is None else (len(best), target_of(best)))
+
+
+def test_a_look_up_walks_no_further_than_the_cache_goes() -> None:
+    class Watched(list[int]):
+        seen = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Watched.seen = max(Watched.seen, index)
+            return super().__getitem__(index)
+
+    filled((0, 1), (0, 1, 0)).longest(Watched([0, 1, 1, *[0] * 1000]), 0)
+    assert Watched.seen == 2
+
+
+def test_additions_wait_for_the_end_of_the_round() -> None:
+    cache = filled()
+    cache.add((0, 1), target_of((0, 1)))
+    assert cache.longest([0, 1], 0) is None
+    assert len(cache) == cache.count((0, 1)) == 0
+    cache.commit()
+    assert cache.longest([0, 1], 0) == (2, target_of((0, 1)))
+    assert cache.count((0, 1)) == 1
+    cache.commit()
+    assert cache.count((0, 1)) == 1
+
+
+def test_of_two_target_tokens_with_the_same_bytes_the_newer_counts() -> None:
+    cache = filled((0, 1))
+    cache.add((0, 1), len(TARGET))
+    cache.commit()
+    assert list(cache) == [NGram((0, 1), len(TARGET), 2)]
+
+
+def test_single_tokens_and_long_spellings_are_passed_over() -> None:
+    cache = filled((0, 0, 0), max_length=2)
+    cache.add((2,), target_of((2,)))
+    cache.commit()
+    assert len(cache) == 0
+    assert cache.count((0, 0, 0)) == 0
+
+
+# --- bounds
+
+
+class Slow:
+    """What the cache promises, with one dict and sorting."""
+
+    def __init__(self, most: int, policy: Policy):
+        self.most, self.policy = most, policy
+        self.entries: dict[tuple[int, ...], list[int]] = {}
+        self.clock = 0
+
+    def add(self, key: tuple[int, ...]) -> None:
+        self.clock += 1
+        entry = self.entries.setdefault(key, [0, 0])
+        entry[0], entry[1] = entry[0] + 1, self.clock
+
+    def commit(self) -> None:
+        if len(self.entries) > self.most:
+            by_use = sorted(
+                self.entries,
+                key=lambda key: self.entries[key] if self.policy == "lfu" else self.entries[key][1:],
+            )
+            for key in by_use[: len(by_use) - (self.most - self.most // 16)]:
+                del self.entries[key]
+
+
+@given(
+    rounds=st.lists(st.lists(KEYS, max_size=6), max_size=20),
+    most=st.sampled_from([1, 2, 5, 16, 18]),
+    policy=st.sampled_from(["lfu", "lru"]),
+)
+@settings(deadline=None)
+def test_eviction_against_a_slow_model(
+    rounds: list[list[tuple[int, ...]]], most: int, policy: Policy
+) -> None:
+    cache, slow = filled(max_entries=most, policy=policy), Slow(most, policy)
+    for keys in rounds:
+        for key in keys:
+            cache.add(key, target_of(key))
+            slow.add(key)
+        cache.commit()
+        slow.commit()
+        assert contents(cache) == {key: (target_of(key), entry[0]) for key, entry in slow.entries.items()}
+        assert len(cache) == len(slow.entries) <= most
+        seen = {key for key in slow.entries if cache.longest(key, 0) == (len(key), target_of(key))}
+        assert seen == {*slow.entries}
+
+
+def test_least_often_or_least_recently() -> None:
+    keys = [(0, 0), (0, 0), (0, 1), (1, 0)]
+    assert {*contents(filled(*keys, max_entries=2))} == {(0, 0), (1, 0)}
+    assert {*contents(filled(*keys, max_entries=2, policy="lru"))} == {(0, 1), (1, 0)}
+    assert filled(*keys, max_entries=2).evicted == 1
+    assert [each.draft_tokens for each in filled(*keys)] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_memory_of_long_n_grams_of_nothing_in_common() -> None:
+    """A tenth of the default size in a tenth of the memory it may take: 15 MB for 50,000 entries."""
+    pair = VocabularyMap.from_bytes([b"a"] * 8192, [b"a" * 8])
+    generator, cache = random.Random(0), NGramCache(5000)
+    cache.bind(pair)
+    for _ in range(5000):
+        cache.add(generator.choices(range(8192), k=8), 0)
+    cache.commit()
+    assert len(cache) == 5000
+    assert 40 * 5000 < cache.memory_bytes < 1.5e6
+
+
+def test_memory_stays_where_it_is_when_entries_come_and_go() -> None:
+    pair = VocabularyMap.from_bytes([b"a"] * 1000, [b"a" * 3])
+    generator, cache = random.Random(0), NGramCache(256)
+    cache.bind(pair)
+    sizes = []
+    for _ in range(20):
+        for _ in range(200):
+            cache.add(generator.choices(range(1000), k=3), 0)
+            cache.commit()
+        sizes.append(cache.memory_bytes)
+    assert sizes[-1] <= 1.1 * sizes[2]
+
+
+# --- warm start, merge
+
+
+def test_warm_start_is_first_to_go() -> None:
+    cache = filled((0, 0, 1), max_entries=8)
+    pair_spelling = {
+        tuple(PAIR.speller.spell(piece)[0]): number for number, piece in enumerate(TARGET) if piece != b"ab"
+    }
+    assert cache.warm_start(PAIR) == 7
+    assert cache.count((0, 0, 1)) == 1
+    warm = {key: value for key, value in contents(cache).items() if key != (0, 0, 1)}
+    assert list(warm) == list(pair_spelling)[:7]  # early target tokens first
+    assert all(value == (pair_spelling[key], 0) for key, value in warm.items())
+    cache.add((1, 1, 0, 0), target_of((1, 1, 0, 0)))
+    cache.commit()
+    assert {*contents(cache)} == {(0, 0, 1), (1, 1, 0, 0), *list(warm)[:6]}
+
+
+def test_merged_counts_add_up_and_the_other_is_newer() -> None:
+    one, other = filled((0, 0), (0, 1), (0, 1)), filled((0, 0), (0, 0), (1, 1))
+    other.add((1, 0), target_of((1, 0)))
+    one.merge(other)
+    assert [(each.draft_tokens, each.count) for each in one] == [((0, 0), 3), ((0, 1), 2), ((1, 1), 1)]
+    assert len(other) == 2
+    recent = filled((0, 0), (0, 1), policy="lru")
+    recent.merge(filled((0, 0)))
+    assert [each.draft_tokens for each in recent] == [(0, 0), (0, 1)]
+    recent.merge(NGramCache())
+    assert len(recent) == 2
+    fresh = NGramCache()
+    fresh.merge(one)
+    assert contents(fresh) == contents(one)
+
+
+def test_merging_keeps_the_bounds() -> None:
+    cache = filled((0, 0), (0, 0), max_entries=2, max_length=3)
+    cache.merge(filled((0, 1), (1, 0), (1, 1), (1, 1), (0, 0, 0, 0), (0, 0, 0, 0)))
+    assert {*contents(cache)} == {(0, 0), (1, 1)}
+    assert cache.evicted == 2
+    cache.add((1, 0), target_of((1, 0)))
+    cache.commit()
+    assert (1, 0) not in contents(cache)
+    assert len(cache) == 2
+
+
+def test_a_warm_entry_does_not_make_another_one_newer() -> None:
+    one = filled((0, 0, 1), (0, 0))
+    other = filled()
+    other.warm_start(PAIR)
+    one.merge(other)
+    assert [each.draft_tokens for each in one][:2] == [(0, 0), (0, 0, 1)]
+
+
+# --- files
+
+
+@given(keys=st.lists(KEYS, max_size=20), policy=st.sampled_from(["lfu", "lru"]))
+@settings(deadline=None, max_examples=20)
+def test_what_is_saved_comes_back(
+    keys: list[tuple[int, ...]], policy: Policy, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    cache = filled(*keys, max_entries=8, policy=policy, max_length=4)
+    cache.add((0, 1), target_of((0, 1)))
+    cache.save(folder)
+    again = NGramCache.load(folder, PAIR)
+    assert list(again) == list(cache)
+    assert (again.max_entries, again.policy, again.max_length) == (8, policy, 4)
+    assert again.count((0, 1)) >= 1
+    for each in (cache, again):  # later additions meet the same order of use
+        for key in ((1, 1), (1, 0, 1), (0, 0)):
+            each.add(key, target_of(key))
+            each.commit()
+    assert list(again) == list(cache)
+    assert sorted(path.name for path in folder.iterdir()) == ["ngrams.json", "ngrams.safetensors"]
+
+
+def change_json(folder: Path, **parts: Any) -> None:
+    path = folder / "ngrams.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "ngrams.json").unlink(), "holds no n-gram cache"),
+    (lambda folder: (folder / "ngrams.safetensors").unlink(), "holds no n-gram cache"),
+    (lambda folder: (folder / "ngrams.json").write_text("{"), "holds no n-gram cache"),
+    (lambda folder: (folder / "ngrams.json").write_text("[1, 2]"), "holds no n-gram cache"),
+    (
+        lambda folder: (folder / "ngrams.json").write_text("{}"),
+        "check version, pair, clock, settings, sha256",
+    ),
+    (lambda folder: change_json(folder, clock="x"), "damaged: check clock"),
+    (lambda folder: change_json(folder, settings={"policy": "lfu"}), "damaged: check settings"),
+    (lambda folder: change_json(folder, version=2), "has version 2, this release reads 1. Collect"),
+    (lambda folder: (folder / "ngrams.safetensors").write_bytes(b"x" * 99), "its 99 bytes.*sha256.*Delete"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[each[1][:30] for each in DAMAGE])
+def test_damage_is_noticed(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    filled((0, 0)).save(tmp_path / "a" / "b")
+    damage(tmp_path / "a" / "b")
+    with pytest.raises(DraftError, match=message):
+        NGramCache.load(tmp_path / "a" / "b", PAIR)
+
+
+def test_numbers_with_a_right_hash_and_wrong_content(tmp_path: Path) -> None:
+    filled((0, 0), (0, 1)).save(tmp_path)
+    path = tmp_path / "ngrams.safetensors"
+    good = load(path.read_bytes())
+    bad = {
+        "ngrams.safetensors is damaged": save({"tokens": good["tokens"]}),
+        "must not change text": save(good | {"targets": np.flip(good["targets"])}),
+        "do not describe the same entries": save(good | {"counts": good["counts"][:1]}),
+        "not describe": save(good | {"lengths": np.array([0, 4], dtype=np.int32)}),
+        "adds? up to 5": save(good | {"lengths": np.array([2, 3], dtype=np.int32)}),
+        "something else than whole numbers": save(good | {"targets": good["targets"].astype(np.float32)}),
+        "safetensors is damaged: [^i]": b"\xff" * 64,
+    }
+    for message, content in bad.items():
+        path.write_bytes(content)
+        change_json(tmp_path, sha256=sha256(content).hexdigest())
+        with pytest.raises(DraftError, match=message):
+            NGramCache.load(tmp_path, PAIR)
+
+
+# --- errors
+
+
+def test_a_cache_belongs_to_one_pair(tmp_path: Path) -> None:
+    other = VocabularyMap.from_bytes([b"a"], [b"a", b"aa"])
+    cache = filled((0, 0))
+    cache.bind(PAIR)
+    with pytest.raises(DraftError, match=r"cache of 1 entries belongs to another pair.*new NGramCache"):
+        cache.bind(other)
+    with pytest.raises(DraftError, match="another pair"):
+        cache.warm_start(other)
+    foreign = NGramCache()
+    foreign.bind(other)
+    with pytest.raises(DraftError, match="another pair"):
+        cache.merge(foreign)
+    cache.save(tmp_path)
+    with pytest.raises(
+        DraftError, match=r"another pair of vocabularies: 1 of 3 draft.*This pair: 1 of 1 draft"
+    ):
+        NGramCache.load(tmp_path, other)
+
+
+def test_a_cache_must_be_bound(tmp_path: Path) -> None:
+    with pytest.raises(DraftError, match=r"knows no vocabularies.*bind"):
+        NGramCache().add((0, 1), 0)
+    with pytest.raises(DraftError, match=r"knows no vocabularies.*bind"):
+        NGramCache().save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "message"),
+    [
+        ((0, 1), 0, r"\[0, 1\] stand for b'ab', target token 0 for b'aa'"),
+        ((0, 3), 0, "special token or an unknown id"),
+        ((0, 99), 0, "special token or an unknown id"),
+        ((0, -1), 0, "special token or an unknown id"),
+        ((3, 3), len(TARGET) + 1, "special token"),
+        ((0, 1), len(TARGET) + 1, "for no text"),
+        ((0, 1), -2, "for no text"),
+        ((0, 1), 10_000, "for no text"),
+    ],
+)
+def test_entries_never_change_text(key: tuple[int, ...], target: int, message: str) -> None:
+    with pytest.raises(DraftError, match=message):
+        filled().add(key, target)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_entries": 0}, {"max_entries": 2.5}, {"max_entries": True}, {"max_length": 1}, {"policy": "fifo"}],
+)
+def test_settings_are_checked(arguments: dict[str, Any]) -> None:
+    with pytest.raises(DraftError, match=f"{next(iter(arguments))}=.*(or more|'lfu' or 'lru')"):
+        NGramCache(**arguments)
+
+
+# --- real tokenizers
+
+
+@pytest.mark.weights
+def test_real_warm_start(checkpoint: Callable[[str], Path]) -> None:
+    pair = VocabularyMap.of(
+        *(Tokenizer.from_folder(checkpoint(name)) for name in ("drafter-7m", "smollm2-135m-instruct"))
+    )
+    cache = NGramCache()
+    assert cache.warm_start(pair) == len(cache) == 41_501
+    assert cache.memory_bytes < 5e6
+    for each in cache:
+        key = each.draft_tokens
+        assert (
+            b"".join(pair.draft_bytes[token] or b"" for token in key) == pair.target_bytes[each.target_token]
+        )
+        assert cache.longest(key, 0) == (len(key), each.target_token)
