@@ -63,6 +63,12 @@ class TestOutput:
         assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())
         assert not any(value.requires_grad for value in task.parameters.values())
 
+    def test_a_model_that_wants_gradients_gets_none(self) -> None:
+        """Only what is given is learned: gradients for all the rest would be work for nothing."""
+        task = find_task(tiny_whisper(layers=1, frames=20).requires_grad_(), heard(1), ENCODER)
+        assert not any(value.requires_grad for value in task.parameters.values())
+        assert not task.output({}, 0).requires_grad
+
     def test_targets_may_come_from_elsewhere(self, model: Whisper) -> None:
         visit = visit_of(model, ENCODER)
         task = block_task(
@@ -183,6 +189,12 @@ class TestGroups:
         layers = [f"{ENCODER}.self_attn.k_proj", f"{ENCODER}.fc2"]
         task = block_task(model, visit.stage, ENCODER, layers, visit.inputs, visit.targets, visit.batches, {})
         assert [group.layers[0] for group in task.groups] == [f"{ENCODER}.self_attn.q_proj"]
+
+    def test_a_norm_outside_of_the_block_is_no_absorber(self) -> None:
+        """With one decoder layer, keys and values of cross-attention all lie inside; the norm does not."""
+        task = find_task(tiny_whisper(layers=1, frames=20), heard(1), DECODER)
+        assert all(group.before is not None and group.before.startswith(DECODER) for group in task.groups)
+        assert len(task.groups) == 5
 
     def test_names_that_begin_alike_are_told_apart(self) -> None:
         """Layers 1 and 10."""
