@@ -191,7 +191,7 @@ class Dice:
         if not 0 < float(total[-1]) < float("inf"):
             raise DraftError(
                 f"cannot draw from {len(weights)} weights that sum to {float(total[-1])}: at least one must "
-                "be positive and all finite. Look for NaN or a mask of everything in the logits they come from."
+                "be positive and all finite. Look for NaN, or a mask of everything, in their logits."
             )
         index = int(torch.searchsorted(total, self.uniform() * total[-1:], right=True))
         # Rounding can put the number at the very end, behind tokens of weight 0.

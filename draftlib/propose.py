@@ -155,8 +155,8 @@ def propose(
     """
     if not pending:
         raise DraftError(
-            "the drafter has nothing to continue: pending is empty. Keep the last token of its context out of "
-            "its cache (truncate by one) and pass it here."
+            "the drafter has nothing to continue: pending is empty. Keep the last token of its context out "
+            "of its cache (truncate by one) and pass it here."
         )
     tokens: list[int] = []
     laws: list[Tensor] = []

@@ -103,7 +103,7 @@ def branches(dictionary: Dictionary, w: tuple[int, ...], room: int) -> tuple[set
 
 
 def hidden_law(dictionary: Dictionary, w: tuple[int, ...], last: set[int], q: Tensor, size: int) -> Tensor:
-    """Return the law of the next target token, up to a factor, [V]: `w` is revealed, the token after it hidden.
+    """Return the law of the next target token, up to a factor, [V]; the token after `w` is hidden.
 
     1. w empty: a draft token of its own; those without a direct image end the translation and have no part.
     2. Otherwise each token of `last` gives its merged token, and all others leave w to its longest match. If

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Dictionary
+from draftlib.dictionary import Dictionary, Keys
 from draftlib.noise import Chance
 from draftlib.propose import Draft
 from draftlib.revealed import Proposed, path_revealed
@@ -96,8 +96,8 @@ def verify_exact(proposed: Sequence[int], logprobs: Tensor, noise: Tensor) -> Ve
     _check(proposed, logprobs)
     if noise.shape != logprobs.shape:
         raise DraftError(
-            f"noise {list(noise.shape)} for log-probabilities {list(logprobs.shape)}: both need a row for each "
-            f"of the {len(proposed)} proposed tokens and one more, as wide as the target's vocabulary."
+            f"noise {list(noise.shape)} for log-probabilities {list(logprobs.shape)}: both need a row for "
+            f"each of the {len(proposed)} proposed tokens and one more, as wide as the target's vocabulary."
         )
     choices = choose(logprobs, noise).tolist()
     return _follow(proposed, lambda i: choices[i])
@@ -106,8 +106,8 @@ def verify_exact(proposed: Sequence[int], logprobs: Tensor, noise: Tensor) -> Ve
 def verify_point_mass(proposed: Sequence[int], logprobs: Tensor, chance: Chance) -> Verdict:
     """Accept while the proposed token is the one that the target happens to draw. Lossless.
 
-    It needs no law of the proposal. The same as rejection with Q_i all on t_i: accept with probability p(t_i),
-    else draw from p without t_i.
+    It needs no law of the proposal. The same as rejection with Q_i all on t_i: accept with probability
+    p(t_i), else draw from p without t_i.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def verify_path_revealed(draft: Draft, dictionary: Dictionary, logprobs: Tensor,
 
 
 def verify_ratio(
-    draft: Draft, dictionary: Dictionary, spans: Sequence[tuple[int, int]], logprobs: Tensor, chance: Chance
+    draft: Draft, dictionary: Keys, spans: Sequence[tuple[int, int]], logprobs: Tensor, chance: Chance
 ) -> Verdict:
     """Rejection with the paper's law, Equations 1 and 2. NOT lossless when sampling: for comparison only.
 
@@ -200,9 +200,7 @@ def verify_ratio(
     return verify_rejection(ratio(draft, dictionary, spans, logprobs.shape[-1]), logprobs, chance)
 
 
-def ratio(
-    draft: Draft, dictionary: Dictionary, spans: Iterable[tuple[int, int]], size: int
-) -> list[Proposed]:
+def ratio(draft: Draft, dictionary: Keys, spans: Iterable[tuple[int, int]], size: int) -> list[Proposed]:
     """Return the proposed tokens with the law that the paper takes them to have.
 
     1. Equation 1: q'(t) = q(d) for a direct image, and prod_j q(d_j) for the n-gram that was drafted and

@@ -60,7 +60,7 @@ class Toy:
         return self.calls[key]
 
     def step(self, text: Tokens) -> Callable[[Sequence[int]], Tensor]:
-        """The drafter as `propose` sees it; the first call brings a pending token that is no part of the draft."""
+        """The drafter as `propose` sees it; the first call brings a pending token, no part of the draft."""
         fed: list[int] = []
 
         def step(tokens: Sequence[int]) -> Tensor:

@@ -265,8 +265,7 @@ def test_smallest_counter_example() -> None:
     """Drafts aa, ab, ba, bb: A is proposed with 1/4, B with 1/2, AB with 1/4; the paper takes A to have 1/2.
 
     So A is accepted with (1/3) / (1/2) = 2/3 instead of always: 1/4 * 2/3 = 1/6 of the texts begin with A,
-    and no residual makes up for it. After a rejected B (probability 1/2 * 1/3) AB is drawn for A: 1/4 + 1/6 +
-    1/12 = 1/2.
+    and no residual makes up for it. For a rejected A (1/12) or B (1/6) AB is drawn: 1/4 + 1/12 + 1/6 = 1/2.
     """
     law, kept = smallest(paper)
     assert law == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-15)

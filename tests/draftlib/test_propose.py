@@ -1,0 +1,206 @@
+"""Drafting: what is fed, drawn and kept; when it stops; whose noise a draft token takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftlib.dictionary import Snapshot, longest_match
+from draftlib.noise import Dice, Noise
+from draftlib.propose import (
+    Confidence,
+    Coupled,
+    FixedLength,
+    coupled_noise,
+    draw_greedy,
+    draw_independent,
+    propose,
+)
+from draftlib.sampling import warp
+from qlib.errors import DraftError
+
+SIZE = 5
+
+
+class Recorder:
+    """A drafter whose logits depend on the last token; remembers what it was fed."""
+
+    def __init__(self) -> None:
+        self.fed: list[list[int]] = []
+
+    def __call__(self, tokens: Sequence[int]) -> Tensor:
+        self.fed.append(list(tokens))
+        generator = torch.Generator().manual_seed(100 + tokens[-1])
+        return torch.randn(SIZE, generator=generator) * 2
+
+
+def test_feeds_the_pending_tokens_and_then_each_drafted_one_but_the_last() -> None:
+    step = Recorder()
+    draft = propose(step, [3, 1, 4], FixedLength(4), warp, draw_greedy)
+    assert step.fed == [[3, 1, 4], *([token] for token in draft.tokens[:-1])]
+    assert len(draft.tokens) == draft.horizon == 4
+
+
+def test_keeps_the_laws_that_were_drawn_from_and_plain_confidences() -> None:
+    step = Recorder()
+    law = partial(warp, temperature=0.5, top_k=2)
+    draft = propose(step, [2], FixedLength(3), law, draw_independent(Dice(1)))
+    again = Recorder()
+    for fed, token, row, confidence in zip(
+        step.fed, draft.tokens, draft.logprobs, draft.confidences, strict=True
+    ):
+        logits = again(fed)
+        assert torch.equal(row, law(logits))
+        assert torch.isfinite(row[token])
+        assert confidence == pytest.approx(float(logits.softmax(-1)[token]), rel=1e-5)
+
+
+def test_independent_drawing_follows_the_law() -> None:
+    draw, law = draw_independent(Dice(0)), torch.tensor([0.7, 0.0, 0.3]).log()
+    counts = torch.bincount(torch.tensor([draw(law, []) for _ in range(1000)]), minlength=3)
+    assert counts[1] == 0
+    assert counts[0] / 1000 == pytest.approx(0.7, abs=0.05)
+
+
+def test_confidence_stops_behind_the_token_it_doubts() -> None:
+    sure, unsure = torch.tensor([9.0, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.0])
+
+    def step(tokens: Sequence[int]) -> Tensor:
+        calls.append(1)
+        return unsure if len(calls) == 3 else sure
+
+    calls: list[int] = []
+    draft = propose(step, [0], Confidence(threshold=0.5, max_tokens=8), warp, draw_greedy)
+    assert len(draft.tokens) == 3
+    assert draft.horizon == 8
+    assert draft.confidences[2] < 0.5 < draft.confidences[1]
+
+
+def test_confidence_multiplies() -> None:
+    rule = Confidence(threshold=0.3, max_tokens=8)
+    assert [rule.stop([0.6] * n) for n in (1, 2, 3)] == [False, False, True]
+    assert not Confidence(threshold=0.0).stop([1e-9])
+
+
+def test_ends_where_nothing_more_can_be_proposed() -> None:
+    draft = propose(Recorder(), [0], FixedLength(6), warp, draw_greedy, ended=lambda tokens: len(tokens) == 2)
+    assert len(draft.tokens) == len(draft.logprobs) == 2
+    assert draft.horizon == 6
+
+
+@pytest.mark.parametrize("rule", [FixedLength, lambda n: Confidence(0.1, n)])
+def test_a_draft_of_no_token_is_refused(rule: type[FixedLength]) -> None:
+    with pytest.raises(DraftError, match=r"max_tokens=0.*at least 1.*target alone"):
+        rule(0)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])
+def test_a_threshold_that_is_no_probability_is_refused(threshold: float) -> None:
+    with pytest.raises(DraftError, match=f"threshold={threshold}"):
+        Confidence(threshold)
+
+
+def test_nothing_to_continue_is_refused() -> None:
+    with pytest.raises(DraftError, match="pending is empty"):
+        propose(Recorder(), [], FixedLength(1), warp, draw_greedy)
+
+
+# --- whose noise
+
+a, b, c, d = range(4)
+A, B, C, ABC, BD, AB = 10, 11, 12, 13, 14, 15  # d has no target token of its own
+
+
+def coupled(keys: dict[tuple[int, ...], int], candidates: int = 32) -> Coupled:
+    direct = {(a,): A, (b,): B, (c,): C}
+    return Coupled(5, Snapshot(direct | keys, 4), Noise(0, 16), Noise(0, 4, stream=1), candidates)
+
+
+def noise_names(keys: dict[tuple[int, ...], int], drafted: Sequence[int], candidates: int = 32) -> list[str]:
+    """Where the noise of each draft token comes from: target token @ position, or 'own' @ position."""
+    drawing = coupled(keys, candidates)
+    names = {float(drawing.noise.row(p)[t]): f"{t}@{p}" for p in range(5, 10) for t in range(16)}
+    names |= {float(drawing.own.row(p)[t]): f"own {t}@{p}" for p in range(5, 10) for t in range(4)}
+    logprobs = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    return [names[value] for value in coupled_noise(drawing, logprobs, drafted).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("keys", "drafted", "expected"),
+    [
+        ({}, (), [f"{A}@5", f"{B}@5", f"{C}@5", "own 3@5"]),
+        ({}, (a, c), [f"{A}@7", f"{B}@7", f"{C}@7", "own 3@7"]),
+        # a may become ab: b takes the noise of AB at the same position, the others begin the next one.
+        ({(a, b): AB}, (a,), [f"{A}@6", f"{AB}@5", f"{C}@6", "own 3@6"]),
+        # ab is merged and cannot grow: settled.
+        ({(a, b): AB}, (a, b), [f"{A}@6", f"{B}@6", f"{C}@6", "own 3@6"]),
+        # ab is merged and can grow.
+        ({(a, b): AB, (a, b, c): ABC}, (a, b), [f"{A}@6", f"{B}@6", f"{ABC}@5", "own 3@6"]),
+        # ab is no key: unless c completes abc, a is settled and b open, and d completes bd a position later.
+        ({(a, b, c): ABC, (b, d): BD}, (a, b), [f"{A}@7", f"{B}@7", f"{ABC}@5", f"{BD}@6"]),
+        # d alone translates to nothing, unless a completes da.
+        ({(d, a): AB}, (d,), [f"{AB}@5", f"{B}@6", f"{C}@6", "own 3@6"]),
+    ],
+)
+def test_noise_of_a_draft_token(
+    keys: dict[tuple[int, ...], int], drafted: tuple[int, ...], expected: list[str]
+) -> None:
+    assert noise_names(keys, drafted) == expected
+
+
+def test_only_likely_tokens_are_looked_up() -> None:
+    assert noise_names({(a, b): AB}, (a,), candidates=1)[b] == f"{B}@6"
+    assert noise_names({(a, b): AB}, (a,), candidates=2)[b] == f"{AB}@5"
+
+
+def test_coupled_drawing_takes_the_best_sum() -> None:
+    drawing = coupled({(a, b): AB})
+    logprobs = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    sums = logprobs + coupled_noise(drawing, logprobs, [a])
+    assert drawing(logprobs, [a]) == int(sums.argmax())
+
+
+def test_coupled_drawing_does_not_spoil_the_kept_rows() -> None:
+    drawing = coupled({(a, b): AB})
+    before = drawing.noise.row(5).clone(), drawing.noise.row(6).clone(), drawing.own.row(6).clone()
+    drawing(torch.zeros(4), [a])
+    assert torch.equal(drawing.noise.row(5), before[0])
+    assert torch.equal(drawing.noise.row(6), before[1])
+    assert torch.equal(drawing.own.row(6), before[2])
+
+
+# --- the dictionary
+
+
+def test_snapshot_answers_like_a_search_through_all_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def pick(n: int) -> int:
+        return int(torch.randint(n, (1,), generator=generator))
+
+    for _ in range(20):
+        keys = {tuple(pick(3) for _ in range(1 + pick(4))): pick(9) for _ in range(8)}
+        snapshot = Snapshot(keys, 3)
+        longer = [key for key in keys if len(key) > 1]
+        for n in range(4):
+            prefix = tuple(pick(3) for _ in range(n))
+            under = [key for key in longer if key[:n] == prefix and len(key) > n]
+            assert set(snapshot.children(prefix)) == {key[n] for key in under}
+            assert snapshot.missing(prefix) == min((len(key) - n for key in under), default=0)
+            assert snapshot.extends(prefix) == bool(under)
+            assert snapshot.target(prefix) == keys.get(prefix)
+        assert snapshot.direct.tolist() == [keys.get((token,), -1) for token in range(3)]
+        tokens = tuple(pick(3) for _ in range(5))
+        fits = [(n, keys[tokens[:n]]) for n in range(1, 6) if tokens[:n] in keys]
+        assert longest_match(snapshot, tokens) == max(fits, default=None)
+
+
+@pytest.mark.parametrize("key", [(), (3,), (0, -1)])
+def test_a_key_of_another_vocabulary_is_refused(key: tuple[int, ...]) -> None:
+    with pytest.raises(DraftError, match=r"dictionary key .* from 0 to 2.*another drafter"):
+        Snapshot({key: 0}, 3)
