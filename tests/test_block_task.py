@@ -155,6 +155,8 @@ class TestRoundedInputs:
         activation = PerToken(bits=3)
         rounded = straight_through(activation, x)
         assert torch.equal(rounded, activation(x.detach()))
+        far = straight_through(lambda x: torch.full_like(x, 0.1), torch.full((3,), 1e8))
+        assert torch.equal(far, torch.full((3,), 0.1))  # 1e8 + (0.1 - 1e8) is 0
         weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
         torch.autograd.backward((rounded * weight).sum())
         assert x.grad is not None and torch.equal(x.grad, weight)
