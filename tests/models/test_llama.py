@@ -125,6 +125,14 @@ def test_settings_that_change_nothing_are_accepted() -> None:
     assert LlamaConfig.from_dict({**config.to_dict(), **silent}) == config
 
 
+def test_newer_files_keep_base_and_scaling_in_one_place() -> None:
+    older = tiny_llama(rope=Rope(7.0, "linear", factor=3.0)).config
+    values = older.to_dict()
+    del values["rope_theta"], values["rope_scaling"]
+    newer = {"rope_parameters": {"rope_type": "linear", "rope_theta": 7.0, "factor": 3.0}}
+    assert LlamaConfig.from_dict({**values, **newer}) == older
+
+
 def test_tied_head_is_the_embedding_and_an_untied_one_is_not(tmp_path: Path) -> None:
     tied = load_model(write_folder(tiny_llama(), tmp_path / "tied"))
     untied = load_model(write_folder(tiny_llama(tie_word_embeddings=False), tmp_path / "untied"))
