@@ -45,7 +45,7 @@ def recipes(bits: int, group: int) -> dict[str, Row]:
         "awq": ([awq], group),
         "omniquant": ([qlib.OmniQuant(epochs=10)], group),
         "gptq": ([gptq], group),
-        "spqr": ([qlib.SpQR()], 16),
+        "spqr": ([qlib.SpQR(second_bits=8 if bits == 8 else 3)], 16),
         "quik": ([qlib.QUIK(damping=damping, fit="mse" if bits < 8 else "minmax")], group),
         "awq + gptq": ([qlib.AWQ(clip=False), gptq], group),
         "awq + spqr": ([qlib.AWQ(clip=False), qlib.SpQR()], 16),
