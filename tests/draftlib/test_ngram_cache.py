@@ -283,11 +283,11 @@ def test_merging_keeps_the_bounds() -> None:
 
 
 def test_a_warm_entry_does_not_make_another_one_newer() -> None:
-    one = filled((0, 0, 1), (0, 0))
+    one = filled((0, 0), (0, 0, 1))
     other = filled()
     other.warm_start(PAIR)
     one.merge(other)
-    assert [each.draft_tokens for each in one][:2] == [(0, 0), (0, 0, 1)]
+    assert [each.draft_tokens for each in one][:2] == [(0, 0, 1), (0, 0)]
 
 
 # --- files
