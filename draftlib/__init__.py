@@ -1,1 +1,29 @@
-"""OmniDraft: one small drafter that speeds up any target model. Its modules are not in this release yet."""
+"""OmniDraft: one small drafter that speeds up any target model, across vocabularies and without a change.
+
+import draftlib
+from qlib.models import load_model
+decoder = draftlib.SpeculativeDecoder(
+    load_model("smollm2-135m-instruct"), load_model("drafter-7m"), cache=draftlib.NGramCache()
+)
+print(decoder.generate("What is gravity?", max_new_tokens=64).text)
+"""
+
+from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.metrics import Seconds, Stats, Step
+from draftlib.ngram_cache import NGramCache
+from draftlib.propose import Confidence, FixedLength
+from draftlib.settings import Options
+from draftlib.vocab import VocabularyMap
+
+__all__ = [
+    "Confidence",
+    "FixedLength",
+    "NGramCache",
+    "Options",
+    "Output",
+    "Seconds",
+    "SpeculativeDecoder",
+    "Stats",
+    "Step",
+    "VocabularyMap",
+]

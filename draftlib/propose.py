@@ -60,7 +60,10 @@ class Draft:
 class Length(Protocol):
     """Decides how many tokens a round drafts. May look at what was drafted, and at nothing later."""
 
-    max_tokens: int
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a round."""
+        ...
 
     def stop(self, confidences: Sequence[float]) -> bool:
         """Return whether the newest token is the last one, given the confidences of all so far."""

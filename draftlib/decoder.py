@@ -1,0 +1,428 @@
+"""The decoder: a round drafts, translates, verifies and learns spellings, until the answer is complete.
+
+    1. the drafter continues its spelling of the text by k draft tokens
+    2. they are translated to m <= k target tokens: n-grams of the cache, else direct counterparts
+    3. the target looks at all of them in one pass, keeps a beginning of them and adds one token of its own
+    4. these are spelled for the drafter; what it spells with several tokens becomes an n-gram of the cache
+
+With ``verify="exact"`` the text does not depend on 1, 2 and 4 at all: each token is the one that the target
+draws with the noise of (seed, position), or its most probable one. Drafter, cache and length decide how many
+tokens one pass yields. `generate_target_only` is the same loop without 1 and 2.
+
+Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
+In floating point, a row's logits may differ in the last bits with the number of rows in the pass; two tokens
+equally probable to that many digits may then change places.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from draftlib.keys import RoundKeys
+from draftlib.metrics import Seconds, Stats, Step
+from draftlib.ngram_cache import NGramCache
+from draftlib.noise import Dice, Noise
+from draftlib.propose import (
+    Coupled,
+    Draft,
+    Draw,
+    FixedLength,
+    Length,
+    draw_greedy,
+    draw_independent,
+    propose,
+)
+from draftlib.settings import Settings
+from draftlib.sides import DraftSide, TargetSide
+from draftlib.translate import ReverseTranslator, Translation, translate
+from draftlib.verify import Verdict, verify_exact, verify_greedy, verify_ratio
+from draftlib.vocab import VocabularyMap
+from draftlib.writer import Finish, Writer
+from qlib.errors import DraftError, list_names
+from qlib.models.text import TextModel
+from qlib.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from draftlib.settings import Options
+
+log = logging.getLogger(__name__)
+Verify = Literal["exact", "ratio"]
+Prompt = str | Sequence[int]
+OnText = Callable[[str], None]
+_FIVE = FixedLength(5)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One answer.
+
+    Attributes
+    ----------
+    text : str
+        Without special tokens and stop strings.
+    tokens : tuple of int
+        Target tokens, the ending one included.
+    stats : Stats
+        Rounds, acceptance, times.
+    finish : str
+        "stop token", "stop string", or "length" where the tokens or the target's positions ran out.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    stats: Stats
+    finish: Finish
+
+
+class SpeculativeDecoder:
+    """A target and a drafter that saves it passes.
+
+    Parameters
+    ----------
+    target, draft : TextModel
+        Two text models with their tokenizers, on the same device. Their vocabularies may differ.
+    cache : NGramCache, optional
+        Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
+    length : Length
+        How many tokens a round drafts; 5 if not given.
+    verify : {"exact", "ratio"}
+        "exact": the text is the target's own, token for token. "ratio": the paper's acceptance rule, which
+        changes the distribution of sampled text; for comparison. Greedy decoding is exact in both.
+
+    Attributes
+    ----------
+    vocabulary : VocabularyMap
+        Which draft token is which target token; print it for the coverage.
+
+    Raises
+    ------
+    DraftError
+        The pair cannot work, the cache belongs to another pair, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        target: TextModel,
+        draft: TextModel,
+        *,
+        cache: NGramCache | None = None,
+        length: Length = _FIVE,
+        verify: Verify = "exact",
+    ):
+        if verify not in ("exact", "ratio"):
+            raise DraftError(
+                f"verify={verify!r} is unknown. Use 'exact' (lossless) or 'ratio' (the paper's)."
+            )
+        if length.max_tokens < 1:
+            raise DraftError(f"length: max_tokens={length.max_tokens}; a draft has at least 1 token.")
+        tokenizers = [_tokenizer(model, side) for side, model in (("target", target), ("draft", draft))]
+        devices = [model.model.embed_tokens.weight.device for model in (target, draft)]
+        if devices[0] != devices[1]:
+            raise DraftError(
+                f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
+                "device: load_model(..., device=...)."
+            )
+        self.target, self.draft, self.cache, self.length, self.verify = target, draft, cache, length, verify
+        if length.max_tokens >= draft.config.max_position_embeddings:
+            raise DraftError(
+                f"length: drafts of {length.max_tokens} tokens do not fit into the draft model's "
+                f"{draft.config.max_position_embeddings} positions. Draft fewer."
+            )
+        self.vocabulary = VocabularyMap.of(tokenizers[1], tokenizers[0])
+        log.info("%s", self.vocabulary)
+        if cache is not None:
+            cache.bind(self.vocabulary)
+        sizes = draft.config.vocab_size, target.config.vocab_size
+        self._keys = RoundKeys(self.vocabulary, cache, *sizes, device=devices[0])
+        self._target_tokenizer, self._draft_tokenizer = tokenizers
+        self._device = devices[0]
+        self._plain: Stats = Stats()
+
+    # --- whole answers
+
+    def generate(
+        self, prompt: Prompt, *, on_text: OnText | None = None, **options: Unpack[Options]
+    ) -> Output:
+        """Answer a prompt.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            A user's words, to which the checkpoint's chat markers are added unless ``raw=True``; or target
+            tokens, continued as they stand.
+        on_text : callable, optional
+            Gets the text piece by piece, as soon as nothing can change it any more.
+        **options
+            See `Options`: max_new_tokens, temperature, top_k, top_p, seed, stop, raw.
+
+        Raises
+        ------
+        DraftError
+            The prompt is empty, too long or not in the vocabulary; an option is out of its range.
+        """
+        output = self._finish(_Answer(self, prompt, Settings(**options), on_text, drafting=True))
+        if output.stats.warning:
+            log.warning(output.stats.warning)
+        return output
+
+    def generate_target_only(
+        self, prompt: Prompt, *, on_text: OnText | None = None, **options: Unpack[Options]
+    ) -> Output:
+        """Answer with the target alone and the same noise: the baseline of every claim.
+
+        Parameters and errors are those of `generate`. Its speed is remembered, for the speed-ups in the
+        statistics of later answers.
+        """
+        output = self._finish(_Answer(self, prompt, Settings(**options), on_text, drafting=False))
+        self._plain += output.stats
+        return output
+
+    def generate_many(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> Iterator[Output]:
+        """Answer prompts one after another, each as by `generate`; the n-gram cache goes with them.
+
+        Add their `stats` up for those of all.
+        """
+        for prompt in prompts:
+            yield self.generate(prompt, **options)
+
+    # --- round by round
+
+    def steps(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Step]:
+        """Yield one round at a time, with everything that happened in it; `generate` does just this.
+
+        Parameters and errors are those of `generate`; the errors come before the first round.
+        """
+        return _Answer(self, prompt, Settings(**options), None, drafting=True).steps()
+
+    @property
+    def plain_seconds(self) -> float | None:
+        """Seconds a token of the target alone, over all calls of `generate_target_only`; None before."""
+        plain = self._plain
+        return plain.seconds.decoding / plain.tokens if plain.tokens else None
+
+    # --- inside
+
+    def _finish(self, answer: _Answer) -> Output:
+        stats = Stats.of(answer.steps(), self.plain_seconds)
+        writer = answer.writer
+        assert writer.finish is not None
+        return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
+
+    def _target_prompt(self, prompt: Prompt, settings: Settings) -> list[int]:
+        if not prompt:
+            raise DraftError(
+                "The prompt is empty: there is nothing to continue. Pass at least one character."
+            )
+        if isinstance(prompt, str):
+            chat = None if settings.raw else self.target.chat
+            tokens = self._target_tokenizer.encode(chat.prompt(prompt) if chat else prompt)
+        else:
+            tokens = list(prompt)
+        size, positions = self.target.config.vocab_size, self.target.config.max_position_embeddings
+        if wrong := [str(token) for token in tokens if not 0 <= token < size]:
+            raise DraftError(
+                f"Prompt tokens {list_names(wrong)} are not in the target's vocabulary of {size}. Encode the "
+                "prompt with the target's tokenizer, or pass it as a string."
+            )
+        if len(tokens) > positions:
+            raise DraftError(
+                f"The prompt has {len(tokens)} tokens and the target {positions} positions. Shorten it."
+            )
+        return tokens
+
+    def _draft_text(self, prompt: Prompt, tokens: Sequence[int], settings: Settings) -> ReverseTranslator:
+        """Return the drafter's view of the prompt: its own chat markers where both models have some."""
+        if isinstance(prompt, str) and not settings.raw and self.target.chat and self.draft.chat:
+            own = self._draft_tokenizer.encode(self.draft.chat.prompt(prompt))
+            return ReverseTranslator(self.vocabulary, own)
+        text = ReverseTranslator(self.vocabulary)
+        # What the prompt says is no n-gram yet: the cache holds what the target emits.
+        text.append([token for token in tokens if token < len(self.vocabulary.target_bytes)])
+        return text
+
+
+class _Answer:
+    """One answer on its way."""
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        prompt: Prompt,
+        settings: Settings,
+        on_text: OnText | None,
+        drafting: bool,
+    ):
+        self.decoder, self.settings = decoder, settings
+        self._prompt = decoder._target_prompt(prompt, settings)
+        target = decoder.target
+        # The last token of an answer needs no position: nothing is computed from it.
+        room = target.config.max_position_embeddings - len(self._prompt) + 1
+        self._limit = min(settings.max_new_tokens, room)
+        ends = {*target.generation.eos, *settings.stop_tokens}
+        pieces = decoder.vocabulary.target_bytes
+        self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
+        self._text = decoder._draft_text(prompt, self._prompt, settings) if drafting else None
+        seed, device = settings.seed, decoder._device
+        self._noise = Noise(seed, target.config.vocab_size, device=device)
+        self._own = Noise(seed, decoder.draft.config.vocab_size, stream=1, device=device)
+        self._dice = Dice(seed)
+
+    def steps(self) -> Iterator[Step]:
+        clock = _Clock()
+        target, drafter = self._start()
+        clock.lap("prompt")
+        for number in count(1):
+            position = len(target.tokens)
+            draft, translation = self._propose(drafter, position, clock)
+            verdict = self._judge(target, draft, translation, clock)
+            accepted, tokens = self._emit(translation.tokens, verdict)
+            target.append(tokens)
+            learned = self._learn(tokens, accepted, draft, translation)
+            clock.lap("update")
+            yield Step(
+                number,
+                position,
+                draft.tokens if draft else (),
+                translation.tokens,
+                tuple(zip(translation.starts, translation.stops, strict=True)),
+                accepted,
+                tuple(tokens),
+                learned,
+                clock.read(),
+                self.decoder.vocabulary,
+            )
+            if self.writer.finish:
+                return
+            clock.start()
+
+    @torch.inference_mode()
+    def _start(self) -> tuple[TargetSide, DraftSide | None]:
+        room = len(self._prompt) + self._limit - 1
+        target = TargetSide(self.decoder.target, self._prompt, room)
+        if self._text is None:
+            return target, None
+        # Four draft tokens for one of the target are plenty; if not, the drafter forgets its older half.
+        room = len(self._text.tokens) + 4 * self._limit + 2 * self.decoder.length.max_tokens
+        drafter = DraftSide(self.decoder.draft, self._text, room)
+        pending = drafter.prepare(self.decoder.length.max_tokens)
+        if len(pending) > 1:
+            drafter.step(pending[:-1])
+        return target, drafter
+
+    @torch.inference_mode()
+    def _propose(
+        self, drafter: DraftSide | None, position: int, clock: _Clock
+    ) -> tuple[Draft | None, Translation]:
+        """Draft and translate; no more target tokens than leave room for the target's own."""
+        most = self._limit - len(self.writer.tokens) - 1
+        pending = drafter.prepare(self.decoder.length.max_tokens) if drafter and most else []
+        if drafter is None or not pending:
+            return None, Translation((), (), ())
+        keys, length = self.decoder._keys, self.decoder.length
+        draft = propose(drafter.step, pending, length, self.settings.law, self._draw(position), keys.ended)
+        clock.lap("draft")
+        found = translate(draft.tokens, self.decoder.vocabulary, self.decoder.cache)
+        # A model may have fewer outputs than its tokenizer has tokens.
+        size = self.decoder.target.config.vocab_size
+        most = next((i for i, token in enumerate(found.tokens[:most]) if token >= size), most)
+        found = Translation(found.tokens[:most], found.starts[:most], found.stops[:most])
+        clock.lap("translate")
+        return draft, found
+
+    def _draw(self, position: int) -> Draw:
+        if self.settings.greedy:
+            return draw_greedy
+        if self.decoder.verify == "ratio":
+            return draw_independent(self._dice)
+        return Coupled(position, self.decoder._keys, self._noise, self._own)
+
+    @torch.inference_mode()
+    def _judge(
+        self, target: TargetSide, draft: Draft | None, translation: Translation, clock: _Clock
+    ) -> Verdict:
+        proposed = translation.tokens
+        rows = target.rows(proposed)
+        if rows.device.type != "cpu":
+            torch.accelerator.synchronize()  # otherwise the pass would be counted as verification
+        clock.lap("target")
+        verdict = self._rule(draft, translation, len(target.tokens))(rows)
+        clock.lap("verify")
+        return verdict
+
+    def _rule(
+        self, draft: Draft | None, translation: Translation, position: int
+    ) -> Callable[[Tensor], Verdict]:
+        proposed, law = translation.tokens, self.settings.law
+        if self.settings.greedy:
+            return partial(verify_greedy, proposed)
+        if self.decoder.verify == "ratio" and draft is not None:
+            spans = list(zip(translation.starts, translation.stops, strict=True))
+            keys, dice = self.decoder._keys, self._dice
+            return lambda rows: verify_ratio(draft, keys, spans, law(rows), dice)
+        noise = self._noise.rows(position, len(proposed) + 1)
+        return lambda rows: verify_exact(proposed, law(rows), noise)
+
+    def _emit(self, proposed: Sequence[int], verdict: Verdict) -> tuple[int, list[int]]:
+        """Write the verdict's tokens up to where the answer ends; return how many were proposed, and all."""
+        tokens = []
+        for token in (*proposed[: verdict.accepted], verdict.token):
+            tokens.append(token)
+            if self.writer.add(token):
+                break
+        return min(verdict.accepted, len(tokens)), tokens
+
+    def _learn(
+        self, tokens: Sequence[int], accepted: int, draft: Draft | None, translation: Translation
+    ) -> int:
+        """Bring the drafter's text up to date and the n-grams of this round into the cache."""
+        if self._text is None:
+            return 0
+        spelling = draft.tokens[: translation.stops[accepted - 1]] if draft and accepted else ()
+        # The target may have outputs that its tokenizer has no tokens for; they say nothing.
+        known = [token for token in tokens if token < len(self.decoder.vocabulary.target_bytes)]
+        pairs = self._text.append(known, spelling)
+        if self.decoder.cache is not None:
+            for key, token in pairs:
+                self.decoder.cache.add(key, token)
+            self.decoder.cache.commit()
+        return len(pairs)
+
+
+class _Clock:
+    """Time since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self._laps: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = perf_counter()
+        self._laps[name] = self._laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def read(self) -> Seconds:
+        return Seconds(**self._laps)
+
+
+def _tokenizer(model: TextModel, side: str) -> Tokenizer:
+    if not isinstance(model, TextModel) or model.tokenizer is None:
+        kind = type(model).__name__
+        raise DraftError(
+            f"The {side} model ({kind}) is no text model with a tokenizer. Load it with "
+            "qlib.models.load_model from a folder that holds tokenizer.json."
+        )
+    return model.tokenizer

@@ -1,0 +1,95 @@
+"""The command line, on miniatures written to folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from draftlib.__main__ import colour, main
+from draftlib.metrics import Seconds, Step
+from draftlib.vocab import VocabularyMap
+from qlib.models.tiny import tiny_llama, tiny_moonshine, write_folder
+
+WORDS = VocabularyMap.from_bytes([b"f", b"la", b" z", None], [b"fla", b"f", b" z\n", b"la", None], {3: 4})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("models")
+    target, draft = write_folder(tiny_llama(3), root / "target"), write_folder(tiny_llama(3), root / "draft")
+    return ["--target", str(target), "--draft", str(draft), "--max-new-tokens", "12"]
+
+
+def test_generate_streams_the_text(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a tea", *folders]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\n") and "target calls" in err
+
+
+def test_rounds_as_json(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a tea", "--json", "--tokens", "3", *folders]) == 0
+    rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["number"] for each in rounds] == list(range(1, len(rounds) + 1))
+    assert sum(len(each["tokens"]) for each in rounds) == 12
+    assert all(len(each["drafted"]) <= 3 and each["seconds"]["target"] > 0 for each in rounds)
+
+
+def test_rounds_as_lines(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a tea", "--steps", *folders]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("   1  ") and "\x1b" not in lines[0]
+
+
+def test_colours() -> None:
+    step = Step(7, 0, (0, 1, 0, 2), (0, 1, 2), ((0, 2), (2, 3), (3, 4)), 2, (0, 1, 4), 0, Seconds(), WORDS)
+    assert colour(step, False) == "   7  [fla] f -·z\\n- +<4>"
+    assert colour(step, True) == (
+        "   7  \x1b[36m[fla]\x1b[0m \x1b[32mf\x1b[0m \x1b[9;31m·z\\n\x1b[0m \x1b[1m<4>\x1b[0m"
+    )
+
+
+def test_bench(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a tea"}\n\n{"prompt": "the"}\n{"prompt": "third"}\n')
+    command = ["bench", "--prompts", str(prompts), "--limit", "2", "--temperature", "0.8", *folders]
+    assert main([*command, "--json"]) == 0
+    *rows, total = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [row["identical"] for row in rows] == [True, True]
+    assert (total["identical"], total["prompts"], total["total"]["responses"]) == (2, 2, 2)
+    assert total["total"]["measured_speedup"] > 0 and total["total"]["tokens"] == 24
+    assert main(command) == 0
+    assert "2 of 2 answers are token for token" in capsys.readouterr().out
+
+
+def test_a_cache_is_kept(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 0
+        assert (cache / "ngrams.json").is_file()
+    (cache / "ngrams.json").write_text("{")
+    assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 1
+    assert "Save it again" in capsys.readouterr().err
+
+
+def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, odd = tmp_path / "empty.jsonl", tmp_path / "odd.jsonl"
+    empty.write_text("")
+    odd.write_text('{"text": 1}\n')
+    speech = str(write_folder(tiny_moonshine(), tmp_path / "speech"))
+    for arguments, words in [
+        (["generate", ""], "prompt is empty"),
+        (["generate", "a", "--tokens", "0"], "at least 1 token"),
+        (["generate", "a", "--temperature", "-1"], "temperature=-1"),
+        (["bench", "--prompts", str(tmp_path / "none")], "does not exist"),
+        (["bench", "--prompts", str(empty)], "no prompts"),
+        (["bench", "--prompts", str(odd)], "field 'prompt'"),
+    ]:
+        assert main([*arguments, *folders]) == 1
+        assert words in capsys.readouterr().err
+    assert main(["generate", "a", *folders, "--draft", speech]) == 1
+    assert "Moonshine, which does not continue text" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["write"])
+    assert "invalid choice" in capsys.readouterr().err

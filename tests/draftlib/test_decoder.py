@@ -1,0 +1,400 @@
+"""The decoder on miniatures with different tokenizers: the target's own text, whatever is drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RawTokenizer
+
+import draftlib
+from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
+from draftlib.noise import gumbel
+from draftlib.sampling import warp
+from qlib.errors import DraftError
+from qlib.models import Tokenizer, load_model
+from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.text_config import TextGeneration
+from qlib.models.tiny import randomize, tiny_byte_tokenizer, tiny_llama, tiny_moonshine, tiny_tokenizer
+
+DRAFTER = Path(__file__).parents[2] / "examples" / "models" / "drafter-7m"
+PROMPT = "the heat at a"
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
+
+
+def reader_of_pieces() -> Tokenizer:
+    """The SentencePiece kind, with its endings marked as special."""
+    raw = RawTokenizer.from_str(tiny_byte_tokenizer().to_json())
+    raw.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    return Tokenizer(raw)
+
+
+def model_of(tokenizer: Tokenizer, seed: int, positions: int = 96, end: str = "</s>") -> Llama:
+    sizes = {**vars(tiny_llama().config), "vocab_size": tokenizer.vocab_size}
+    config = LlamaConfig(**{**sizes, "max_position_embeddings": positions})
+    model = Llama(config, TextGeneration(eos=(tokenizer.token_id(end),)), tokenizer)
+    randomize(model, seed)
+    return model.double().eval()
+
+
+def target_model(positions: int = 96, seed: int = 5) -> Llama:
+    return model_of(reader_of_pieces(), seed, positions)
+
+
+def draft_model(positions: int = 96, seed: int = 1) -> Llama:
+    return tiny_llama(seed, max_position_embeddings=positions).double()
+
+
+TARGET, DRAFT = target_model(), draft_model()
+
+
+def plain(prompt: list[int], count: int, temperature: float = 0.0, seed: int = 0, **law: Any) -> list[int]:
+    return list(_plain(tuple(prompt), count, temperature, seed, **law))
+
+
+@cache
+def _plain(prompt: tuple[int, ...], count: int, temperature: float, seed: int, **law: Any) -> list[int]:
+    """The target alone, written out: no cache, the whole text in every pass, the noise by its definition."""
+    text = list(prompt)
+    while len(text) < len(prompt) + count and text[-1] not in TARGET.generation.eos:
+        logits = TARGET(torch.tensor([text]))[0, -1]
+        if temperature:
+            logprobs = warp(logits, temperature, **law)
+            logits = logprobs + gumbel(seed, len(text), len(logits))
+        text.append(int(logits.argmax()))
+    return text[len(prompt) :]
+
+
+def encode(text: str) -> list[int]:
+    assert TARGET.tokenizer is not None
+    return TARGET.tokenizer.encode(text)
+
+
+def twin(seed: int = 5) -> SpeculativeDecoder:
+    """A drafter that is the target itself: everything is accepted."""
+    return SpeculativeDecoder(TARGET, target_model(seed=seed), cache=NGramCache())
+
+
+# --- losslessness
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED, {**SAMPLED, "top_k": 20}, {**SAMPLED, "top_p": 0.7}])
+def test_the_target_alone_against_a_loop_written_out(options: dict[str, Any]) -> None:
+    found = SpeculativeDecoder(TARGET, DRAFT).generate_target_only(PROMPT, max_new_tokens=24, **options)
+    assert list(found.tokens) == plain(encode(PROMPT), 24, **options)
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("length", [FixedLength(1), FixedLength(6), Confidence(0.01, 6)], ids=str)
+@pytest.mark.parametrize("new_cache", [lambda: None, NGramCache, lambda: NGramCache(2, "lru", 4)])
+def test_text_does_not_depend_on_length_or_cache(
+    new_cache: Callable[[], NGramCache | None], length: Any, options: dict[str, Any]
+) -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=new_cache(), length=length)
+    for prompt in (PROMPT, "a tea"):  # the second finds a filled cache
+        found = decoder.generate(prompt, max_new_tokens=16, **options)
+        assert list(found.tokens) == plain(encode(prompt), 16, **options)
+    assert found.stats.tokens == len(found.tokens)
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_the_other_way_round_and_in_float32(options: dict[str, Any]) -> None:
+    target, draft = draft_model().float(), target_model().float()
+    decoder = SpeculativeDecoder(target, draft, cache=NGramCache())
+    expected = decoder.generate_target_only(PROMPT, max_new_tokens=40, **options)
+    found = decoder.generate(PROMPT, max_new_tokens=40, **options)
+    assert (found.tokens, found.text) == (expected.tokens, expected.text)
+
+
+def test_most_of_what_a_twin_drafts_is_accepted() -> None:
+    """Not all: the text may be spelled otherwise than the target wrote it. Another model agrees by chance."""
+    for options in ({}, SAMPLED):
+        found = twin().generate(PROMPT, max_new_tokens=24, **options)
+        assert found.stats.tokens_per_target_call > 2
+        assert twin(seed=6).generate(PROMPT, max_new_tokens=24, **options).stats.tokens_per_target_call < 1.5
+
+
+def test_a_warm_cache_brings_hits_and_the_same_text() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache())
+    assert decoder.cache is not None
+    decoder.cache.warm_start(decoder.vocabulary)
+    found = decoder.generate("the the the the", max_new_tokens=24, temperature=1.5, seed=8)
+    assert list(found.tokens) == plain(encode("the the the the"), 24, temperature=1.5, seed=8)
+
+
+def test_the_cache_fills_with_what_the_target_emits() -> None:
+    ngrams = NGramCache()
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=ngrams)
+    for seed in range(3):
+        out = decoder.generate(PROMPT, max_new_tokens=40, temperature=1.2, seed=seed)
+        assert list(out.tokens) == plain(encode(PROMPT), 40, temperature=1.2, seed=seed)
+    pieces, letters = decoder.vocabulary.target_bytes, decoder.vocabulary.draft_bytes
+    assert len(ngrams) > 0
+    for entry in ngrams:
+        assert b"".join(letters[each] or b"" for each in entry.draft_tokens) == pieces[entry.target_token]
+
+
+def test_the_law_of_the_paper_is_the_target_s_when_greedy() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify="ratio")
+    assert list(decoder.generate(PROMPT, max_new_tokens=24).tokens) == plain(encode(PROMPT), 24)
+    sampled = decoder.generate(PROMPT, max_new_tokens=24, **SAMPLED)
+    again = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify="ratio")
+    assert sampled.tokens == again.generate(PROMPT, max_new_tokens=24, **SAMPLED).tokens
+    with_twin = SpeculativeDecoder(TARGET, target_model(), verify="ratio")
+    stats = with_twin.generate(PROMPT, max_new_tokens=24, **SAMPLED).stats
+    assert stats.accepted > 0.9 * stats.proposed > 0  # p = q
+
+
+# --- prompts
+
+
+def test_tokens_are_continued_as_they_stand() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache())
+    assert list(decoder.generate(encode(PROMPT), max_new_tokens=9).tokens) == plain(encode(PROMPT), 9)
+    single = encode("e")[:1]
+    assert list(decoder.generate(single, max_new_tokens=9).tokens) == plain(single, 9)
+
+
+def test_chat_markers_stand_around_a_string() -> None:
+    decoder = SpeculativeDecoder(DRAFT, target_model())
+    assert DRAFT.chat is not None
+    chat = decoder.generate(PROMPT, max_new_tokens=9).tokens
+    assert chat == decoder.generate(DRAFT.chat.prompt(PROMPT), max_new_tokens=9, raw=True).tokens
+    assert chat != decoder.generate(PROMPT, max_new_tokens=9, raw=True).tokens
+
+
+def test_both_have_chat_markers() -> None:
+    decoder = SpeculativeDecoder(DRAFT, draft_model())
+    out = decoder.generate("a", max_new_tokens=9)
+    assert out.tokens == decoder.generate_target_only("a", max_new_tokens=9).tokens
+    assert out.stats.accepted > 0.5 * out.stats.proposed
+
+
+def test_several_prompts_share_the_cache() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache())
+    prompts = [PROMPT, "a tea", PROMPT]
+    found = list(decoder.generate_many(prompts, max_new_tokens=12, **SAMPLED))
+    assert [list(each.tokens) for each in found] == [plain(encode(each), 12, **SAMPLED) for each in prompts]
+    total = sum((each.stats for each in found), draftlib.Stats())
+    assert (total.responses, total.tokens) == (3, sum(len(each.tokens) for each in found))
+
+
+def test_the_context_ends_the_answer() -> None:
+    decoder = SpeculativeDecoder(target_model(positions=24), DRAFT)
+    out = decoder.generate(PROMPT, max_new_tokens=100)
+    assert len(out.tokens) == 24 - len(encode(PROMPT)) + 1
+    assert out.finish == "length"
+    full = decoder.generate(encode("h" * 24)[:24], max_new_tokens=100)
+    assert (len(full.tokens), full.stats.drafted) == (1, 0)
+
+
+@pytest.mark.parametrize("positions", [6, 12, 20])
+def test_a_drafter_with_a_short_memory(positions: int) -> None:
+    decoder = SpeculativeDecoder(TARGET, draft_model(positions), cache=NGramCache(), length=FixedLength(4))
+    out = decoder.generate(PROMPT, max_new_tokens=40)
+    assert list(out.tokens) == plain(encode(PROMPT), 40)
+    assert out.stats.drafted > 40
+
+
+# --- endings
+
+
+def ending(target: Llama, token: int) -> Llama:
+    """The target, ending at one of the tokens that it likes to say."""
+    model = model_of(reader_of_pieces(), 5)
+    model.generation = replace(model.generation, eos=(*target.generation.eos, token))
+    return model
+
+
+def test_an_ending_inside_a_draft() -> None:
+    written = plain(encode(PROMPT), 24)
+    last = next(i for i in range(2, 24) if written[i] not in written[:i])
+    decoder = SpeculativeDecoder(ending(TARGET, written[last]), target_model(), cache=NGramCache())
+    out = decoder.generate(PROMPT, max_new_tokens=24)
+    assert (list(out.tokens), out.finish) == (written[: last + 1], "stop token")
+    assert out.stats.tokens == len(out.tokens)
+    rounds = list(decoder.steps(PROMPT, max_new_tokens=24))
+    assert sum((step.tokens for step in rounds), ()) == out.tokens
+    assert all(step.accepted <= len(step.tokens) for step in rounds)
+    assert out.text == decoder.generate_target_only(PROMPT, max_new_tokens=24).text
+
+
+def test_the_drafter_s_ending_is_the_target_s() -> None:
+    """A drafter that wants to end proposes the target's ending, and nothing behind it."""
+    draft = draft_model()
+    end = draft.generation.eos[0]
+    draft.lm_head.weight = torch.nn.Parameter(draft.lm_head.weight.clone(), requires_grad=False)
+    draft.model.norm.weight.data.zero_()  # all logits are equal ...
+    draft.logits = lambda hidden: torch.eye(draft.config.vocab_size)[end].expand(*hidden.shape[:-1], -1)  # type: ignore[method-assign]
+    decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache())
+    step = next(decoder.steps(PROMPT, max_new_tokens=20))
+    assert (step.drafted, step.proposed) == ((end,), TARGET.generation.eos)
+    out = decoder.generate(PROMPT, max_new_tokens=20)
+    assert list(out.tokens) == plain(encode(PROMPT), 20)
+
+
+def test_no_n_gram_crosses_an_ending() -> None:
+    ngrams = NGramCache()
+    SpeculativeDecoder(TARGET, DRAFT, cache=ngrams)
+    assert DRAFT.tokenizer is not None
+    end = DRAFT.tokenizer.token_id("<|im_end|>")
+    with pytest.raises(DraftError, match="must not change text"):
+        ngrams.add((ord("a") - 33, end), 5)
+
+
+def test_stop_strings_and_tokens() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache())
+    whole = decoder.generate(PROMPT, max_new_tokens=30, **SAMPLED)
+    stop = whole.text[8:11]
+    out = decoder.generate(PROMPT, max_new_tokens=30, stop=["not there", stop], **SAMPLED)
+    assert (out.text, out.finish) == (whole.text[: whole.text.index(stop)], "stop string")
+    assert out.tokens == whole.tokens[: len(out.tokens)]
+    same = decoder.generate_target_only(PROMPT, max_new_tokens=30, stop=stop, **SAMPLED)
+    assert (same.tokens, same.text) == (out.tokens, out.text)
+    token = whole.tokens[6]
+    ended = decoder.generate(PROMPT, max_new_tokens=30, stop=token, **SAMPLED)
+    assert ended.tokens == whole.tokens[: whole.tokens.index(token) + 1]
+    assert ended.finish == "stop token" and whole.text.startswith(ended.text)
+
+
+def test_streaming_hands_the_text_on_in_pieces() -> None:
+    decoder = SpeculativeDecoder(DRAFT, target_model(), cache=NGramCache())
+    for stop in ((), "e", ["\ufffd"]):
+        pieces: list[str] = []
+        out: Output = decoder.generate(
+            PROMPT, max_new_tokens=30, temperature=1.0, stop=stop, raw=True, on_text=pieces.append
+        )
+        assert "".join(pieces) == out.text
+        assert all(pieces) and (len(pieces) > 3 or out.finish == "stop string")
+    assert DRAFT.tokenizer is not None
+    free = decoder.generate(PROMPT, max_new_tokens=30, temperature=1.0, raw=True)
+    assert free.text == DRAFT.tokenizer.decode(free.tokens)
+
+
+# --- rounds
+
+
+def test_steps_say_what_happened() -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), length=FixedLength(3))
+    out = decoder.generate(PROMPT, max_new_tokens=20)
+    steps = list(decoder.steps(PROMPT, max_new_tokens=20))
+    assert sum((step.tokens for step in steps), ()) == out.tokens
+    position = len(encode(PROMPT))
+    for number, step in enumerate(steps, 1):
+        assert (step.number, step.position) == (number, position)
+        assert step.proposed[: step.accepted] == step.tokens[: step.accepted]
+        assert len(step.drafted) <= 3 and len(step.spans) == len(step.proposed)
+        position += len(step.tokens)
+    assert str(steps[0]).startswith("round 1: ") and " -> " in str(steps[0])
+
+
+def test_nothing_is_drafted_for_the_last_token() -> None:
+    *_, last = SpeculativeDecoder(TARGET, DRAFT).steps(PROMPT, max_new_tokens=1)
+    assert (last.drafted, last.proposed, len(last.tokens)) == ((), (), 1)
+
+
+def test_a_prompt_that_the_drafter_cannot_read() -> None:
+    """Only special tokens that it lacks: no draft in the first round, the same text."""
+    start = [encode("<s>")[0]]
+    decoder = SpeculativeDecoder(TARGET, DRAFT)
+    assert list(decoder.generate(start, max_new_tokens=12).tokens) == plain(start, 12)
+    assert next(decoder.steps(start, max_new_tokens=12)).drafted == ()
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ("", {}, "prompt is empty"),
+        ([], {}, "prompt is empty"),
+        ("e" * 97, {}, "98 tokens and the target 96 positions"),
+        ([0, 10**6, -1], {}, "1000000, -1 are not in the target's vocabulary"),
+        ("a", {"temperature": -0.1}, "temperature=-0.1"),
+        ("a", {"top_k": 0}, "top_k=0"),
+        ("a", {"top_p": 0.0, "temperature": 1.0}, "top_p=0.0"),
+        ("a", {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ("a", {"stop": ["x", ""]}, "empty string"),
+    ],
+)
+def test_refused_requests(prompt: Any, options: dict[str, Any], words: str) -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT)
+    for call in (decoder.generate, decoder.steps, decoder.generate_target_only):
+        with pytest.raises(DraftError, match=words):
+            call(prompt, **options)
+
+
+def test_refused_pairs_and_settings() -> None:
+    with pytest.raises(DraftError, match="verify='loose' is unknown"):
+        SpeculativeDecoder(TARGET, DRAFT, verify="loose")  # type: ignore[arg-type]
+    with pytest.raises(DraftError, match="at least 1 token"):
+        SpeculativeDecoder(TARGET, DRAFT, length=FixedLength(0))
+    with pytest.raises(DraftError, match="do not fit"):
+        SpeculativeDecoder(TARGET, draft_model(5), length=FixedLength(5))
+    with pytest.raises(DraftError, match=r"draft model \(Moonshine\) is no text model"):
+        SpeculativeDecoder(TARGET, tiny_moonshine())  # type: ignore[arg-type]
+    mute = tiny_llama()
+    mute.tokenizer = None
+    with pytest.raises(DraftError, match=r"target model .* tokenizer"):
+        SpeculativeDecoder(mute, DRAFT)
+    with pytest.raises(DraftError, match="on cpu and the draft model on meta"):
+        SpeculativeDecoder(TARGET, tiny_llama().to("meta"))
+    silent = tiny_llama()
+    silent.tokenizer = tiny_tokenizer(("<|nothing|>",))
+    with pytest.raises(DraftError, match="no special token that ends a text"):
+        SpeculativeDecoder(TARGET, silent)
+
+
+def test_a_length_of_one_s_own_is_checked() -> None:
+    class Never:
+        max_tokens = 0
+
+        def stop(self, confidences: Any) -> bool:
+            return True
+
+    with pytest.raises(DraftError, match="max_tokens=0"):
+        SpeculativeDecoder(TARGET, DRAFT, length=Never())
+
+
+def test_a_cache_of_another_pair_is_refused() -> None:
+    ngrams = NGramCache()
+    SpeculativeDecoder(TARGET, DRAFT, cache=ngrams)
+    SpeculativeDecoder(TARGET, draft_model(seed=9), cache=ngrams)  # same tokenizers
+    with pytest.raises(DraftError, match="another pair of vocabularies"):
+        SpeculativeDecoder(DRAFT, TARGET, cache=ngrams)
+
+
+def test_models_with_more_or_fewer_outputs_than_tokens() -> None:
+    assert DRAFT.tokenizer is not None
+    wide = tiny_llama(1, vocab_size=DRAFT.tokenizer.vocab_size + 7, max_position_embeddings=96).double()
+    wide.lm_head.weight.data[-7:] *= 3  # and likes them
+    for pair in ((TARGET, wide), (wide, TARGET)):
+        decoder = SpeculativeDecoder(*pair, cache=NGramCache())
+        for options in ({}, SAMPLED):
+            expected = decoder.generate_target_only("a", max_new_tokens=20, raw=True, **options)
+            assert decoder.generate("a", max_new_tokens=20, raw=True, **options).tokens == expected.tokens
+
+
+# --- real weights
+
+
+@pytest.mark.weights
+def test_real_models_write_the_same_text(checkpoint: Callable[[str], Path]) -> None:
+    target = load_model(checkpoint("smollm2-135m-instruct"), dtype=torch.float32)
+    draft = load_model(DRAFTER, dtype=torch.float32)
+    decoder = SpeculativeDecoder(target, draft, cache=NGramCache())  # type: ignore[arg-type]
+    total = draftlib.Stats()
+    for prompt in ("What is gravity?", "Tom has 3 apples and buys 4 more. How many?", "Write a haiku."):
+        for options in ({}, SAMPLED):
+            expected = decoder.generate_target_only(prompt, max_new_tokens=24, **options)
+            found = decoder.generate(prompt, max_new_tokens=24, **options)
+            assert (found.tokens, found.text) == (expected.tokens, expected.text)
+            total += found.stats
+    assert total.tokens_per_target_call > 1.3
