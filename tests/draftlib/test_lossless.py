@@ -48,6 +48,7 @@ DICTIONARIES: dict[str, Keys] = {
     "bigram and trigram": DIRECT | {(a, b): AB, (a, b, c): ABC},
     "gap: abc without ab": DIRECT | {(a, b, c): ABC},
     "gap and overlap": DIRECT | {(a, b, c): ABC, (b, c): BC, (b, a): AB},
+    "gap, then another": DIRECT | {(a, b, c): ABC, (b, a): AB},
     "two spellings": DIRECT | {(a, b): AB, (b, a): AB, (c, c): C},
     "two tokens, one meaning": {(a,): A, (b,): A, (c,): C, (a, c): BC},
     "b is unmappable": {(a,): A, (c,): C, (a, b): AB},
@@ -139,6 +140,12 @@ def test_path_revealed_with_random_dictionaries(seed: int) -> None:
 @pytest.mark.parametrize("rule", EXACT, ids=lambda rule: rule.__name__)
 def test_three_tokens(rule: Rule) -> None:
     assert distance(Toy(seed=9), DICTIONARIES["bigram and trigram"], rule, k=2, count=3) < 1e-12
+
+
+def test_what_was_ruled_out_stays_so() -> None:
+    """In abb neither abc nor ba came about, so the last is neither c nor a. Seen with three tokens only."""
+    keys = DICTIONARIES["gap, then another"]
+    assert distance(Toy(seed=3, target_size=5), keys, revealed, k=3, count=3) < 1e-12
 
 
 @pytest.mark.parametrize("rule", EXACT, ids=lambda rule: rule.__name__)

@@ -183,6 +183,13 @@ def test_a_known_token_is_a_point() -> None:
     assert laws(draft(a, b, b), keys) == expected
 
 
+def test_what_two_merges_missed_is_ruled_out_together() -> None:
+    """After ab not c, after b not a: only b is left."""
+    keys = {(a,): A, (b,): B, (c,): C, (a, b, c): ABC, (b, a): AB}
+    expected = [(A, near(0.4, 0, 0, 0, 0.6)), (B, near(0, 0.75, 0, 0.25, 0)), (B, near(0, 1, 0, 0, 0))]
+    assert laws(draft(a, b, b), keys) == expected
+
+
 def test_an_early_end_is_a_point_where_more_was_possible() -> None:
     assert laws(draft(a, horizon=3)) == [(A, near(1, 0, 0, 0, 0))]
 
