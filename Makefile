@@ -34,7 +34,7 @@ demo: .venv/demo.stamp
 
 test: .venv/dev.stamp
 	@$(BIN)/python -m qlib.models fetch whisper-tiny.en whisper-base moonshine-tiny smollm2-135m-instruct
-	@$(BIN)/python -m pytest -n $(WORKERS) --cov=qlib --cov-report=term --cov-fail-under=95
+	@$(BIN)/python -m pytest -n $(WORKERS) --cov=qlib --cov=draftlib --cov-report=term --cov-fail-under=95
 
 test-fast: .venv/dev.stamp
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not weights and not slow"

@@ -52,7 +52,7 @@ from qlib.models.text import TextModel
 from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
     from draftlib.settings import Options
 
