@@ -1,10 +1,10 @@
-"""Our RTN, HQQ and GPTQ beside the code of other libraries, on the same tensors: error and time.
+r"""Our RTN, HQQ and GPTQ beside the code of other libraries, on the same tensors: error and time.
 
 The peers are no dependencies: install them into a folder of their own, with what their imports ask for and
 nothing else (torch and transformers stay those of the `dev` extra), and lend it to this run:
 
-    pip install --target DIR --no-deps hqq optimum-quanto torchao llmcompressor compressed-tensors \\
-        accelerate annotated-types datasets dill loguru multiprocess pandas psutil pyarrow pydantic \\
+    pip install --target DIR --no-deps hqq optimum-quanto torchao llmcompressor compressed-tensors \
+        accelerate annotated-types datasets dill loguru multiprocess pandas psutil pyarrow pydantic \
         pydantic-core termcolor typing-inspection xxhash
     PYTHONPATH=DIR python examples/benchmarks/peers.py            (a try: --shape 128x128 --only hqq)
 
@@ -214,8 +214,7 @@ RIVALS = (
     Rival("llmcompressor GPTQ in turn", LLMC, our_gptq("off"), llmcompressor(None)),
     Rival("llmcompressor GPTQ ordered", LLMC, our_gptq("static"), llmcompressor("static")),
     Rival(
-        "llmcompressor",
-        "GPTQ ordered, sym.",
+        "llmcompressor GPTQ ordered, sym.",
         LLMC,
         our_gptq("static"),
         llmcompressor("static"),
