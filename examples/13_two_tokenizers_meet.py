@@ -1,0 +1,87 @@
+"""Lesson 13: two tokenizers meet.
+
+What you will learn
+- token strings of two tokenizers cannot be compared: a space is U+0120 in one and U+2581 in the other. Bytes
+  can;
+- the direct map (tokens with the same bytes) covers much of a small vocabulary and little of a large one;
+- what the target says in one token and the drafter in several is never proposed by the direct map alone: the
+  target expects the whole word, and rejects its first syllable;
+- an n-gram in the cache turns those syllables into the word, and both ways the text stays what it was.
+
+Run: python examples/13_two_tokenizers_meet.py        (seconds)
+"""
+
+from __future__ import annotations
+
+from drawing import BLUE, GREEN, canvas, save
+from two_tokenizers import PAGES, byte_level, sentence_pieces
+
+from draftlib import NGramCache, VocabularyMap
+from draftlib.translate import ReverseTranslator, translate
+
+SENTENCE = " the largest weight of each group decides the scale"
+ROUND = 4
+SIZES = [700, 1000, 1500, 2000]
+
+
+def spelled(table: tuple[bytes | None, ...], tokens: list[int] | tuple[int, ...]) -> str:
+    """Return tokens with bars between them."""
+    return "|".join((table[token] or b"?").decode(errors="replace") for token in tokens)
+
+
+def agreement(pair: VocabularyMap, said: list[int], cache: NGramCache | None) -> float:
+    """Return the share of the target's tokens that a drafter would get accepted that knows the text.
+
+    It drafts `ROUND` target tokens at a time; what follows a token that the target says otherwise is lost.
+    """
+    accepted = 0
+    for start in range(0, len(said), ROUND):
+        spelling = ReverseTranslator(pair)
+        spelling.append(said[start : start + ROUND])
+        proposed = translate(spelling.tokens, pair, cache).tokens
+        for token, wanted in zip(proposed, said[start:], strict=False):
+            if token != wanted:
+                break
+            accepted += 1
+    return accepted / len(said)
+
+
+def main() -> None:
+    """Print one sentence and a table, draw one picture."""
+    drafter, shares = byte_level(600), []
+    print("a drafter with 600 tokens; share of the target's tokens accepted if it knew the text\n")
+    print(f"{'target tokens':>13}{'draft covered':>15}{'target covered':>16}{'direct map':>12}{'n-grams':>9}")
+    for size in SIZES:
+        target = sentence_pieces(size)
+        pair = VocabularyMap.of(drafter, target)
+        cache = NGramCache()
+        cache.bind(pair)
+        cache.warm_start(pair)
+        said = target.encode(PAGES[0])
+        writable = {piece for piece in pair.target_bytes if piece}
+        covered = len(writable & set(pair.draft_bytes)) / len(writable)
+        shares.append((agreement(pair, said, None), agreement(pair, said, cache)))
+        print(f"{size:13d}{pair.coverage:15.1%}{covered:16.1%}{shares[-1][0]:12.1%}{shares[-1][1]:9.1%}")
+    said = target.encode(SENTENCE)
+    spelling = ReverseTranslator(pair)
+    spelling.append(said)
+    print(f"\nthe target says    {spelled(pair.target_bytes, said)}")
+    print(f"the drafter spells {spelled(pair.draft_bytes, spelling.tokens)}")
+    print(f"direct map         {spelled(pair.target_bytes, translate(spelling.tokens, pair).tokens)}")
+    print(f"with n-grams       {spelled(pair.target_bytes, translate(spelling.tokens, pair, cache).tokens)}")
+    figure = canvas(7, 4)
+    axes = figure.subplots()
+    axes.plot(SIZES, [100 * direct for direct, _ in shares], color=BLUE, marker="o", label="direct map")
+    axes.plot(SIZES, [100 * merged for _, merged in shares], color=GREEN, marker="o", label="with n-grams")
+    axes.set(
+        title="The larger the target's vocabulary, the more an n-gram cache matters",
+        xlabel="tokens in the target's vocabulary",
+        ylabel="accepted if the drafter knew the text, %",
+        ylim=(0, 105),
+    )
+    axes.legend()
+    save(figure, "13_two_tokenizers_meet")
+
+
+if __name__ == "__main__":
+    main()
