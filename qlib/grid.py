@@ -39,7 +39,7 @@ Fit = Literal["minmax", "mse"]
 
 SHRINKS = [1 - step / 100 for step in range(80)]  # fit_mse tries these shares of the full range
 NORM = 2.4  # exponent of the error in fit_mse: between least squares and "no large error at all"
-CHUNK = 1 << 17  # numbers handled at once: the buffers then stay in the processor's cache
+CHUNK = 1 << 17  # numbers that fit_mse handles at once: its buffers then stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -452,14 +452,11 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
     check_weight(weight)
     values, (step, zero) = _aligned(working(weight.detach()), scale, grid)
     float_zero = scale.zero is not None and scale.zero.is_floating_point()
-    codes = torch.empty(values.shape, dtype=grid.code_dtype, device=values.device)
-    height = max(1, CHUNK // values[0].numel())
-    for rows in (slice(row, row + height) for row in range(0, len(values), height)):
-        if zero is not None and float_zero:
-            codes[rows] = nearest_float_zero(values[rows], step[rows], zero[rows], grid)
-        else:
-            codes[rows] = nearest(values[rows], step[rows], None if zero is None else zero[rows], grid)
-    return codes.view(weight.shape)
+    if zero is not None and float_zero:
+        codes = nearest_float_zero(values, step, zero, grid)
+    else:
+        codes = nearest(values, step, zero, grid)
+    return codes.to(grid.code_dtype).view(weight.shape)
 
 
 def _aligned(values: Tensor, scale: Scale, grid: Grid) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
