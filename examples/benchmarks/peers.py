@@ -52,6 +52,7 @@ LAYERS = (
 )  # the second for its time, which hardly depends on the width
 GROUPS = (None, 128, 64)
 RUNS = 5
+LEAST = 0.02  # seconds of one run: shorter calls are repeated, as a single one tells little
 
 
 @dataclass(frozen=True)
@@ -251,15 +252,22 @@ def compare(rival: Rival, p: Problem, grid: Grid) -> Result:
     """Run both sides: once for the error and to warm up, then in turn for the time."""
     sides = (rival.ours, rival.theirs)
     errors = [output_error(p.weight, side(p, grid)().float(), p.unseen) for side in sides]
+    calls = max(1, int(LEAST / seconds(sides[0], p, grid, 1)))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(RUNS):
         for side, taken in zip(sides, times, strict=True):
-            start = time.thread_time()
-            side(p, grid)
-            taken.append(time.thread_time() - start)
+            taken.append(seconds(side, p, grid, calls))
     mine, yours = (statistics.median(taken) for taken in times)
     name = f"{len(p.weight)}x{p.weight.shape[1]} {grid}".replace(" asymmetric", "").replace(" symmetric", "")
     return Result(name, (errors[0], errors[1]), (mine, yours))
+
+
+def seconds(side: Side, p: Problem, grid: Grid, calls: int) -> float:
+    """Return the thread time of one call, averaged over some."""
+    start = time.thread_time()
+    for _ in range(calls):
+        side(p, grid)
+    return (time.thread_time() - start) / calls
 
 
 def missing(rival: Rival) -> str | None:
@@ -309,8 +317,8 @@ def main() -> None:
     print(align(rows))
     if results:
         error = max(each.errors[0] / each.errors[1] for each in results)
-        seconds = max(each.seconds[0] / each.seconds[1] for each in results)
-        print(f"\nworst of {len(results)}: {error:.3f} times the peer's error, {seconds:.2f} times its time")
+        slowest = max(each.seconds[0] / each.seconds[1] for each in results)
+        print(f"\nworst of {len(results)}: {error:.3f} times the peer's error, {slowest:.2f} times its time")
 
 
 if __name__ == "__main__":
