@@ -19,8 +19,10 @@ set to ours:
     GPTQ             damping 0.01, blocks of 128; scales from the original weight. "ordered": both visit the
                      largest inputs first (the peer's default); "in turn": from left to right. Symmetric:
                      the peer is given our scale, as its own (2 max|w| / (2^b - 1)) is another grid.
-    GPTQ refit*      from left to right in groups, where the two differ: ours fits a group when it is
-                     reached, as in the paper's code. Not counted among the worst.
+    GPTQ refit*      from left to right in groups, where the two differ: ours fits a group to its columns
+                     as they are when it is reached, the peer to the original weight. That is no better at
+                     4 bits and worse below (use act_order="static"); another convention, so these rows are
+                     not counted among the worst.
 
 quanto compiles C++ when its HQQ first runs (g++ and ninja); a run killed meanwhile leaves a file `lock` in
 its folder `extensions/cpp/build`, for which all later ones wait. Delete it.
