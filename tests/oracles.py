@@ -107,12 +107,12 @@ def gptq_oracle(
     H[dead, dead] = 1.0
     W[:, dead] = 0.0
     energy = hessian.double().numpy().diagonal()
-    order = np.arange(columns) if act_order == "off" else np.argsort(-energy, kind="stable")
+    order = np.arange(columns) if act_order.startswith("off") else np.argsort(-energy, kind="stable")
     static = {c: _fit_columns(W[:, c : c + width], bits, symmetric) for c in range(0, columns, width)}
     inverse = np.linalg.inv(H)
     codes, values = np.zeros_like(W), np.zeros_like(W)
     for step, j in enumerate(order):
-        if act_order == "static":
+        if act_order.endswith("static"):
             scale, zero = static[j // width * width]
         elif step % width == 0:
             scale, zero = _fit_columns(W[:, order[step : step + width]], bits, symmetric)
@@ -133,10 +133,10 @@ def least_squares_oracle(
     damping = 0.01 * (X**2).sum(0).mean()
     A = np.vstack([X, np.sqrt(damping) * np.eye(columns)])  # damping is a few more tokens
     energy = (X**2).sum(0)
-    order = np.arange(columns) if act_order == "off" else np.argsort(-energy, kind="stable")
+    order = np.arange(columns) if act_order.startswith("off") else np.argsort(-energy, kind="stable")
     moved, codes = W.copy(), np.zeros_like(W)
     for step, j in enumerate(order):
-        if act_order == "static":
+        if act_order.endswith("static"):
             start = j // width * width
             scale, zero = _fit_columns(W[:, start : start + width], bits, symmetric)
         elif step % width == 0:

@@ -19,9 +19,6 @@ set to ours:
     GPTQ             damping 0.01, blocks of 128; scales from the original weight. "ordered": both visit the
                      largest inputs first (the peer's default); "in turn": from left to right. Symmetric:
                      the peer is given our scale, as its own (2 max|w| / (2^b - 1)) is another grid.
-    GPTQ refit*      from left to right in groups, where the two differ: ours fits a group to its columns
-                     as they are when it is reached, the peer to the original weight. Ours is worse at every
-                     width, by 2 % at 4 bits and up to 22 % at 2 (use act_order="static").
 
 quanto compiles C++ when its HQQ first runs (g++ and ninja); a run killed meanwhile leaves a file `lock` in
 its folder `extensions/cpp/build`, for which all later ones wait. Delete it.
@@ -51,10 +48,7 @@ from qlib.methods.rtn import rtn
 from qlib.report import align, output_error
 
 WIDTHS = (4, 3, 2)
-LAYERS = (
-    ("1536x384", WIDTHS),
-    ("2048x2048", (4,)),
-)  # the second for its time, which hardly depends on the width
+LAYERS = ("1536x384", "2048x2048")
 GROUPS = (None, 128, 64)
 RUNS = 5
 LEAST = 0.02  # seconds of one run: shorter calls are repeated, as a single one tells little
@@ -219,8 +213,7 @@ RIVALS = (
     Rival("torchao HQQ", AO, our_hqq, torchao_hqq),
     Rival("hqq HQQ (default)", HQQ, our_hqq, hqq_package(V1)),
     Rival("hqq HQQ (v2)", HQQ, our_hqq, hqq_package(V2)),
-    Rival("llmcompressor GPTQ in turn", LLMC, our_gptq("off"), llmcompressor(None), groups=(None,)),
-    Rival("llmcompressor GPTQ refit*", LLMC, our_gptq("off"), llmcompressor(None), groups=GROUPS[1:]),
+    Rival("llmcompressor GPTQ in turn", LLMC, our_gptq("off-static"), llmcompressor(None)),
     Rival("llmcompressor GPTQ ordered", LLMC, our_gptq("static"), llmcompressor("static")),
     Rival(
         "llmcompressor GPTQ ordered, sym.",
@@ -287,18 +280,18 @@ def missing(rival: Rival) -> str | None:
     return None
 
 
-def grids(rival: Rival, columns: int, widths: Sequence[int]) -> Iterator[Grid]:
-    """Yield the grids of some widths that both sides have."""
-    for bits in (each for each in widths if each in rival.widths):
+def grids(rival: Rival, columns: int) -> Iterator[Grid]:
+    """Yield the grids that both sides have."""
+    for bits in rival.widths:
         for group in rival.groups:
             if group is None or columns % group == 0:
                 yield Grid(bits, group, rival.symmetric)
 
 
-def rows_of(rival: Rival, problems: Sequence[tuple[Problem, Sequence[int]]]) -> Iterator[Result]:
-    """Yield the results of one rival on layers, each with its widths."""
-    for p, widths in problems:
-        for grid in grids(rival, p.weight.shape[1], widths):
+def rows_of(rival: Rival, problems: Sequence[Problem]) -> Iterator[Result]:
+    """Yield the results of one rival on all layers and grids."""
+    for p in problems:
+        for grid in grids(rival, p.weight.shape[1]):
             yield compare(rival, p, grid)
 
 
@@ -310,8 +303,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    layers = [(arguments.shape, WIDTHS)] if arguments.shape else LAYERS
-    problems = [(problem(*map(int, shape.split("x"))), widths) for shape, widths in layers]
+    shapes = [arguments.shape] if arguments.shape else LAYERS
+    problems = [problem(*map(int, shape.split("x"))) for shape in shapes]
     rows: list[tuple[str, ...]] = [HEADER]
     counted: list[Result] = []
     rivals = [each for each in RIVALS if arguments.only in each.name]

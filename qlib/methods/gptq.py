@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from qlib.methods.second_order import (
 
 __all__ = ["GPTQ", "ActOrder", "GPTQStep", "gptq", "gptq_plain", "gptq_steps", "hessian", "inverse_factor"]
 
-ActOrder = Literal["off", "dynamic", "static"]
+ActOrder = Literal["off", "off-static", "dynamic", "static"]
 
 
 def gptq(
@@ -65,10 +65,11 @@ def gptq(
         Bits, group and symmetry.
     damping : float
         See `inverse_factor`; makes up for too few tokens.
-    act_order : {"off", "dynamic", "static"}
-        Visit the columns from left to right, or those with the largest H_jj first. Then "dynamic" groups the
-        columns as they are visited (the result carries their index), "static" groups neighbours, with
-        scales fitted to the original weight.
+    act_order : {"off", "off-static", "dynamic", "static"}
+        Visit the columns from left to right ("off"), or those with the largest H_jj first. "off" fits a group
+        to its columns as they are when the first is reached; so does "dynamic", whose groups are of columns
+        visited together (the result carries their index). With "static", groups are neighbours and their
+        scales are fitted to the original weight, before anything is rounded.
     fit : {"minmax", "mse"}
         How the range of a group is chosen.
     block : int
@@ -168,7 +169,7 @@ class GPTQ:
     """Settings of GPTQ; see `gptq`."""
 
     damping: float = 0.01  # the paper's
-    act_order: ActOrder = "off"  # "static" is often better below 4 bits
+    act_order: ActOrder = "off"  # the paper's; "static" is often better below 4 bits
     fit: Fit = "minmax"
     block: int = 128  # the paper's
 
@@ -179,10 +180,9 @@ class GPTQ:
     def __post_init__(self) -> None:
         check_fit(self.fit)
         check_damping(self.damping, "GPTQ")
-        if self.act_order not in ("off", "dynamic", "static"):
-            raise QuantError(
-                f"act_order={self.act_order!r} in GPTQ is unknown. Use 'off', 'dynamic' or 'static'."
-            )
+        if self.act_order not in get_args(ActOrder):
+            known = ", ".join(map(repr, get_args(ActOrder)))
+            raise QuantError(f"act_order={self.act_order!r} in GPTQ is unknown. Use one of {known}.")
         if self.block < 1:
             raise QuantError(f"block={self.block} in GPTQ is not a number of columns >= 1. Use block=128.")
 
@@ -208,10 +208,10 @@ def _prepare(
     H = check_layer(weight, hessian, grid)
     columns = len(H)
     order, index = torch.arange(columns, device=weight.device), grid.group_index(columns).to(weight.device)
-    if settings.act_order != "off":
+    if settings.act_order in ("dynamic", "static"):
         order = H.diagonal().argsort(descending=True, stable=True)
     layer = Layer.of(weight, H, order, settings.damping)
-    if settings.act_order != "static":
+    if settings.act_order in ("off", "dynamic"):
         return layer, OnGrid(layer, grid, settings.fit, index), grid.slices(columns)
     on_grid = OnGrid(layer, grid, settings.fit, index[order])
     on_grid.fit_all(layer.restore(layer.weight).T, grid)

@@ -16,17 +16,16 @@ from qlib.methods.gptq import GPTQ, gptq, gptq_plain, gptq_steps, hessian, inver
 from qlib.methods.rtn import rtn
 
 COLUMNS = 40
+ORDERS = ["off", "off-static", "dynamic", "static"]
 GROUPS = [None, 20, 8, 12]  # 12: the last group has 4 columns
 SETTINGS = [
     (Grid(bits, group, symmetric), order)
-    for bits, symmetric, group, order in itertools.product(
-        [2, 3, 4], [False, True], GROUPS, ["off", "dynamic", "static"]
-    )
+    for bits, symmetric, group, order in itertools.product([2, 3, 4], [False, True], GROUPS, ORDERS)
 ]
 every_setting = pytest.mark.parametrize(
     ("grid", "order"), SETTINGS, ids=[f"{grid} {order}" for grid, order in SETTINGS]
 )
-every_order = pytest.mark.parametrize("order", ["off", "dynamic", "static"])
+every_order = pytest.mark.parametrize("order", ORDERS)
 both_kinds = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 
 
@@ -105,6 +104,7 @@ class TestOracles:
             (Grid(2, 8, True), "off"),
             (Grid(3, 12), "dynamic"),
             (Grid(2, 12), "static"),
+            (Grid(3, 12), "off-static"),
         ],
         ids=str,
     )
@@ -190,7 +190,7 @@ class TestWhatMustNotMatter:
 class TestBecomesRoundToNearest:
     @pytest.mark.parametrize("group", GROUPS)
     @both_kinds
-    @pytest.mark.parametrize("order", ["off", "static"])
+    @pytest.mark.parametrize("order", ["off", "off-static", "static"])
     @pytest.mark.parametrize("diagonal", ["ones", "mixed"])
     def test_without_correlation(self, group: int | None, symmetric: bool, order: str, diagonal: str) -> None:
         W, grid = weights(dtype=torch.float32), Grid(3, group, symmetric)
@@ -254,17 +254,19 @@ class TestOrderOfColumns:
         by_energy = H.diagonal().argsort(descending=True)
         assert index[by_energy].tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 4
 
-    @pytest.mark.parametrize("order", ["off", "static"])
+    @pytest.mark.parametrize("order", ["off", "off-static", "static"])
     def test_other_groups_are_neighbours(self, order: str) -> None:
         result = gptq(weights(), hessian(data()), Grid(3, 12), act_order=order)
         assert torch.equal(result.index, Grid(3, 12).group_index(COLUMNS))
         assert gptq(weights(), hessian(data()), Grid(3), act_order=order).index is None
 
-    def test_static_scales_are_those_of_the_original_weight(self) -> None:
+    @pytest.mark.parametrize("order", ["off-static", "static"])
+    def test_static_scales_are_those_of_the_original_weight(self, order: str) -> None:
         W = weights()
-        result = gptq(W, hessian(data()), Grid(3, 12), act_order="static")
+        result = gptq(W, hessian(data()), Grid(3, 12), act_order=order)
         assert torch.equal(result.scale, rtn(W, Grid(3, 12)).scale)
         assert torch.equal(result.zero, rtn(W, Grid(3, 12)).zero)
+        assert not torch.equal(gptq(W, hessian(data()), Grid(3, 12), act_order="off").scale, result.scale)
 
     @every_setting
     def test_codes_lie_in_the_grid(self, grid: Grid, order: str) -> None:
@@ -337,7 +339,8 @@ class TestSteps:
         steps = list(gptq_steps(W, H, grid, act_order=order))
         visit = torch.tensor([step.column for step in steps])
         energy = H.diagonal()[visit]
-        assert visit.tolist() == list(range(COLUMNS)) if order == "off" else (energy[1:] <= energy[:-1]).all()
+        natural = order.startswith("off")
+        assert visit.tolist() == list(range(COLUMNS)) if natural else (energy[1:] <= energy[:-1]).all()
         for step in steps:
             assert torch.equal(step.codes, result.codes[:, step.column].to(step.codes.dtype))
         torch.testing.assert_close(steps[-1].weight, result.decode()[:, visit], rtol=1e-8, atol=1e-10)
