@@ -23,7 +23,7 @@ from qlib.asr.datasets import Utterance, require_text
 from qlib.asr.recognizer import Recognizer, as_recognizer, encode_speech, start_decoding, token_limits
 from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError
-from qlib.models.packed import packed_linear
+from qlib.models.packed import pack_linears
 from qlib.models.speech import SpeechCache
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def transcribe(
         raise DataError(f"batch_size={batch_size} is not a number of windows. Use 1 or more.")
     recognizer, tokenizer = as_recognizer(model)
     prompt = recognizer.generation.prompt(language, task)
-    head = packed_linear(recognizer.proj_out.weight, batch_size)
+    head = pack_linears([recognizer.proj_out])
     transcripts: list[Transcript] = []
     with tqdm(total=len(recordings), desc="transcribe", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), SORTED_TOGETHER * batch_size):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 
+KEY_BLOCK = 64  # capacities are rounded up to a multiple of it
+
 
 class KVCache:
     """Keys and values of every self-attention layer.
@@ -25,17 +27,21 @@ class KVCache:
     """
 
     def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_width: int, like: Tensor):
-        shape = (layers, rows, heads, capacity, head_width)
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
+        shape = (layers, rows, heads, -(-capacity // KEY_BLOCK) * KEY_BLOCK, head_width)
+        # Positions not yet written are finite: attention may read them under its mask (`KEY_BLOCK`).
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
         self.rows = rows
         self.capacity = capacity
         self.length = 0
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(
+        self, layer: int, keys: Tensor, values: Tensor, seen: slice | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Write new positions `[rows, heads, new, head_width]` behind the old; return all of this layer's.
 
-        The length moves on with `advance`, once all the layers have written.
+        `seen` are the positions to return instead; it may reach up to the next multiple of `KEY_BLOCK`. The
+        length moves on with `advance`, once all the layers have written.
         """
         end = self.length + keys.shape[2]
         if end > self.capacity:
@@ -45,7 +51,8 @@ class KVCache:
             )
         self.keys[layer, : self.rows, :, self.length : end] = keys
         self.values[layer, : self.rows, :, self.length : end] = values
-        return self.keys[layer, : self.rows, :, :end], self.values[layer, : self.rows, :, :end]
+        seen = slice(end) if seen is None else seen
+        return self.keys[layer, : self.rows, :, seen], self.values[layer, : self.rows, :, seen]
 
     def advance(self, new: int) -> None:
         """Count `new` positions as written."""

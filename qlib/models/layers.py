@@ -7,7 +7,8 @@ heads that read one key head, C channels a head.
     -> attend, the R queries of one key head as R T rows of one product -> [B, T, H C] -> o_proj
 
 `attend` is the only place where queries meet keys. One new token needs no mask, and keys that lie outside
-every query's window are never read.
+every query's window are never read. With `stable`, what a token sees is computed in one way whatever
+stands beside it: queries in blocks of 8, filled up, and keys up to a multiple of 64, under a mask.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlib.models.cache import KVCache
+from qlib.models.cache import KEY_BLOCK, KVCache
+from qlib.models.packed import pack_linears
 from qlib.models.rotary import Rotary, rotate
+
+QUERY_BLOCK = 8  # tokens whose queries are attended together, where rows are to be stable
+FIRST_BLOCK = 512  # attention takes keys in blocks of so many: they must begin at the same places
 
 
 class RMSNorm(nn.Module):
@@ -42,12 +47,19 @@ class Reach:
 
     cos: Tensor  # [T, 1, C]
     sin: Tensor
-    mask: Tensor | None  # bool [R T, S], True where a query may look; None: everywhere
-    first: int = 0  # earlier keys are outside every query's window
+    masks: tuple[Tensor | None, ...]  # of each block of tokens: bool [R block, S], True where it may look
+    keys: slice  # the positions [S] that are read
+    block: int  # tokens in a block; the last one is filled up
 
 
 def make_reach(
-    rotary: Rotary, start: int, new: int, like: Tensor, groups: int = 1, window: int | None = None
+    rotary: Rotary,
+    start: int,
+    new: int,
+    like: Tensor,
+    groups: int = 1,
+    window: int | None = None,
+    stable: bool = False,
 ) -> Reach:
     """Return tables and mask of `new` tokens behind `start` others.
 
@@ -63,15 +75,24 @@ def make_reach(
         R, the query heads that read one key head.
     window : int, optional
         A token sees itself and the `window` - 1 before it; None: all before it.
+    stable : bool
+        Blocks of `QUERY_BLOCK` tokens, and keys in whole blocks, also beyond the last token.
     """
     end, device = start + new, like.device
     cos, sin = rotary.tables(start, end, attention_dtype(like), device)
     first = 0 if window is None else max(0, start - window + 1)
-    if new == 1:
-        return Reach(cos, sin, None, first)
-    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(first, end, device=device)
+    if new == 1 and not stable:
+        return Reach(cos, sin, (None,), slice(first, end), 1)
+    block, last = new, end
+    if stable:
+        block, last = QUERY_BLOCK, -(-end // KEY_BLOCK) * KEY_BLOCK
+        first -= first % FIRST_BLOCK
+    # A block is filled up with tokens behind the last one: they see what there is, and are cut off.
+    places = torch.arange(start, start - (-new // block) * block, device=device)
+    distance = places[:, None] - torch.arange(first, last, device=device)
     mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    return Reach(cos, sin, mask.repeat(groups, 1), first)
+    masks = tuple(part.repeat(groups, 1) for part in torch.split(mask, block))
+    return Reach(cos, sin, masks, slice(first, last), block)
 
 
 def attention_dtype(like: Tensor) -> torch.dtype:
@@ -84,12 +105,21 @@ def attention_dtype(like: Tensor) -> torch.dtype:
     return torch.float32 if narrow else like.dtype
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale Q K^T) V for queries `[B, G, rows, C]`, keys and values `[B, G, S, C]`.
-
-    `mask`, bool `[rows, S]`, is True where a query may look. Returns `[B, G, rows, C]`.
-    """
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+def attend(queries: Tensor, keys: Tensor, values: Tensor, reach: Reach, scale: float) -> Tensor:
+    """softmax(scale Q K^T) V for queries `[B, T, H, C]`, keys and values `[B, G, S, C]`: `[B, T, H C]`."""
+    batch, new, heads, channels = queries.shape
+    shared = keys.shape[1]
+    mixed = []
+    for part, mask in zip(torch.split(queries, reach.block, 1), reach.masks, strict=True):
+        short = reach.block - part.shape[1]
+        part = F.pad(part, (0, 0, 0, 0, 0, short)) if short else part
+        # [B, t, G, R, C] -> [B, G, R t, C]: the queries of one key head are rows of one product.
+        rows = part.view(batch, reach.block, shared, -1, channels).permute(0, 2, 3, 1, 4)
+        rows = rows.reshape(batch, shared, -1, channels)
+        found = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
+        mixed.append(found.view(batch, heads, reach.block, channels).transpose(1, 2))
+    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
+    return joined[:, :new].reshape(batch, new, -1)
 
 
 @dataclass(frozen=True)
@@ -123,36 +153,41 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, inner, bias=shape.qkv_bias)
         self.k_proj = nn.Linear(width, shared, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(width, shared, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(inner, width, bias=shape.o_bias)
+        self.o_proj: nn.Module = nn.Linear(inner, width, bias=shape.o_bias)
+        self.qkv_proj: nn.Module | None = None  # the three in one, once packed
         self.q_norm = norm(shape.head_dim) if norm else None
         self.k_norm = norm(shape.head_dim) if norm else None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, T, H, C], keys and values [B, T, G, C], normed, not rotated."""
         split = (*x.shape[:2], -1, self.shape.head_dim)
-        q, k, v = self.q_proj(x).view(split), self.k_proj(x).view(split), self.v_proj(x).view(split)
+        if self.qkv_proj is None:
+            q, k, v = self.q_proj(x).view(split), self.k_proj(x).view(split), self.v_proj(x).view(split)
+        else:
+            heads = self.shape.heads, self.shape.kv_heads, self.shape.kv_heads
+            q, k, v = self.qkv_proj(x).view(split).split_with_sizes(heads, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def forward(self, x: Tensor, reach: Reach, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """[B, T, D] -> [B, T, D]; with a cache, behind the tokens in it."""
-        shape = self.shape
-        batch, new, groups = x.shape[0], x.shape[1], shape.heads // shape.kv_heads
         q, k, v = self.project(x)
         both = rotate(torch.cat((q, k), 2).to(reach.cos.dtype), reach.cos, reach.sin)
-        q, k = both.split_with_sizes((shape.heads, shape.kv_heads), 2)
+        q, k = both.split_with_sizes((self.shape.heads, self.shape.kv_heads), 2)
         keys, values = k.transpose(1, 2), v.to(both.dtype).transpose(1, 2)  # [B, G, T, C]
-        if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        if reach.first:
-            keys, values = keys[:, :, reach.first :], values[:, :, reach.first :]
-        # [B, T, G, R, C] -> [B, G, R T, C]: the queries of one key head are rows of one product.
-        rows = q.view(batch, new, shape.kv_heads, groups, shape.head_dim).permute(0, 2, 3, 1, 4)
-        rows = rows.reshape(batch, shape.kv_heads, groups * new, shape.head_dim)
-        mixed = attend(rows, keys, values, reach.mask, shape.scale)
-        mixed = mixed.reshape(batch, shape.heads, new, shape.head_dim).transpose(1, 2)
-        return self.o_proj(mixed.reshape(batch, new, -1).to(x.dtype))  # type: ignore[no-any-return]
+        if cache is None:
+            keys, values = keys[:, :, reach.keys], values[:, :, reach.keys]
+        else:
+            keys, values = cache.append(layer, keys, values, reach.keys)
+        mixed = attend(q, keys, values, reach, self.shape.scale)
+        return self.o_proj(mixed.to(x.dtype))  # type: ignore[no-any-return]
+
+    def pack(self, stable: bool) -> None:
+        """Lay the projections out for inference, q, k and v as one."""
+        self.qkv_proj = pack_linears([self.q_proj, self.k_proj, self.v_proj], stable=stable)
+        self.o_proj = pack_linears([self.o_proj], stable=stable)
+        del self.q_proj, self.k_proj, self.v_proj
 
     def value_rows(self) -> tuple[int, ...] | None:
         """Return the output of `v_proj` that each input of `o_proj` comes from; None: the same one."""
@@ -181,9 +216,20 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.down_proj: nn.Module = nn.Linear(inner, width, bias=bias)
         self.activation = activation
+        self.gate_up_proj: nn.Module | None = None  # both in one, once packed
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]
+
+    def pack(self, stable: bool) -> None:
+        """Lay the projections out for inference, gate and up as one."""
+        self.gate_up_proj = pack_linears([self.gate_proj, self.up_proj], stable=stable)
+        self.down_proj = pack_linears([self.down_proj], stable=stable)
+        del self.gate_proj, self.up_proj

@@ -1,53 +1,242 @@
-"""A linear map whose weight is laid out once for the processor's matrix kernels.
+"""Linear layers whose weights are laid out once for the processor's matrix kernels.
 
-`F.linear` on a CPU is fast for one row (a matrix-vector product) and for thousands, but a few rows cost
-almost three times one: exactly the sizes of batched decoding. oneDNN can reorder the weight beforehand
-("prepack") and then handles 8 rows in about the time of 1. The large output head, which every decoding
-step runs through, gains most.
+On a CPU, `F.linear` is fast for one row (a matrix-vector product) and for thousands, but a few rows, those
+of batched decoding and of verifying a draft, cost two to three times one. With the weight laid out
+beforehand 6 rows cost little more than 1, and layers that read the same input become one:
 
-The operators are those that torch's own compiler emits for frozen models. They are not public, so they
-are probed once; where the probe fails (another device, dtype or torch), `F.linear` does the work, with
-the same results up to rounding.
+    half       the weight in float16, products and sums in float32 (FBGEMM). Reads half the bytes, and
+               those decide the time of few rows. Only where float16 holds every weight, as it does for
+               checkpoints of 16 bits: then it is the float32 product up to the order of its sum
+    reordered  the weight in the layout of oneDNN's kernels, in float32, or bfloat16 where the CPU has it
+    plain      `F.linear`, everywhere else: other devices and dtypes, a torch without those operators
+
+**Row-stable**: a row's result is bitwise the same, however many rows stand beside it. Kernels are not:
+they treat the last one or two rows of an odd number in another way. So it is measured which numbers of rows
+agree (`safe_rows`), and others are filled up to the next of them. Any kernel agrees with itself at 16 rows.
+
+The operators are not public, so they are probed once, and the plain product stands in for missing ones.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+Product = Callable[[Tensor], Tensor]  # [rows, inputs] -> [rows, outputs]
+Pack = Callable[[Tensor, "Tensor | None"], "Product | None"]  # of weight and bias; None: not to be had
+STABLE_ROWS = 16  # up to so many rows of one product are row-stable, if asked for
 
-def packed_linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    """Return the map ``x -> x W^T`` for inputs [rows, inputs].
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b, its weight packed. It can run, but no longer be saved, moved, trained or quantized.
 
     Parameters
     ----------
     weight : Tensor
-        [outputs, inputs]. The map holds a second, reordered copy.
-    rows : int
-        How many rows are usual; any number works.
+        [outputs, inputs].
+    bias : Tensor, optional
+        [outputs].
+    stable : bool
+        Make products of up to `STABLE_ROWS` rows row-stable.
+
+    Attributes
+    ----------
+    kind : str
+        "half", "reordered" or "plain".
     """
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not can_pack():
-        return lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, stable: bool = False):
+        super().__init__()
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        self.outputs, self.inputs = weight.shape
+        for self.kind, pack in (("half", _half), ("reordered", _reordered), ("plain", _plain)):
+            if (product := pack(weight, bias)) is not None:
+                self.product: Product = product
+                break
+        self._rows = tuple(range(STABLE_ROWS + 1))
+        if stable:
+            with torch.inference_mode():
+                shape = self.outputs, self.inputs
+                self._rows = safe_rows(pack, shape, weight.dtype, weight.device, torch.get_num_threads())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        count = inputs.numel() // self.inputs
+        if count > STABLE_ROWS or self._rows[count] == count:
+            return self.product(inputs)
+        rows = F.pad(inputs.reshape(count, self.inputs), (0, 0, 0, self._rows[count] - count))
+        return self.product(rows)[:count].view(*inputs.shape[:-1], self.outputs)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        return f"{self.inputs}, {self.outputs}, {self.kind}"
+
+
+class Beside(nn.Module):
+    """Layers that read the same input, their outputs side by side."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., inputs] -> [..., sum of outputs]."""
+        return torch.cat([layer(inputs) for layer in self.layers], -1)
+
+
+def pack_linears(layers: Sequence[nn.Module], *, stable: bool = False) -> nn.Module:
+    """Return one module for linear layers that read the same input; their outputs stand side by side.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        With `weight` [outputs, inputs] and `bias` (or None). A quantized layer that rounds its input
+        (`activation`) stays what it is, beside the others.
+    stable : bool
+        See `PackedLinear`.
+    """
+    if any(getattr(layer, "activation", None) is not None for layer in layers):
+        return layers[0] if len(layers) == 1 else Beside(layers)
+    weights: list[Any] = [layer.weight for layer in layers]
+    biases: list[Any] = [layer.bias for layer in layers]
+    filled = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+    bias = None if all(each is None for each in biases) else torch.cat(filled)
+    return PackedLinear(torch.cat(weights), bias, stable=stable)
+
+
+@cache
+def safe_rows(
+    pack: Pack, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, threads: int
+) -> tuple[int, ...]:
+    """Return, for 0 to `STABLE_ROWS` rows, the least number >= it at which rows come out as they do at 16.
+
+    Measured, on rows at the beginning and at the end. The right half of the weight is the left one negated
+    and so for the input equal: all products are 0 but for rounding errors. Another order of the sum then
+    shows in the first digits, while a narrow dtype would nearly always round it away.
+
+    Parameters
+    ----------
+    pack : callable
+        The kind of product.
+    shape : (int, int)
+        [outputs, inputs] of the weight.
+    dtype, device : torch.dtype, torch.device
+        Of weight and rows.
+    threads : int
+        `torch.get_num_threads()`, which has a say in it.
+    """
+    outputs, inputs = shape
+    half, source = inputs // 2, torch.Generator().manual_seed(0)
+    weight, x = torch.zeros(shape), torch.zeros(STABLE_ROWS, inputs)
+    weight[:, :half] = (16 * torch.randn(outputs, half, generator=source)).round()  # exact in any dtype
+    weight[:, half : 2 * half] = -weight[:, :half]
+    x[:, :half] = x[:, half : 2 * half] = torch.randn(STABLE_ROWS, half, generator=source)
+    product = pack(weight.to(device, dtype), None)
+    assert product is not None  # the layer in question was packed in this way
+    x = x.to(device, dtype)
+    whole = product(x)
+
+    def agrees(count: int) -> bool:
+        last = STABLE_ROWS - count
+        return torch.equal(product(x[:count]), whole[:count]) and torch.equal(product(x[last:]), whole[last:])
+
+    good = [count for count in range(1, STABLE_ROWS + 1) if agrees(count)]
+    return (0, *(next(n for n in good if n >= count) for count in range(1, STABLE_ROWS + 1)))
+
+
+# --- the three products: a function of the input, or None where it is not to be had
+
+
+def _half(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Weight in float16, arithmetic in float32."""
+    dtype = weight.dtype
+    half = _half_operators()
+    if half is None or weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None  # its own kernels are faster
+    if not torch.equal(weight.half().to(dtype), weight):
+        return None
+    pack, multiply = half
+    wide = weight.float()
+    packed, offset = pack(wide), wide.new_zeros(len(weight)) if bias is None else bias.float()
+    if dtype == torch.float32:
+        return lambda x: multiply(x, packed, offset)
+    return lambda x: multiply(x.float(), packed, offset).to(dtype)
+
+
+def _reordered(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Weight in oneDNN's layout; bfloat16 goes by way of float32 where the CPU has no kernels for it."""
+    dtype = weight.dtype
+    narrow = dtype == torch.bfloat16 and not _can_reorder(torch.bfloat16)
+    wide = torch.float32 if narrow else dtype
+    if weight.device.type != "cpu" or not _can_reorder(wide):
+        return None
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(wide), 8)  # a hint: rows in a usual product
+    offset = None if bias is None else bias.to(wide)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
     # "none", [], "": no operation fused behind the product.
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    if narrow:
+        return lambda x: multiply(x.float(), packed, offset, "none", [], "").to(dtype)
+    return lambda x: multiply(x, packed, offset, "none", [], "")
 
 
-@lru_cache(maxsize=1)
-def can_pack() -> bool:
-    """Return whether this torch has the prepacking operators and they compute what `F.linear` computes."""
-    weight, x = torch.arange(12.0).view(3, 4), torch.ones(2, 4)
+def _plain(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x, weight, bias)
+
+
+# --- probes
+
+
+@cache
+def _half_operators() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]] | None:
+    """Return FBGEMM's operators that pack a weight and multiply by it, or None where they are not to be had.
+
+    Torch has them twice. The older pair is deprecated, and taken while it is there: it costs 25 us a call
+    less, as much as a small layer.
+    """
+    weight, x, bias = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4), torch.ones(3)
+    for find in (_older_half, _newer_half):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pack, multiply = find()
+                found = multiply(x, pack(weight), bias)
+        except (AttributeError, RuntimeError) as error:
+            log.info("%s: not available (%s)", find.__name__, error)
+            continue
+        if torch.equal(found, F.linear(x, weight, bias)):
+            return pack, multiply
+    return None
+
+
+def _older_half() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]]:
+    return torch.fbgemm_pack_gemm_matrix_fp16, torch.fbgemm_linear_fp16_weight_fp32_activation
+
+
+def _newer_half() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]]:
+    operators = torch.ops.quantized
+    pack, multiply = operators.linear_prepack_fp16, operators.linear_dynamic_fp16
+    return lambda weight: pack(weight, None), lambda x, packed, bias: multiply(x, packed) + bias
+
+
+@cache
+def _can_reorder(dtype: torch.dtype) -> bool:
+    """Return whether torch has oneDNN's operators, and they compute what `F.linear` computes."""
+    weight, x = torch.arange(12.0).view(3, 4).to(dtype), torch.ones(2, 4, dtype=dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
         found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     except (AttributeError, RuntimeError) as error:
-        log.info("prepacked linear maps are not available (%s); using the ordinary ones", error)
+        log.info("prepacked products of %s are not available (%s); using F.linear", dtype, error)
         return False
     return torch.allclose(found, F.linear(x, weight))

@@ -21,12 +21,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qlib.errors import ModelError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Source = Literal["hidden", "encoder"]
 
@@ -109,6 +112,7 @@ class Model(nn.Module):
 
     family: ClassVar[str]
     tied: Mapping[str, str]  # parameters that are another one: {"proj_out.weight": "...embed_tokens.weight"}
+    packed: bool = False  # laid out for inference by `pack`
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use."""
@@ -128,6 +132,18 @@ class Model(nn.Module):
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""
+        raise NotImplementedError
+
+    def pack(self, *, stable: bool = True) -> Self:
+        """Lay weights out for inference, in place, and return the model: see `qlib.models.packed`.
+
+        A packed model can run. To quantize, save, train or move it, load it anew.
+
+        Parameters
+        ----------
+        stable : bool
+            Let a token's result be bitwise the same however many tokens (up to 16) are computed beside it.
+        """
         raise NotImplementedError
 
 

@@ -12,17 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
-from qlib.models.layers import Attention, Reach, attention_dtype
+from qlib.models.layers import Attention, GatedMLP, Reach, attention_dtype
+from qlib.models.packed import STABLE_ROWS, pack_linears
 from qlib.models.speech import embedding
 from qlib.models.structure import LayerGroup, Model, Source
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ class TextModel(Model):
         self.chat = ChatMarkers.find(tokenizer, chat_template)
         self.config = config
         self.model = core
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+        self._stable = False
         self.tie()
 
     def tie(self) -> None:
@@ -100,9 +106,22 @@ class TextModel(Model):
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
-    def reach(self, start: int, new: int, hidden: Tensor) -> Mapping[str, Reach]:
+    def reach(self, start: int, new: int, hidden: Tensor, stable: bool = False) -> Mapping[str, Reach]:
         """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
         raise NotImplementedError
+
+    def pack(self, *, stable: bool = True) -> Self:
+        """Lay all linear layers out for inference, in place; see `Model.pack`.
+
+        With `stable`, `decode` with a cache and `logits` give each of up to 16 tokens the same bits as alone.
+        """
+        for module in list(self.model.layers.modules()):
+            if isinstance(module, Attention | GatedMLP):
+                module.pack(stable)
+        self.lm_head = pack_linears([self.lm_head], stable=stable)
+        self.packed = True
+        self._stable = stable
+        return self
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, D], the first layer's input."""
@@ -142,7 +161,7 @@ class TextModel(Model):
                 "positions. Shorten the prompt, or ask for fewer new tokens."
             )
         hidden = self.embed(tokens)
-        reach = self.reach(start, new, hidden)
+        reach = self.reach(start, new, hidden, self._stable and cache is not None and new <= STABLE_ROWS)
         for i, layer in enumerate(self.model.layers):
             hidden = layer(hidden, reach, cache, i)
         if cache is not None:
