@@ -54,18 +54,11 @@ class RoundKeys:
         if len(tokens) == 1:
             found = self._map.target_of(tokens[0])
             return found if 0 <= found < self._target_size else None
-        if self._cache is None:
-            return None
-        node = self._cache._trie.find(tokens)
-        place = self._cache._trie.value(node) if node > 0 else -1
-        return self._cache._target[place] if place >= 0 else None
+        return None if self._cache is None else self._cache.target(tokens)
 
     def extends(self, prefix: Tokens) -> bool:
         """Return whether some longer key begins with `prefix`."""
-        if self._cache is None:
-            return False
-        node = self._cache._trie.find(prefix)
-        return node >= 0 and self._cache._trie._children[node] > 0
+        return self._cache is not None and self._cache.extends(prefix)
 
     def ended(self, drafted: Sequence[int]) -> bool:
         """Return whether nothing drawn behind these tokens could be proposed to the target.

@@ -142,9 +142,18 @@ class NGramCache:
 
     def count(self, draft_tokens: Sequence[int]) -> int:
         """Return how often the target emitted what these draft tokens stand for; 0 if there is no entry."""
-        node = self._trie.find(draft_tokens)
-        place = -1 if node < 0 else self._trie.value(node)
+        place = self._place(draft_tokens)
         return 0 if place < 0 else self._count[place]
+
+    def target(self, draft_tokens: Sequence[int]) -> int | None:
+        """Return the target token that exactly these draft tokens stand for, if they are an entry."""
+        place = self._place(draft_tokens)
+        return None if place < 0 else self._target[place]
+
+    def extends(self, prefix: Sequence[int]) -> bool:
+        """Return whether some longer entry begins with these draft tokens."""
+        node = self._trie.find(prefix)
+        return node >= 0 and self._trie.has_children(node)
 
     def __iter__(self) -> Iterator[NGram]:
         """Yield all entries, the most useful first."""
@@ -199,7 +208,7 @@ class NGramCache:
                 break
             key = tuple(vocabulary_map.speller.spell(piece)[0]) if piece else ()
             fits = 2 <= len(key) <= self.max_length and self._spelled(key) == piece
-            if fits and not self._has(key):
+            if fits and self._place(key) < 0:
                 self._last[self._put(key, number)] = -1 - number
         return len(self) - before
 
@@ -292,19 +301,19 @@ class NGramCache:
                 f"{target} for {say.get(wanted is None, repr(wanted))}: an n-gram must not change text."
             )
 
-    def _has(self, key: tuple[int, ...]) -> bool:
+    def _place(self, key: Sequence[int]) -> int:
+        """Return the place of an entry, or -1."""
         node = self._trie.find(key)
-        return node >= 0 and self._trie.value(node) >= 0
+        return -1 if node < 0 else self._trie.value(node)
 
     def _put(self, key: tuple[int, ...], target: int) -> int:
         """Return the place of an entry, a new one with count 0 if need be."""
-        if self._has(key):
-            place = self._trie.value(self._trie.find(key))
-        elif self._free:
+        place = self._place(key)
+        if place < 0 and self._free:
             place = self._free.pop()
             self._node[place] = self._trie.insert(key, place)
             self._count[place] = 0
-        else:
+        elif place < 0:
             place = len(self._node)
             self._node.append(self._trie.insert(key, place))
             self._target.append(target)

@@ -46,6 +46,10 @@ class Trie:
         """Return the value of a node, or -1."""
         return self._value[node]
 
+    def has_children(self, node: int) -> bool:
+        """Return whether some key goes on behind a node."""
+        return self._children[node] > 0
+
     def find(self, key: Sequence[int]) -> int:
         """Return the node of a whole key, or -1; it may be without a value."""
         node = 0

@@ -10,18 +10,17 @@ The block reads what the quantized blocks before it write, and is to write what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from qlib.activation import Activation
 from qlib.methods.contracts import BlockTask, LayerStats
 from qlib.models.structure import LayerGroup, Model, Stage
-
-Activation = Callable[[Tensor], Tensor]
 
 
 def block_task(  # noqa: PLR0913  (what one visit of a block knows)
@@ -87,12 +86,10 @@ def rounded_inputs(modules: Iterable[nn.Module], activation: Activation) -> Iter
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (straight_through(activation, inputs[0]), *inputs[1:])
 
-    handles = [module.register_forward_pre_hook(hook) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def straight_through(activation: Activation, inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -160,26 +160,17 @@ def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> Quantize
     tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
     tensors["codes"][:, _others(kept, columns)] = from_unsigned(codes, grid)
     if second is not None:
-        groups = len(grid.slices(columns))
-        levels = []
         for part in ("scale", "zero"):
-            level = {
-                key.removeprefix(f"{part}_"): tensors.pop(key)
-                for key in list(tensors)
-                if key.startswith(f"{part}_")
-            }
-            level["codes"] = unpack(level["codes"], second.bits, (groups, rows))
-            if level["scale"].shape[1] > 1:
-                level["index"] = second.group_index(rows)
-            levels.append(QuantizedWeight.from_tensors(level))
-        decoded = SecondLevel(second, levels[0], levels[1])
-        tensors["scale"], tensors["zero"] = decoded.decode()
+            packed = tensors[f"{part}_codes"]
+            tensors[f"{part}_codes"] = unpack(packed, second.bits, (len(grid.slices(columns)), rows))
+            if tensors[f"{part}_scale"].shape[1] > 1:
+                tensors[f"{part}_index"] = second.group_index(rows)
+        tensors["scale"], tensors["zero"] = SecondLevel.from_tensors(tensors, second).decode()
     if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
         tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
     if "index" not in tensors and tensors["scale"].shape[1] > 1:
         tensors["index"] = grid.group_index(columns)
-    weight = QuantizedWeight.from_tensors(tensors, notes=tuple(about["notes"]))
-    return weight if second is None else replace(weight, second=decoded)
+    return QuantizedWeight.from_tensors(tensors, second, tuple(about["notes"]))
 
 
 def _others(columns: Tensor, count: int) -> Tensor:
@@ -218,7 +209,7 @@ def shorten(tensor: Tensor) -> Tensor:
 def restored_layer(
     stored: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype
 ) -> FakeQuantLinear:
-    """Return the layer that `stored_tensors` and `describe_layer` were taken from."""
+    """Return the layer of which `stored_layer` gave the tensors, here without the name, and the entry."""
     bias = stored.get("bias")
     activation = restore(about["activation"])
     return FakeQuantLinear(
@@ -232,11 +223,12 @@ def restored_layer(
 
 def _write(model: Model, layers: dict[str, FakeQuantLinear], work: Path, settings: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
+    about = {}
     for name, layer in layers.items():
-        tensors |= {f"{name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
-    parts = {f"{name}.{part}" for name, layer in layers.items() for part in layer.parts}
+        stored, about[name] = stored_layer(name, layer)
+        tensors |= stored
     for name, value in model.state_dict().items():
-        if name not in parts and name not in model.tied:
+        if name.rpartition(".")[0] not in layers and name not in model.tied:
             tensors[name] = shorten(value.detach().cpu()).contiguous()
     save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
     manifest = {
@@ -250,22 +242,26 @@ def _write(model: Model, layers: dict[str, FakeQuantLinear], work: Path, setting
             "torch": torch.__version__,
             "quantdraft": version("quantdraft"),
         },
-        "layers": {name: describe_layer(layer) for name, layer in layers.items()},
+        "layers": about,
     }
     model.save_description(work)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def describe_layer(layer: FakeQuantLinear) -> dict[str, Any]:
-    """Return a layer's entry in the manifest."""
-    return {
+def stored_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a layer as it stands on disk: its tensors by full name, on the CPU, and the manifest's entry."""
+    tensors = stored_tensors(layer)
+    if layer.bias is not None:
+        tensors["bias"] = shorten(layer.bias.detach())
+    about = {
         "grid": asdict(layer.grid),
         "activation": describe(layer.activation),
         "shape": [layer.out_features, layer.in_features],
         "second": None if layer.second is None else asdict(layer.second),
-        "tensors": [*stored_tensors(layer), *(["bias"] if layer.bias is not None else [])],
+        "tensors": list(tensors),
         "notes": list(layer.notes),
     }
+    return {f"{name}.{part}": value.cpu() for part, value in tensors.items()}, about
 
 
 def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:

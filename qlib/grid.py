@@ -229,11 +229,7 @@ class QuantizedWeight:
         """Undo `tensors`; `second` is the grid of the second level, if there is one."""
         own: dict[str, Any] = {name: tensors[name] for name in TENSORS if name in tensors}
         if second is not None:
-            below: list[dict[str, Any]] = [
-                {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
-                for part in ("scale", "zero")
-            ]
-            own["second"] = SecondLevel(second, cls(**below[0]), cls(**below[1]))
+            own["second"] = SecondLevel.from_tensors(tensors, second)
         return cls(notes=notes, **own)
 
 
@@ -250,6 +246,15 @@ class SecondLevel:
     grid: Grid
     scale: QuantizedWeight
     zero: QuantizedWeight
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], grid: Grid) -> SecondLevel:
+        """Return the level whose tensors have these names: ``scale_codes``, ``zero_scale`` ..."""
+        scale, zero = (
+            {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
+            for part in ("scale", "zero")
+        )
+        return cls(grid, QuantizedWeight.from_tensors(scale), QuantizedWeight.from_tensors(zero))
 
     def decode(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero [rows, groups] of the first level."""

@@ -24,7 +24,7 @@ from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
 from qlib.calibrate import Visit, count_blocks, walk
-from qlib.checkpoint import save_quantized, stored_bits
+from qlib.checkpoint import put, save_quantized, stored_bits
 from qlib.errors import DataError, QuantError
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
@@ -108,16 +108,18 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
             f"{chain.name if chain.needs else activation} looks at the inputs of the layers. Pass calib=..., "
             "for example 32 utterances of qlib.read_manifest(...)."
         )
+    texts = [each for each in calib or () if isinstance(each, str)]
+    speech = [each for each in calib or () if isinstance(each, Utterance)]
     settings = {
         "methods": chain.describe(),
         "weight": asdict(weight),
         "activation": describe(activation),
         "skip": list(skip),
         "seed": seed,
-        "calibration": None if calib is None else _describe_calibration(calib),
+        "calibration": None if calib is None else {"utterances": len(calib), "sha256": _hash(texts, speech)},
     }
     finished = None if work is None else FinishedBlocks(Path(work), settings, model)
-    batches = _batches(model, calib) if looks and calib is not None else []
+    batches = _batches(model, texts, speech) if looks else []
     quantized = copy.deepcopy(model)
     reports: list[LayerReport] = []
     with tqdm(
@@ -142,10 +144,8 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
     return Result(quantized, QuantReport(tuple(reports), skipped, time.perf_counter() - started), settings)
 
 
-def _batches(model: Model, calib: Sequence[Utterance] | Sequence[str]) -> list[Any]:
+def _batches(model: Model, texts: Sequence[str], speech: Sequence[Utterance]) -> list[Any]:
     """Return calibration data as the model's stages read it."""
-    texts = [each for each in calib if isinstance(each, str)]
-    speech = [each for each in calib if isinstance(each, Utterance)]
     if isinstance(model, TextModel):
         if speech:
             raise DataError("A text model is calibrated with texts: pass calib=[...] of strings.")
@@ -155,13 +155,9 @@ def _batches(model: Model, calib: Sequence[Utterance] | Sequence[str]) -> list[A
     return list(speech_batches(model, speech))
 
 
-def _describe_calibration(calib: Sequence[Utterance] | Sequence[str]) -> dict[str, Any]:
-    texts = [each for each in calib if isinstance(each, str)]
-    speech = [each for each in calib if isinstance(each, Utterance)]
-    return {
-        "utterances": len(calib),
-        "sha256": fingerprint_texts(texts) if texts else fingerprint(speech),
-    }
+def _hash(texts: Sequence[str], speech: Sequence[Utterance]) -> str:
+    """Return a sha256 over calibration data."""
+    return fingerprint_texts(texts) if texts else fingerprint(speech)
 
 
 @dataclass
@@ -266,8 +262,7 @@ class _Work:
         """Put one rounded layer in place, and report."""
         linear = _linear(model, name)
         replacement = FakeQuantLinear.from_linear(linear, quantized, self.grid, activation)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacement)
+        put(model, name, replacement)
         weight, values = linear.weight, replacement.weight
         return LayerReport(
             name=name,

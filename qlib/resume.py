@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.checkpoint import describe_layer, put, restored_layer, stored_tensors
+from qlib.checkpoint import put, restored_layer, stored_layer
 from qlib.errors import QuantError
 from qlib.linear import FakeQuantLinear
 from qlib.models.convert import read_json, write_json
@@ -69,10 +69,9 @@ class FinishedBlocks:
         for report in reports:
             layer = model.get_submodule(report.name)
             assert isinstance(layer, FakeQuantLinear)
-            about[report.name] = {**describe_layer(layer), "report": asdict(report)}
-            tensors |= {f"{report.name}.{part}": value.cpu() for part, value in stored_tensors(layer).items()}
-            if layer.bias is not None:
-                tensors[f"{report.name}.bias"] = layer.bias.detach().cpu()
+            stored, entry = stored_layer(report.name, layer)
+            about[report.name] = {**entry, "report": asdict(report)}
+            tensors |= stored
         state = model.state_dict()
         kept = [name for name in changed if name in state and name.rpartition(".")[0] not in about]
         tensors |= {f"float:{name}": state[name].cpu().contiguous() for name in kept}

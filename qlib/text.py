@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from qlib.errors import DataError, ModelError
+from qlib.errors import DataError
 from qlib.models.text import TextBatch, TextModel
+from qlib.models.tokenizer import need_tokenizer
 
 LENGTH = 512  # tokens of a text that count; the rest is cut off
 
@@ -32,12 +33,11 @@ def text_batches(model: TextModel, texts: Sequence[str]) -> list[TextBatch]:
     """
     if not texts:
         raise DataError("The calibration list is empty. Pass some texts: 128 of 512 tokens are usual.")
-    if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
+    tokenizer = need_tokenizer(model.tokenizer)
     device = next(model.parameters()).device
     batches = []
     for number, text in enumerate(texts, start=1):
-        tokens = torch.tensor([model.tokenizer.encode(text)[:LENGTH]], dtype=torch.long, device=device)
+        tokens = torch.tensor([tokenizer.encode(text)[:LENGTH]], dtype=torch.long, device=device)
         if tokens.shape[1] == 0:
             raise DataError(f"Calibration text {number} of {len(texts)} is empty. Leave it out.")
         batches.append(TextBatch(tokens, torch.ones_like(tokens, dtype=torch.bool), f"text {number}"))

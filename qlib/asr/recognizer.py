@@ -25,7 +25,7 @@ from qlib.errors import ModelError
 from qlib.models.moonshine import MIN_SAMPLES, Moonshine, count_frames
 from qlib.models.speech import SpeechCache
 from qlib.models.structure import Model
-from qlib.models.tokenizer import Tokenizer
+from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.whisper import Whisper
 
 Recognizer = Whisper | Moonshine
@@ -47,9 +47,7 @@ def as_recognizer(model: Model) -> tuple[Recognizer, Tokenizer]:
             f"A {type(model).__name__} does not transcribe speech. Load a Whisper or Moonshine checkpoint, "
             "for example whisper-tiny.en."
         )
-    if model.tokenizer is None:
-        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
-    return model, model.tokenizer
+    return model, need_tokenizer(model.tokenizer)
 
 
 def positions(model: Recognizer) -> int:

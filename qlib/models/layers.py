@@ -1,4 +1,4 @@
-"""Parts that decoder-only text models share: norm, grouped-query attention, gated MLP.
+"""Parts that models share: the token table of all, and norm, attention and gated MLP of text models.
 
 B batch, T new tokens, S keys (old and new), D width, H query heads, G key/value heads, R = H / G query
 heads that read one key head, C channels a head.
@@ -26,6 +26,14 @@ from qlib.models.rotary import Rotary, rotate
 
 QUERY_BLOCK = 8  # tokens whose queries are attended together, where rows are to be stable
 FIRST_BLOCK = 512  # attention takes keys in blocks of so many: they must begin at the same places
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Return a table of vectors that is not filled yet.
+
+    Filling it with random numbers would be wasted work, and on the meta device imports a compiler for 2 s.
+    """
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))
 
 
 class RMSNorm(nn.Module):

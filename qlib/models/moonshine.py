@@ -23,9 +23,8 @@ them, and a configuration that asks for them is an error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,8 +34,17 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
-from qlib.models.speech import Cross, SpeechBatch, SpeechCache, causal_mask, embedding
-from qlib.models.structure import LayerGroup, Model, QueryKey, Source
+from qlib.models.layers import embedding
+from qlib.models.speech import (
+    Cross,
+    SpeechBatch,
+    SpeechCache,
+    SpeechDecoderStage,
+    SpeechEncoderStage,
+    causal_mask,
+    start_cache,
+)
+from qlib.models.structure import LayerGroup, Model, QueryKey, write_description
 from qlib.models.tokenizer import Tokenizer
 
 STEM = ((127, 64), (7, 3), (3, 2))  # kernel and stride of the three convolutions, in samples and frames
@@ -363,17 +371,10 @@ class Moonshine(Model):
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
 
-    def tie(self) -> None:
-        """Make the output head share the embedding's weight."""
-        self.proj_out.weight = self.model.decoder.embed_tokens.weight
-
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
         ids = self.generation.to_dict()
-        (folder / "config.json").write_text(json.dumps({**self.config.to_dict(), **ids}, indent=1))
-        (folder / "generation_config.json").write_text(json.dumps(ids, indent=1))
-        if self.tokenizer is not None:
-            (folder / "tokenizer.json").write_text(self.tokenizer.to_json())
+        write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
 
     def encode(self, waveforms: Tensor) -> Tensor:
         """Waveforms [B, samples] of one length -> encoder states [B, S, D]."""
@@ -393,17 +394,8 @@ class Moonshine(Model):
         state_mask : Tensor, optional
             bool ``[B, S]``, False where states are filled up; None where none are.
         """
-        config = self.config
-        layers, heads = config.decoder_num_hidden_layers, config.decoder_num_attention_heads
-        head_width = config.hidden_size // heads
-        shape = (layers, states.shape[0], heads, states.shape[1], head_width)
-        keys, values = states.new_empty(shape), states.new_empty(shape)
-        for i, layer in enumerate(self.model.decoder.layers):
-            assert isinstance(layer, DecoderLayer)
-            keys[i], values[i] = layer.encoder_attn.keys_values(states)
-        room = capacity or config.max_position_embeddings
-        own = KVCache(layers, states.shape[0], heads, room, head_width, states)
-        return SpeechCache(own, keys, values, state_mask)
+        heads, room = self.config.decoder_num_attention_heads, self.config.max_position_embeddings
+        return start_cache(self.model.decoder.layers, heads, states, capacity or room, state_mask)
 
     def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
         """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
@@ -503,41 +495,22 @@ def _decoder_groups(layer: str, inner: int) -> list[LayerGroup]:
     ]
 
 
-class EncoderStage:
-    """The encoder as a chain of blocks."""
+class EncoderStage(SpeechEncoderStage):
+    """The encoder's layers."""
 
-    name = "encoder"
+    encoder: MoonshineEncoder
 
     def __init__(self, moonshine: Moonshine):
         self.encoder = moonshine.model.encoder
         self.blocks = tuple(moonshine._layers("encoder"))
 
-    def enter(self, batch: SpeechBatch) -> Tensor:
-        """Waveforms through the convolution stem."""
-        if batch.features is None:
-            raise ModelError("This batch has been through the encoder already.")
-        return self.encoder.stem(batch.features)
-
     def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
         """One encoder layer."""
         return block(hidden, self.encoder.angles(hidden))  # type: ignore[no-any-return]
 
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Keep the last layer's output; the waveforms are not needed any more.
 
-        The final norm is left to the decoder stage, because a scale may still be folded into it there.
-        """
-        return replace(batch, features=None, states=hidden)
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the frames that count."""
-        return batch.frame_mask
-
-
-class DecoderStage:
-    """The decoder as a chain of blocks, fed with transcripts and the encoder's output."""
-
-    name = "decoder"
+class DecoderStage(SpeechDecoderStage):
+    """The decoder's layers."""
 
     def __init__(self, moonshine: Moonshine):
         self.decoder = moonshine.model.decoder
@@ -554,11 +527,3 @@ class DecoderStage:
         cross = (*block.encoder_attn.keys_values(self.norm(batch.states)), None)
         mask = causal_mask(hidden.shape[1], hidden.shape[1], hidden.device)
         return block(hidden, cross, self.decoder.angles(hidden), mask)  # type: ignore[no-any-return]
-
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Nothing follows the decoder."""
-        return batch
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
-        return batch.frame_mask if source == "encoder" else batch.token_mask

@@ -1,4 +1,4 @@
-"""What speech recognizers share: the batch that calibration feeds, the cache of a decoding, small helpers.
+"""What speech recognizers share: the batch that calibration feeds and its stages, the cache of a decoding.
 
 An encoder turns a recording into states [B, S, D] once; a decoder writes tokens, each step reading its own
 past (self-attention) and all states (cross-attention). So a decoding remembers two kinds of keys and
@@ -7,12 +7,15 @@ values: those of its tokens, which grow and can be truncated, and those of the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from qlib.errors import ModelError
 from qlib.models.cache import KVCache, drop_row
+from qlib.models.structure import Source
 
 Cross = tuple[Tensor, Tensor, "Tensor | None"]  # keys, values [B, H, S, D/H], mask [B, 1, 1, S]
 
@@ -77,12 +80,81 @@ class SpeechCache:
         self.own.drop(row)
 
 
-def embedding(count: int, width: int) -> nn.Embedding:
-    """Return a table of vectors that is not filled yet.
+def start_cache(
+    layers: nn.ModuleList, heads: int, states: Tensor, capacity: int, mask: Tensor | None = None
+) -> SpeechCache:
+    """Return the cache of a new decoding over encoder states, whose keys and values are computed here.
 
-    Filling it with random numbers would be wasted work, and on the meta device imports a compiler for 2 s.
+    Parameters
+    ----------
+    layers : nn.ModuleList
+        The decoder's; the `encoder_attn` of each has `keys_values`.
+    heads : int
+        Of each attention of the decoder.
+    states : Tensor
+        ``[B, S, D]``.
+    capacity : int
+        Number of tokens that the cache can hold.
+    mask : Tensor, optional
+        As in `SpeechCache`.
     """
-    return nn.Embedding(count, width, _weight=torch.empty(count, width))
+    rows, length, width = states.shape
+    shape = (len(layers), rows, heads, length, width // heads)
+    keys, values = states.new_empty(shape), states.new_empty(shape)
+    for i, layer in enumerate(layers):
+        attention: Any = layer.encoder_attn
+        keys[i], values[i] = attention.keys_values(states)
+    own = KVCache(len(layers), rows, heads, capacity, width // heads, states)
+    return SpeechCache(own, keys, values, mask)
+
+
+class Encoder(Protocol):
+    """What an encoder's stage asks of it."""
+
+    def stem(self, heard: Tensor, /) -> Tensor:
+        """Return the first layer's input [B, S, D]."""
+        ...
+
+
+class SpeechEncoderStage:
+    """An encoder as a chain of blocks; a family adds how one block is run."""
+
+    name = "encoder"
+    encoder: Encoder
+
+    def enter(self, batch: SpeechBatch) -> Tensor:
+        """Send what is heard through the convolution stem."""
+        if batch.features is None:
+            raise ModelError("This batch has been through the encoder already.")
+        return self.encoder.stem(batch.features)
+
+    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
+        """Keep the last layer's output; what was heard is not needed any more.
+
+        The final norm is left to the decoder stage, because a scale may still be folded into it there.
+        """
+        return replace(batch, features=None, states=hidden)
+
+    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
+        """Return the frames that count."""
+        return batch.frame_mask
+
+
+class SpeechDecoderStage:
+    """A decoder as a chain of blocks, fed with transcripts and the encoder's output.
+
+    A family adds how tokens enter and how one block is run.
+    """
+
+    name = "decoder"
+
+    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
+        """Nothing follows the decoder."""
+        return batch
+
+    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
+        """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
+        return batch.frame_mask if source == "encoder" else batch.token_mask
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:

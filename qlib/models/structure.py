@@ -18,6 +18,7 @@ themselves, on plain tensors, so that gradients flow through them; `apply_fold` 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from qlib.errors import ModelError
+from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Self
@@ -128,7 +130,9 @@ class Model(nn.Module):
 
     def tie(self) -> None:
         """Make tied parameters the same tensor again, after new ones were put in place."""
-        raise NotImplementedError
+        for name, other in self.tied.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.get_submodule(parent), child, self.get_parameter(other))
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""
@@ -145,6 +149,16 @@ class Model(nn.Module):
             Let a token's result be bitwise the same however many tokens (up to 16) are computed beside it.
         """
         raise NotImplementedError
+
+
+def write_description(
+    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Tokenizer | None
+) -> None:
+    """Write the files of a checkpoint that every family has besides its weights."""
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1))
+    if tokenizer is not None:
+        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
 
 
 def fold(

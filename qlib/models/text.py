@@ -8,7 +8,6 @@ A family adds its configuration, its layer, and what a scale may be folded into.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
-from qlib.models.layers import Attention, GatedMLP, Reach, attention_dtype
+from qlib.models.layers import Attention, GatedMLP, Reach, attention_dtype, embedding
 from qlib.models.packed import STABLE_ROWS, pack_linears
-from qlib.models.speech import embedding
-from qlib.models.structure import LayerGroup, Model, Source
+from qlib.models.structure import LayerGroup, Model, Source, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
 
@@ -91,18 +89,10 @@ class TextModel(Model):
         self._stable = False
         self.tie()
 
-    def tie(self) -> None:
-        """Make a tied output head share the embedding's weight."""
-        if self.tied:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations, tokenizer, chat template."""
         ids = self.generation.to_dict()
-        (folder / "config.json").write_text(json.dumps({**self.config.to_dict(), **ids}, indent=1))
-        (folder / "generation_config.json").write_text(json.dumps(ids, indent=1))
-        if self.tokenizer is not None:
-            (folder / "tokenizer.json").write_text(self.tokenizer.to_json())
+        write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 

@@ -112,3 +112,10 @@ class Tokenizer:
 
 def _from_json(text: str) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text))
+
+
+def need_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Return the tokenizer of a model; that it has none is a ModelError."""
+    if tokenizer is None:
+        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
+    return tokenizer

@@ -13,9 +13,8 @@ Left out: timestamps, alignment heads and dropout, which greedy transcription do
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,8 +23,17 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
-from qlib.models.speech import Cross, SpeechBatch, SpeechCache, causal_mask, embedding
-from qlib.models.structure import LayerGroup, Model, QueryKey, Source
+from qlib.models.layers import embedding
+from qlib.models.speech import (
+    Cross,
+    SpeechBatch,
+    SpeechCache,
+    SpeechDecoderStage,
+    SpeechEncoderStage,
+    causal_mask,
+    start_cache,
+)
+from qlib.models.structure import LayerGroup, Model, QueryKey, write_description
 from qlib.models.tokenizer import Tokenizer
 
 
@@ -285,18 +293,11 @@ class Whisper(Model):
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie()
 
-    def tie(self) -> None:
-        """Make the output head share the embedding's weight."""
-        self.proj_out.weight = self.model.decoder.embed_tokens.weight
-
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
         end, start = self.generation.end, self.generation.start
         ids = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
-        (folder / "config.json").write_text(json.dumps({**self.config.to_dict(), **ids}, indent=1))
-        (folder / "generation_config.json").write_text(json.dumps(self.generation.to_dict(), indent=1))
-        if self.tokenizer is not None:
-            (folder / "tokenizer.json").write_text(self.tokenizer.to_json())
+        write_description(folder, {**self.config.to_dict(), **ids}, self.generation.to_dict(), self.tokenizer)
 
     def encode(self, features: Tensor) -> Tensor:
         """Log-mel features [B, mels, 2S] -> encoder states [B, S, D]."""
@@ -307,18 +308,8 @@ class Whisper(Model):
 
         `capacity` is the number of tokens that it can hold, by default all of the decoder's positions.
         """
-        config = self.config
-        layers, heads = config.decoder_layers, config.decoder_attention_heads
-        head_width = config.d_model // heads
-        shape = (layers, states.shape[0], heads, states.shape[1], head_width)
-        keys, values = states.new_empty(shape), states.new_empty(shape)
-        for i, layer in enumerate(self.model.decoder.layers):
-            assert isinstance(layer, DecoderLayer)
-            keys[i], values[i] = layer.encoder_attn.keys_values(states)
-        own = KVCache(
-            layers, states.shape[0], heads, capacity or config.max_target_positions, head_width, states
-        )
-        return SpeechCache(own, keys, values)
+        heads, room = self.config.decoder_attention_heads, self.config.max_target_positions
+        return start_cache(self.model.decoder.layers, heads, states, capacity or room)
 
     def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
         """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
@@ -394,41 +385,20 @@ def _layer_groups(layer: str, cross: bool = False) -> list[LayerGroup]:
     ]
 
 
-class EncoderStage:
-    """The encoder as a chain of blocks."""
-
-    name = "encoder"
+class EncoderStage(SpeechEncoderStage):
+    """The encoder's layers."""
 
     def __init__(self, whisper: Whisper):
         self.encoder = whisper.model.encoder
         self.blocks = tuple(f"model.encoder.layers.{i}" for i in range(len(self.encoder.layers)))
 
-    def enter(self, batch: SpeechBatch) -> Tensor:
-        """Features through the convolution stem."""
-        if batch.features is None:
-            raise ModelError("This batch has been through the encoder already.")
-        return self.encoder.stem(batch.features)
-
     def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
         """One encoder layer."""
         return block(hidden)  # type: ignore[no-any-return]
 
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Keep the last layer's output; the features are not needed any more.
 
-        The final norm is left to the decoder stage, because a scale may still be folded into it there.
-        """
-        return replace(batch, features=None, states=hidden)
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the frames that count."""
-        return batch.frame_mask
-
-
-class DecoderStage:
-    """The decoder as a chain of blocks, fed with transcripts and the encoder's output."""
-
-    name = "decoder"
+class DecoderStage(SpeechDecoderStage):
+    """The decoder's layers."""
 
     def __init__(self, whisper: Whisper):
         self.decoder = whisper.model.decoder
@@ -444,11 +414,3 @@ class DecoderStage:
         assert isinstance(block, DecoderLayer) and batch.states is not None
         cross = (*block.encoder_attn.keys_values(self.norm(batch.states)), None)
         return block(hidden, cross, causal_mask(hidden.shape[1], hidden.shape[1], hidden.device))  # type: ignore[no-any-return]
-
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Nothing follows the decoder."""
-        return batch
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
-        return batch.frame_mask if source == "encoder" else batch.token_mask

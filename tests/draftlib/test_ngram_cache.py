@@ -117,6 +117,17 @@ def test_longest_match_against_a_scan(keys: set[tuple[int, ...]], draft: list[in
         assert cache.longest(draft, start) == (None if best is None else (len(best), target_of(best)))
 
 
+@given(keys=st.sets(KEYS), asked=st.lists(st.sampled_from([0, 1, 2]), max_size=5).map(tuple))
+@settings(deadline=None)
+def test_exact_look_up_against_a_scan(keys: set[tuple[int, ...]], asked: tuple[int, ...]) -> None:
+    cache = filled(*keys)
+    for key in (asked, *keys):
+        assert cache.target(key) == (target_of(key) if key in keys else None)
+        longer = [each for each in keys if len(each) > len(key) and each[: len(key)] == key]
+        assert cache.extends(key) == bool(longer)
+    assert cache.lookups == 0
+
+
 def test_a_look_up_walks_no_further_than_the_cache_goes() -> None:
     class Watched(list[int]):
         seen = 0

@@ -1,4 +1,4 @@
-"""Moonshine against transformers on miniatures, and against itself: cache, truncation, ragged batches."""
+"""Moonshine against transformers on miniatures; rotation, ragged batches. See also test_recognizers.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from qlib.models.moonshine import (
     rotary_angles,
     rotate,
 )
-from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_moonshine, write_folder
 
 SAMPLES = 5000  # 11 frames
@@ -99,28 +98,6 @@ def test_waveforms_without_a_batch_are_refused(model: Moonshine) -> None:
         model.encode(torch.zeros(SAMPLES))
 
 
-@pytest.mark.parametrize("split", [1, 4, 8])
-def test_cached_decoding_equals_one_pass(
-    model: Moonshine, waveforms: Tensor, tokens: Tensor, split: int
-) -> None:
-    cache = model.start(model.encode(waveforms), capacity=9)
-    parts = [model.decode(tokens[:, :split], cache)]
-    parts += [model.decode(tokens[:, i : i + 1], cache) for i in range(split, 9)]
-    logits = model.proj_out(torch.cat(parts, dim=1))
-    torch.testing.assert_close(logits, model(waveforms, tokens), rtol=0, atol=1e-5)
-
-
-def test_truncated_cache_forgets_what_was_written(
-    model: Moonshine, waveforms: Tensor, tokens: Tensor
-) -> None:
-    cache = model.start(model.encode(waveforms))
-    model.decode(tokens[:, :4], cache)
-    model.decode(tokens.flip(0)[:, :5], cache)  # wrong tokens, to be forgotten
-    cache.truncate(4)
-    again = model.decode(tokens[:, 4:], cache)
-    torch.testing.assert_close(model.proj_out(again), model(waveforms, tokens)[:, 4:], rtol=0, atol=1e-5)
-
-
 def test_ragged_rows_equal_each_recording_alone(model: Moonshine, waveforms: Tensor, tokens: Tensor) -> None:
     alone = [model.encode(waveforms[row : row + 1, :end]) for row, end in enumerate((2000, SAMPLES, 895))]
     lengths = [states.shape[1] for states in alone]
@@ -142,100 +119,6 @@ def test_ragged_rows_equal_each_recording_alone(model: Moonshine, waveforms: Ten
             torch.testing.assert_close(after[2 - row], expected[5:], rtol=0, atol=1e-5)
     bare = model.decode(tokens[:, :5], model.start(states))
     assert (bare[0] - before[0]).abs().max() > 1e-2, "without the mask the result is another"
-
-
-def test_dropped_row_gives_its_place_to_the_last(model: Moonshine, waveforms: Tensor, tokens: Tensor) -> None:
-    cache = model.start(model.encode(waveforms))
-    model.decode(tokens[:, :4], cache)
-    cache.drop(0)  # rows are now 2, 1
-    hidden = model.decode(tokens[[2, 1], 4:], cache)
-    torch.testing.assert_close(
-        model.proj_out(hidden), model(waveforms, tokens)[[2, 1], 4:], rtol=0, atol=1e-5
-    )
-
-
-def test_several_new_tokens_do_not_see_the_future(
-    model: Moonshine, waveforms: Tensor, tokens: Tensor
-) -> None:
-    changed = tokens.clone()
-    changed[:, 6] += 1
-    torch.testing.assert_close(model(waveforms, tokens)[:, :6], model(waveforms, changed)[:, :6])
-    assert not torch.equal(model(waveforms, tokens)[:, 6:], model(waveforms, changed)[:, 6:])
-
-
-def test_head_is_tied_and_a_folder_keeps_every_weight(model: Moonshine, tmp_path: Path) -> None:
-    again = load_model(write_folder(model, tmp_path))
-    assert again.proj_out.weight is again.model.decoder.embed_tokens.weight
-    assert again.config == model.config and again.generation == model.generation
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert again.tokenizer.encode("the heart") == model.tokenizer.encode("the heart")
-
-
-def run_stages(model: Moonshine, waveforms: Tensor, tokens: Tensor) -> Tensor:
-    frames = torch.ones(3, count_frames(SAMPLES), dtype=torch.bool)
-    batch = SpeechBatch(waveforms, frames, tokens, torch.ones_like(tokens, dtype=torch.bool))
-    for stage in model.stages():
-        hidden = stage.enter(batch)
-        for name in stage.blocks:
-            hidden = stage.run(model.get_submodule(name), hidden, batch)
-        batch = stage.leave(hidden, batch)
-        assert stage.valid(batch, "encoder").shape == frames.shape
-        assert stage.valid(batch, "hidden").shape == hidden.shape[:2]
-    assert batch.features is None, "the encoder's input is not needed any more"
-    with pytest.raises(ModelError, match="through the encoder"):
-        model.stages()[0].enter(batch)
-    return model.proj_out(model.model.decoder.norm(hidden))
-
-
-def test_stages_reproduce_the_forward_pass(model: Moonshine, waveforms: Tensor, tokens: Tensor) -> None:
-    logits = run_stages(model, waveforms, tokens)
-    torch.testing.assert_close(logits, model(waveforms, tokens), rtol=0, atol=1e-5)
-
-
-def test_groups_list_every_linear_once_and_share_their_input(
-    model: Moonshine, waveforms: Tensor, tokens: Tensor
-) -> None:
-    linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    listed = [layer for group in model.groups() for layer in group.layers]
-    assert sorted(listed) == sorted(linears - {"proj_out"})
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda m, x, name=name: seen.__setitem__(name, x[0])
-        )
-        for name in listed
-    ]
-    try:
-        model(waveforms, tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for group in model.groups():
-        first, *others = (seen[name] for name in group.layers)
-        assert all(torch.equal(first, other) for other in others)
-        assert (group.before is None) == bool(group.reason)
-        assert group.before is None or model.get_submodule(group.before)
-        assert not group.shift
-    stages = dict(zip(("encoder", "decoder"), model.stages(), strict=True))
-    frames = torch.ones(3, count_frames(SAMPLES), dtype=torch.bool)
-    batch = SpeechBatch(None, frames, tokens, torch.ones_like(tokens, dtype=torch.bool))
-    for group in model.groups():
-        counted = stages[group.layers[0].split(".")[1]].valid(batch, group.source)
-        assert counted.shape == seen[group.layers[0]].shape[:2], "each input has the mask of its stream"
-    inputs = [seen[group.layers[0]] for group in model.groups()]
-    alike = [
-        (i, j)
-        for i, a in enumerate(inputs)
-        for j, b in enumerate(inputs[:i])
-        if a.shape == b.shape and torch.equal(a, b)
-    ]
-    assert not alike, "two groups that read the same tensor should be one"
-
-
-def test_more_tokens_than_positions_are_refused(model: Moonshine, waveforms: Tensor) -> None:
-    with pytest.raises(ModelError, match="65 tokens are more than the decoder's 64 positions"):
-        model(waveforms[:1], torch.zeros(1, 65, dtype=torch.long))
 
 
 @pytest.mark.parametrize(

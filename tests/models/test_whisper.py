@@ -1,4 +1,4 @@
-"""Whisper against transformers on miniatures, and against itself: cache, truncation, dropped rows."""
+"""Whisper against transformers on miniatures; prompts and errors. See also test_recognizers.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.load import load_model
-from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
@@ -56,93 +55,6 @@ def test_logits_equal_those_of_transformers(
     assert (found - expected).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("split", [1, 4, 8])
-def test_cached_decoding_equals_one_pass(
-    model: Whisper, features: Tensor, tokens: Tensor, split: int
-) -> None:
-    cache = model.start(model.encode(features), capacity=9)
-    parts = [model.decode(tokens[:, :split], cache)]
-    parts += [model.decode(tokens[:, i : i + 1], cache) for i in range(split, 9)]
-    logits = model.proj_out(torch.cat(parts, dim=1))
-    torch.testing.assert_close(logits, model(features, tokens), rtol=0, atol=1e-5)
-
-
-def test_truncated_cache_forgets_what_was_written(model: Whisper, features: Tensor, tokens: Tensor) -> None:
-    cache = model.start(model.encode(features))
-    model.decode(tokens[:, :4], cache)
-    model.decode(tokens.flip(0)[:, :5], cache)  # wrong tokens, to be forgotten
-    cache.truncate(4)
-    again = model.decode(tokens[:, 4:], cache)
-    torch.testing.assert_close(model.proj_out(again), model(features, tokens)[:, 4:], rtol=0, atol=1e-5)
-
-
-def test_dropped_row_gives_its_place_to_the_last(model: Whisper, features: Tensor, tokens: Tensor) -> None:
-    cache = model.start(model.encode(features))
-    model.decode(tokens[:, :4], cache)
-    cache.drop(0)  # rows are now 2, 1
-    hidden = model.decode(tokens[[2, 1], 4:], cache)
-    torch.testing.assert_close(model.proj_out(hidden), model(features, tokens)[[2, 1], 4:], rtol=0, atol=1e-5)
-    cache.drop(1)
-    assert cache.rows == 1
-
-
-def test_several_new_tokens_do_not_see_the_future(model: Whisper, features: Tensor, tokens: Tensor) -> None:
-    changed = tokens.clone()
-    changed[:, 6] += 1
-    torch.testing.assert_close(model(features, tokens)[:, :6], model(features, changed)[:, :6])
-    assert not torch.equal(model(features, tokens)[:, 6:], model(features, changed)[:, 6:])
-
-
-def test_head_is_tied_to_the_embedding(model: Whisper) -> None:
-    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
-
-
-def test_stages_reproduce_the_forward_pass(model: Whisper, features: Tensor, tokens: Tensor) -> None:
-    frames, text = torch.ones(3, FRAMES, dtype=torch.bool), torch.ones(3, 9, dtype=torch.bool)
-    batch = SpeechBatch(features, frames, tokens, text)
-    for stage in model.stages():
-        hidden = stage.enter(batch)
-        for name in stage.blocks:
-            hidden = stage.run(model.get_submodule(name), hidden, batch)
-        batch = stage.leave(hidden, batch)
-    logits = model.proj_out(model.model.decoder.layer_norm(hidden))
-    torch.testing.assert_close(logits, model(features, tokens), rtol=0, atol=1e-5)
-    assert batch.features is None, "the encoder's input is not needed any more"
-    with pytest.raises(ModelError, match="through the encoder"):
-        model.stages()[0].enter(batch)
-
-
-def test_groups_list_every_linear_once_and_share_their_input(
-    model: Whisper, features: Tensor, tokens: Tensor
-) -> None:
-    linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    listed = [layer for group in model.groups() for layer in group.layers]
-    assert sorted(listed) == sorted(linears - {"proj_out"})
-    seen: dict[str, Tensor] = {}
-    for name in listed:
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda m, x, name=name: seen.__setitem__(name, x[0])
-        )
-    try:
-        model(features, tokens)
-    finally:
-        for name in listed:
-            model.get_submodule(name)._forward_pre_hooks.clear()
-    for group in model.groups():
-        first, *others = (seen[name] for name in group.layers)
-        assert all(torch.equal(first, other) for other in others)
-        assert (group.before is None) == bool(group.reason)
-        assert group.before is None or model.get_submodule(group.before)
-    inputs = [seen[group.layers[0]] for group in model.groups()]
-    alike = [
-        (i, j)
-        for i, a in enumerate(inputs)
-        for j, b in enumerate(inputs[:i])
-        if a.shape == b.shape and torch.equal(a, b)
-    ]
-    assert not alike, "two groups that read the same tensor should be one"
-
-
 @pytest.mark.parametrize(
     ("language", "task", "expected"),
     [("en", "transcribe", [50, 3, 7, 9]), ("de", "translate", [50, 4, 8, 9])],
@@ -169,11 +81,6 @@ def test_english_only_prompt() -> None:
 def test_features_of_another_shape_are_refused(model: Whisper, shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"\[batch, 80, 40\]: pad or cut"):
         model.encode(torch.zeros(shape))
-
-
-def test_more_tokens_than_positions_are_refused(model: Whisper, features: Tensor) -> None:
-    with pytest.raises(ModelError, match="65 tokens are more than the decoder's 64 positions"):
-        model(features[:1], torch.zeros(1, 65, dtype=torch.long))
 
 
 def test_cache_errors_say_the_numbers(model: Whisper, features: Tensor, tokens: Tensor) -> None:
