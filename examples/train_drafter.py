@@ -94,7 +94,7 @@ def read_documents(path: Path, key: str) -> Iterator[str]:
                 "--field names the field that holds the text."
             )
         if document.strip():
-            yield document
+            yield document.encode(errors="replace").decode()  # JSON may hold half a character
 
 
 def train_tokenizer(documents: Sequence[str], size: int) -> Tokenizer:
@@ -275,8 +275,10 @@ def run(options: argparse.Namespace) -> None:
     documents = [document for path in options.texts for document in read_documents(path, options.field)]
     if not documents:
         raise DataError(f"There is no text in {', '.join(map(str, options.texts))}.")
-    texts = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
-    folder = open_run(options.out, {**asdict(settings), "texts": texts})
+    texts = hashlib.sha256()
+    for document in documents:
+        texts.update(document.encode() + b"\0")
+    folder = open_run(options.out, {**asdict(settings), "texts": texts.hexdigest()[:16]})
     tokenizer, stream = prepare(documents, settings, folder)
     model = new_model(settings, tokenizer).to(device)
     size = sum(each.numel() for each in model.parameters())

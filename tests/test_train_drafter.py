@@ -152,9 +152,9 @@ def test_defaults_are_the_shape_of_drafter_7m() -> None:
 
 def test_documents_of_lines_and_of_whole_files(tmp_path: Path) -> None:
     lines, whole = tmp_path / "a.jsonl", tmp_path / "b.txt"
-    lines.write_text('{"said": "one\\ntwo"}\n\n{"said": " "}\n{"said": "three"}\n', encoding="utf-8")
+    lines.write_text('{"said": "one\\ntwo"}\n\n{"said": " "}\n{"said": "three \\ud83d"}\n', encoding="utf-8")
     whole.write_text("four\n<|endoftext|>\n<|endoftext|>five", encoding="utf-8")
-    assert list(drafter.read_documents(lines, "said")) == ["one\ntwo", "three"]
+    assert list(drafter.read_documents(lines, "said")) == ["one\ntwo", "three ?"]
     assert list(drafter.read_documents(whole, "said")) == ["four\n", "five"]
 
 
