@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.decoder import Output, SpeculativeDecoder, Verify
 from draftlib.metrics import Stats, Step
 from draftlib.ngram_cache import NGramCache
 from draftlib.propose import FixedLength
@@ -227,7 +227,7 @@ def _common(command: argparse.ArgumentParser) -> None:
     add("--threads", type=int, metavar="N", help="of the processor")
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to begin with; written back at the end")
     add("--tokens", type=int, default=5, metavar="K", help="draft tokens a round (%(default)s)")
-    add("--verify", choices=("exact", "ratio"), default="exact")
+    add("--verify", choices=get_args(Verify), default="exact", help="rule for sampled tokens (%(default)s)")
     add("--max-new-tokens", type=int, default=128, metavar="N")
     add("--temperature", type=float, default=0.0)
     add("--top-k", type=int)

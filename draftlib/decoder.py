@@ -7,7 +7,8 @@
 
 With ``verify="exact"`` the text does not depend on 1, 2 and 4 at all: each token is the one that the target
 draws with the noise of (seed, position), or its most probable one. Drafter, cache and length decide how many
-tokens one pass yields. `generate_target_only` is the same loop without 1 and 2.
+tokens one pass yields. `generate_target_only` is the same loop without 1 and 2. With "path-revealed" or
+"point mass" sampled text is another one from the same law; with "ratio" the law is another one too.
 
 Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
 In floating point, a row's logits may differ in the last bits with the number of rows in the pass; two tokens
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,7 +45,14 @@ from draftlib.propose import (
 from draftlib.settings import Settings
 from draftlib.sides import DraftSide, TargetSide
 from draftlib.translate import ReverseTranslator, Translation, translate
-from draftlib.verify import Verdict, verify_exact, verify_greedy, verify_ratio
+from draftlib.verify import (
+    Verdict,
+    verify_exact,
+    verify_greedy,
+    verify_path_revealed,
+    verify_point_mass,
+    verify_ratio,
+)
 from draftlib.vocab import VocabularyMap
 from draftlib.writer import Finish, Writer
 from qlib.errors import DraftError, list_names
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
     from draftlib.settings import Options
 
 log = logging.getLogger(__name__)
-Verify = Literal["exact", "ratio"]
+Verify = Literal["exact", "path-revealed", "point mass", "ratio"]
 Prompt = str | Sequence[int]
 OnText = Callable[[str], None]
 _FIVE = FixedLength(5)
@@ -96,9 +104,11 @@ class SpeculativeDecoder:
         Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
     length : Length
         How many tokens a round drafts; 5 if not given.
-    verify : {"exact", "ratio"}
-        "exact": the text is the target's own, token for token. "ratio": the paper's acceptance rule, which
-        changes the distribution of sampled text; for comparison. Greedy decoding is exact in both.
+    verify : {"exact", "path-revealed", "point mass", "ratio"}
+        Which rule accepts sampled tokens; greedy text is the target's own, token for token, with any.
+        "exact": sampled text is so too. "path-revealed": it is another draw from the target's law, by the
+        classic rule of rejection. "point mass": the same, and the drafter proposes its most probable
+        tokens. "ratio": the paper's rule, which changes the law; for comparison.
 
     Attributes
     ----------
@@ -120,9 +130,10 @@ class SpeculativeDecoder:
         length: Length = _FIVE,
         verify: Verify = "exact",
     ):
-        if verify not in ("exact", "ratio"):
+        if verify not in get_args(Verify):
             raise DraftError(
-                f"verify={verify!r} is unknown. Use 'exact' (lossless) or 'ratio' (the paper's)."
+                f"verify={verify!r} is unknown. Use 'exact' (the target's own text), 'path-revealed' or "
+                "'point mass' (its law), or 'ratio' (the paper's)."
             )
         if length.max_tokens < 1:
             raise DraftError(f"length: max_tokens={length.max_tokens}; a draft has at least 1 token.")
@@ -341,11 +352,11 @@ class _Answer:
         return draft, found
 
     def _draw(self, position: int) -> Draw:
-        if self.settings.greedy:
+        if self.settings.greedy or self.decoder.verify == "point mass":
             return draw_greedy
-        if self.decoder.verify == "ratio":
-            return draw_independent(self._dice)
-        return Coupled(position, self.decoder._keys, self._noise, self._own)
+        if self.decoder.verify == "exact":
+            return Coupled(position, self.decoder._keys, self._noise, self._own)
+        return draw_independent(self._dice)
 
     @torch.inference_mode()
     def _judge(
@@ -365,12 +376,16 @@ class _Answer:
         proposed, law = translation.tokens, self.settings.law
         if self.settings.greedy:
             return partial(verify_greedy, proposed)
-        if self.decoder.verify == "ratio" and draft is not None:
-            spans = list(zip(translation.starts, translation.stops, strict=True))
-            keys, dice = self.decoder._keys, self._dice
-            return lambda rows: verify_ratio(draft, keys, spans, law(rows), dice)
-        noise = self._noise.rows(position, len(proposed) + 1)
-        return lambda rows: verify_exact(proposed, law(rows), noise)
+        verify, keys, dice = self.decoder.verify, self.decoder._keys, self._dice
+        if verify == "exact" or draft is None:
+            noise = self._noise.rows(position, len(proposed) + 1)
+            return lambda rows: verify_exact(proposed, law(rows), noise)
+        if verify == "point mass":
+            return lambda rows: verify_point_mass(proposed, law(rows), dice)
+        if verify == "path-revealed":
+            return lambda rows: verify_path_revealed(draft, keys, law(rows), dice)
+        spans = list(zip(translation.starts, translation.stops, strict=True))
+        return lambda rows: verify_ratio(draft, keys, spans, law(rows), dice)
 
     def _emit(self, proposed: Sequence[int], verdict: Verdict) -> tuple[int, list[int]]:
         """Write the verdict's tokens up to where the answer ends; return how many were proposed, and all."""

@@ -1,22 +1,24 @@
 """The direct map and the n-grams of a cache as one dictionary, for drawing and verifying.
 
 It is a view, not a copy: a cache takes additions up at `commit` only, so that it stands still during a round.
+Only what path-revealed rejection asks takes an outline of the whole trie, made anew after it has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from draftlib.dictionary import Tokens, longest_match
 from draftlib.ngram_cache import NGramCache
+from draftlib.trie import Outline, Trie
 from draftlib.vocab import VocabularyMap
 
 
 class RoundKeys:
-    """What draft tokens stand for, as `draftlib.dictionary.Keys` asks for it.
+    """What draft tokens stand for, as `draftlib.dictionary.Dictionary` asks for it.
 
     Parameters
     ----------
@@ -48,6 +50,7 @@ class RoundKeys:
         known = vocabulary_map.direct[:draft_size]
         direct[: len(known)] = known.masked_fill(known >= target_size, -1)
         self.direct: Tensor = direct.to(device)
+        self._kept: tuple[Trie, Outline] | None = None
 
     def target(self, tokens: Tokens) -> int | None:
         """Return the target token that exactly these draft tokens spell, if they are a key."""
@@ -59,6 +62,23 @@ class RoundKeys:
     def extends(self, prefix: Tokens) -> bool:
         """Return whether some longer key begins with `prefix`."""
         return self._cache is not None and self._cache.extends(prefix)
+
+    def children(self, prefix: Tokens) -> Collection[int]:
+        """Return the draft tokens that lead from `prefix` towards a key of two tokens or more."""
+        node = self._cache._trie.find(prefix) if self._cache is not None else -1
+        return self._outline().children(node) if node >= 0 else ()
+
+    def missing(self, prefix: Tokens) -> int:
+        """Return the fewest further tokens that make a longer key of `prefix`; 0 if none does."""
+        node = self._cache._trie.find(prefix) if self._cache is not None else -1
+        return self._outline().missing(node) if node >= 0 else 0
+
+    def _outline(self) -> Outline:
+        assert self._cache is not None
+        trie = self._cache._trie
+        if self._kept is None or self._kept[0] is not trie or self._kept[1].changes != trie.changes:
+            self._kept = trie, Outline(trie)
+        return self._kept[1]
 
     def ended(self, drafted: Sequence[int]) -> bool:
         """Return whether nothing drawn behind these tokens could be proposed to the target.

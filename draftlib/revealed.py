@@ -63,7 +63,7 @@ def _walk(draft: Draft, dictionary: Dictionary, size: int) -> Iterator[Proposed]
             if stop > known:
                 known, ruled_out = stop, set()
         match = longest_match(dictionary, tokens[start : stop + 1])
-        if match is None:
+        if match is None or match[1] >= size:
             return
         length, token = match
         # 2. The next token is known, or there is none: so is the translation, and Q is a point.
@@ -108,20 +108,23 @@ def hidden_law(dictionary: Dictionary, w: tuple[int, ...], last: set[int], q: Te
     1. w empty: a draft token of its own; those without a direct image end the translation and have no part.
     2. Otherwise each token of `last` gives its merged token, and all others leave w to its longest match. If
        it has none, the translation ends: they have no part.
+    3. A target token beyond the `size` outputs of the model ends the translation as well.
 
     `q` [D] is the hidden token's law, 0 where it cannot be. Several tokens with the same target token add up.
     """
     law = q.new_zeros(size)
     if not w:
         direct = dictionary.direct
-        return law.index_add_(0, direct[direct >= 0], q[direct >= 0])
+        known = (direct >= 0) & (direct < size)
+        return law.index_add_(0, direct[known], q[known])
     rest = q.clone()
     for token in last:
         merged = dictionary.target((*w, token))
         if merged is not None:
-            law[merged] += q[token]
             rest[token] = 0
+            if merged < size:
+                law[merged] += q[token]
     match = longest_match(dictionary, w)
-    if match is not None:
+    if match is not None and match[1] < size:
         law[match[1]] += rest.sum()
     return law

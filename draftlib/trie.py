@@ -12,14 +12,23 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
+
 _EMPTY = 0  # the root is nobody's child, so its number marks a free place of the table
 _NOTHING = -1
 
 
 class Trie:
-    """Maps sequences of tokens to numbers; all ways from the root are walked token by token."""
+    """Maps sequences of tokens to numbers; all ways from the root are walked token by token.
+
+    Attributes
+    ----------
+    changes : int
+        Grows whenever a key comes or goes.
+    """
 
     def __init__(self) -> None:
+        self.changes = 0
         self._parent = array("i", [_NOTHING])
         self._token = array("i", [_NOTHING])
         self._children = array("i", [0])
@@ -61,6 +70,7 @@ class Trie:
 
     def insert(self, key: Sequence[int], value: int) -> int:
         """Give a key a value (0 or more) and return its node, which stays the same until it is removed."""
+        self.changes += 1
         node = 0
         for token in key:
             place = self._place(node, token)
@@ -70,11 +80,13 @@ class Trie:
 
     def remove(self, node: int) -> None:
         """Take the value of a node away, and the nodes that nothing needs any more."""
+        self.changes += 1
         self._value[node] = _NOTHING
         while node and not self._children[node] and self._value[node] < 0:
             parent = self._parent[node]
             self._vacate(self._place(parent, self._token[node]))
             self._children[parent] -= 1
+            self._parent[node] = _NOTHING
             self._free.append(node)
             node = parent
 
@@ -137,3 +149,53 @@ class Trie:
                 table[hole] = node
                 hole = place
         table[hole] = _EMPTY
+
+
+class Outline:
+    """All children of every node, and how far below it the nearest value is: what a hash table cannot tell.
+
+    It is made for all nodes at once and stays as it is, whatever becomes of the trie.
+
+    Parameters
+    ----------
+    trie : Trie
+        As it stands now.
+
+    Attributes
+    ----------
+    changes : int
+        The trie's count of changes when this was made.
+
+    >>> trie = Trie()
+    >>> nodes = [trie.insert(key, 0) for key in ([5, 6, 7], [5, 8])]
+    >>> outline = Outline(trie)
+    >>> outline.children(trie.find([5])), outline.missing(0), outline.missing(nodes[0])
+    ([6, 8], 2, 0)
+    """
+
+    def __init__(self, trie: Trie) -> None:
+        self.changes = trie.changes
+        parent, value = np.array(trie._parent), np.array(trie._value)
+        nodes = np.flatnonzero(parent >= 0)  # neither the root nor removed
+        nodes = nodes[np.argsort(parent[nodes], kind="stable")]
+        self._parents = parent[nodes]
+        self._tokens = np.array(trie._token)[nodes]
+        never = np.iinfo(np.int32).max - 1
+        here = np.where(value >= 0, 0, never)
+        below = np.full(len(parent), never)
+        while True:  # as often as the longest key has tokens
+            nearer = below.copy()
+            np.minimum.at(nearer, self._parents, 1 + np.minimum(here, below)[nodes])
+            if (nearer == below).all():
+                break
+            below = nearer
+        self._missing = np.where(below < never, below, 0)
+
+    def children(self, node: int) -> list[int]:
+        """Return the tokens that lead on from a node."""
+        first, last = np.searchsorted(self._parents, [node, node + 1])
+        return self._tokens[first:last].tolist()  # type: ignore[no-any-return]
+
+    def missing(self, node: int) -> int:
+        """Return the fewest further tokens to a node with a value; 0 if there is none below."""
+        return int(self._missing[node])

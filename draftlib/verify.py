@@ -178,11 +178,13 @@ def verify_path_revealed(draft: Draft, dictionary: Dictionary, logprobs: Tensor,
     dictionary : Dictionary
         Direct map and n-grams as they were when the round began.
     logprobs : Tensor
-        [m + 1, V], of the target; row i after the first i translated tokens.
+        [m + 1, V], of the target; row i after the first i translated tokens. What the draft translates to
+        beyond m tokens is left out; m may depend on anything but these tokens.
     chance : Chance
         Decides and draws.
     """
-    return verify_rejection(path_revealed(draft, dictionary, logprobs.shape[-1]), logprobs, chance)
+    proposals = path_revealed(draft, dictionary, logprobs.shape[-1])[: len(logprobs) - 1]
+    return verify_rejection(proposals, logprobs, chance)
 
 
 def verify_ratio(

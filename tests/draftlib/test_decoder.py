@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from drafting_toys import Law, every_way, total_variation
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
-from draftlib.noise import gumbel
+from draftlib.decoder import Verify
+from draftlib.noise import Chance, gumbel
 from draftlib.sampling import warp
 from qlib.errors import DraftError
 from qlib.models import Tokenizer, load_model
@@ -25,6 +28,7 @@ from qlib.models.tiny import randomize, tiny_byte_tokenizer, tiny_llama, tiny_mo
 
 DRAFTER = Path(__file__).parents[2] / "examples" / "models" / "drafter-7m"
 PROMPT = "the heat at a"
+every_rule = pytest.mark.parametrize("verify", get_args(Verify))
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "seed": 3}
 
 
@@ -140,15 +144,94 @@ def test_the_cache_fills_with_what_the_target_emits() -> None:
         assert b"".join(letters[each] or b"" for each in entry.draft_tokens) == pieces[entry.target_token]
 
 
-def test_the_law_of_the_paper_is_the_target_s_when_greedy() -> None:
-    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify="ratio")
+# --- the other rules
+
+
+@every_rule
+def test_greedy_text_is_the_target_s_with_any_rule(verify: Verify) -> None:
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify=verify)
     assert list(decoder.generate(PROMPT, max_new_tokens=24).tokens) == plain(encode(PROMPT), 24)
-    sampled = decoder.generate(PROMPT, max_new_tokens=24, **SAMPLED)
-    again = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify="ratio")
-    assert sampled.tokens == again.generate(PROMPT, max_new_tokens=24, **SAMPLED).tokens
-    with_twin = SpeculativeDecoder(TARGET, target_model(), verify="ratio")
+
+
+@every_rule
+def test_the_same_seed_gives_the_same_text(verify: Verify) -> None:
+    texts = [
+        SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), verify=verify)
+        .generate(PROMPT, max_new_tokens=24, temperature=0.8, seed=seed)
+        .tokens
+        for seed in (3, 3, 4)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("verify", ["path-revealed", "ratio"])
+def test_rejection_accepts_what_a_twin_draws(verify: Verify) -> None:
+    with_twin = SpeculativeDecoder(TARGET, target_model(), verify=verify)
     stats = with_twin.generate(PROMPT, max_new_tokens=24, **SAMPLED).stats
     assert stats.accepted > 0.9 * stats.proposed > 0  # p = q
+
+
+@pytest.mark.parametrize("positions", [6, 12])
+@pytest.mark.parametrize("verify", ["path-revealed", "point mass"])
+def test_other_rules_with_filled_caches_and_short_memories(verify: Verify, positions: int) -> None:
+    ngrams = NGramCache(max_entries=20)
+    draft, length = draft_model(positions), Confidence(0.01, 4)
+    decoder = SpeculativeDecoder(TARGET, draft, cache=ngrams, length=length, verify=verify)
+    ngrams.warm_start(decoder.vocabulary)
+    out = decoder.generate(PROMPT, max_new_tokens=40, temperature=1.2, top_p=0.9)
+    assert len(out.tokens) == 40 or out.finish == "stop token"
+    assert out.stats.drafted > 0 and out.stats.accepted <= out.stats.proposed
+
+
+def only(model: Llama, *pieces: str) -> Llama:
+    """The model, saying nothing but these tokens."""
+    assert model.tokenizer is not None
+    silence = torch.full((model.config.vocab_size,), -torch.inf, dtype=torch.float64)
+    silence[[model.tokenizer.token_id(piece) for piece in pieces]] = 0
+    model.logits = lambda hidden: model.lm_head(hidden) + silence  # type: ignore[method-assign]
+    return model
+
+
+def law_of_two_tokens(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> tuple[Law, Law]:
+    """The exact laws of the first two tokens, of a decoder and of its target, over every throw of the dice.
+
+    The drafter's " t" and "he" are the target's " the": an n-gram.
+    """
+    target = only(target_model(), "\u2581t", "he", "\u2581the")
+    decoder = SpeculativeDecoder(
+        target, only(draft_model(), "Ġt", "he"), cache=NGramCache(), length=FixedLength(2), verify=verify
+    )
+    assert decoder.cache is not None
+    decoder.cache.warm_start(decoder.vocabulary)
+    prompt = encode(PROMPT)
+
+    def run(chance: Chance) -> tuple[int, ...]:
+        monkeypatch.setattr("draftlib.decoder.Dice", lambda seed: chance)
+        # With a third token, whose draw is of no interest, the second can still be drafted.
+        return decoder.generate(prompt, max_new_tokens=3, temperature=1.0).tokens[:2]
+
+    found: Law = defaultdict(float)
+    for probability, tokens in every_way(run):
+        found[tokens] += probability
+    alone: Law = {}
+    first = target(torch.tensor([prompt]))[0, -1].softmax(-1)
+    for one in first.nonzero().flatten().tolist():
+        second = target(torch.tensor([[*prompt, one]]))[0, -1].softmax(-1)
+        for other in second.nonzero().flatten().tolist():
+            alone[one, other] = float(first[one] * second[other])
+    return found, alone
+
+
+@pytest.mark.parametrize("verify", ["path-revealed", "point mass"])
+def test_sampled_text_has_the_law_of_the_target(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, alone = law_of_two_tokens(verify, monkeypatch)
+    assert len(alone) == 9 and min(alone.values()) > 1e-3
+    assert total_variation(found, alone) < 1e-12
+
+
+def test_that_of_the_paper_s_rule_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, alone = law_of_two_tokens("ratio", monkeypatch)
+    assert total_variation(found, alone) > 1e-2
 
 
 # --- prompts

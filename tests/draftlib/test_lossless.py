@@ -137,6 +137,21 @@ def test_path_revealed_with_random_dictionaries(seed: int) -> None:
     assert distance(Toy(seed), random_keys(seed), revealed, k=3 + (seed % 8 == 0), count=1 + seed % 2) < 1e-12
 
 
+def test_n_grams_beyond_the_outputs_of_the_target_end_the_proposal() -> None:
+    """A tokenizer may have more tokens than its model has outputs: here BC."""
+
+    def rule(seen: Round) -> DrawsLast:
+        size = seen.rows.shape[1]
+        m = next((i for i, token in enumerate(seen.proposed) if token >= size), len(seen.proposed))
+        proposals = path_revealed(seen.draft, seen.keys, size)
+        assert [proposal.token for proposal in proposals] == seen.proposed[:m]
+        return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows[: m + 1], chance))
+
+    for name in ("gap and overlap", "two tokens, one meaning", "a and b are unmappable"):
+        toy = Toy(seed=16, target_size=5)
+        assert distance(toy, DICTIONARIES[name], rule, k=3) < 1e-12
+
+
 @pytest.mark.parametrize("rule", EXACT, ids=lambda rule: rule.__name__)
 def test_three_tokens(rule: Rule) -> None:
     assert distance(Toy(seed=9), DICTIONARIES["bigram and trigram"], rule, k=2, count=3) < 1e-12

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from draftlib.ngram_cache import NGram, NGramCache, Policy
-from draftlib.trie import Trie
+from draftlib.trie import Outline, Trie
 from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
@@ -74,6 +74,36 @@ def test_trie_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
             assert trie.value(trie.find(way)) == slow.get(way, -1)
         for other in (key, (*key, 0), key[:-1]):
             assert (trie.find(other) >= 0) == (other in ways or other == ())
+
+
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple))))
+@settings(deadline=None)
+def test_outline_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
+    trie, slow = Trie(), dict[tuple[int, ...], int]()
+    for number, (insert, key) in enumerate(steps):
+        if insert:
+            trie.insert(key, number)
+            slow[key] = number
+        elif key in slow:
+            trie.remove(trie.find(key))
+            del slow[key]
+    outline = Outline(trie)
+    for way in {key[:length] for key in slow for length in range(len(key) + 1)} | {()}:
+        longer = [key for key in slow if key[: len(way)] == way and key != way]
+        assert sorted(outline.children(trie.find(way))) == sorted({key[len(way)] for key in longer})
+        assert outline.missing(trie.find(way)) == min((len(key) - len(way) for key in longer), default=0)
+
+
+def test_an_outline_knows_whether_it_is_of_today() -> None:
+    trie = Trie()
+    node = trie.insert((1, 2), 0)
+    before = Outline(trie)
+    assert before.changes == trie.changes
+    trie.remove(node)
+    assert (before.children(0), Outline(trie).children(0)) == ([1], [])
+    assert before.changes < trie.changes
+    trie.insert((1, 2), 0)
+    assert before.changes < trie.changes
 
 
 def test_trie_of_many_nodes_grows_shrinks_and_reuses() -> None:

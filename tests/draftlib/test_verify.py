@@ -249,6 +249,15 @@ def test_the_whole_rules_put_laws_and_rejection_together() -> None:
     )  # .3 / .35, .2 / .3
 
 
+def test_path_revealed_looks_at_as_many_tokens_as_there_are_rows() -> None:
+    drafted, keys, chance = draft(a, b, b), Snapshot(KEYS, 3), NearlyAlways(0)
+    logprobs = torch.full((3, 5), 0.2).double().log()
+    found = [verify_path_revealed(drafted, keys, logprobs[: m + 1], chance) for m in (0, 1, 2)]
+    assert [verdict.accepted for verdict in found] == [0, 1, 2]
+    with pytest.raises(DraftError, match="2 proposed tokens"):
+        verify_path_revealed(drafted, keys, torch.full((4, 5), 0.2), chance)
+
+
 # --- refusals
 
 
