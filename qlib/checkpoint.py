@@ -66,6 +66,7 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
         Nothing in the model is quantized, or the folder holds something else than such a checkpoint.
     """
     folder = Path(folder)
+    model.require_unpacked("saved")
     layers = _quantized_layers(model)
     if not layers:
         raise QuantError(

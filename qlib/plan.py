@@ -96,6 +96,7 @@ def choose_layers(
     QuantError
         The model is quantized already, a pattern matches no module, or no layer is left.
     """
+    model.require_unpacked("quantized")
     modules = {name: module for name, module in model.named_modules() if name}
     if done := [name for name, module in modules.items() if isinstance(module, FakeQuantLinear)]:
         raise QuantError(f"The model is quantized already: {list_names(done)}. Quantize the float model.")

@@ -67,7 +67,7 @@ def token_limits(model: Recognizer, windows: Sequence[Tensor], prompt_length: in
 
 def encoder_input(model: Recognizer, windows: Sequence[Tensor]) -> list[Tensor]:
     """Return what the encoder reads of each window ``[samples]`` of up to 30 s: ``[1, ...]``."""
-    weight = model.proj_out.weight
+    weight = model.model.decoder.embed_tokens.weight
     if isinstance(model, Whisper):
         features = log_mel_batch(windows, model.config.num_mel_bins)
         return [each[None] for each in features.to(weight.device, weight.dtype)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from qlib.asr.audio import SAMPLE_RATE, read_audio, split_windows
@@ -23,7 +23,7 @@ from qlib.asr.datasets import Utterance, require_text
 from qlib.asr.recognizer import Recognizer, as_recognizer, encode_speech, start_decoding, token_limits
 from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError
-from qlib.models.packed import pack_linears
+from qlib.models.packed import reordered_product
 from qlib.models.speech import SpeechCache
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
@@ -89,7 +89,10 @@ def transcribe(
         raise DataError(f"batch_size={batch_size} is not a number of windows. Use 1 or more.")
     recognizer, tokenizer = as_recognizer(model)
     prompt = recognizer.generation.prompt(language, task)
-    head = pack_linears([recognizer.proj_out])
+    # Every step runs through the large head. This layout takes no time to make, so any call profits.
+    head: Head = recognizer.proj_out
+    if isinstance(head, nn.Linear):
+        head = reordered_product(head.weight, None) or head
     transcripts: list[Transcript] = []
     with tqdm(total=len(recordings), desc="transcribe", unit="clip", disable=not progress) as bar:
         for start in range(0, len(recordings), SORTED_TOGETHER * batch_size):
@@ -159,7 +162,7 @@ def greedy(
     list of list of int
         The new tokens of each row, without the end token; a row ends there or at its limit.
     """
-    generation, device = model.generation, model.proj_out.weight.device
+    generation, device = model.generation, model.model.decoder.embed_tokens.weight.device
     banned = torch.tensor(generation.suppress, dtype=torch.long, device=device)
     banned_first = torch.tensor(generation.suppress_first, dtype=torch.long, device=device)
     texts: list[list[int]] = [[] for _ in limits]

@@ -34,6 +34,7 @@ class KVCache:
         self.rows = rows
         self.capacity = capacity
         self.length = 0
+        self._layers = self._views()
 
     def append(
         self, layer: int, keys: Tensor, values: Tensor, seen: slice | None = None
@@ -49,10 +50,11 @@ class KVCache:
                 f"The key/value cache holds {self.capacity} positions and {end} are needed. "
                 "Ask for fewer new tokens, or allocate a larger cache."
             )
-        self.keys[layer, : self.rows, :, self.length : end] = keys
-        self.values[layer, : self.rows, :, self.length : end] = values
+        all_keys, all_values = self._layers[layer]
+        all_keys.narrow(2, self.length, keys.shape[2]).copy_(keys)
+        all_values.narrow(2, self.length, keys.shape[2]).copy_(values)
         seen = slice(end) if seen is None else seen
-        return self.keys[layer, : self.rows, :, seen], self.values[layer, : self.rows, :, seen]
+        return all_keys[:, :, seen], all_values[:, :, seen]
 
     def advance(self, new: int) -> None:
         """Count `new` positions as written."""
@@ -69,6 +71,12 @@ class KVCache:
         drop_row(self.keys, row, self.rows)
         drop_row(self.values, row, self.rows)
         self.rows -= 1
+        self._layers = self._views()
+
+    def _views(self) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values of each layer, without the rows that were dropped: slicing takes time."""
+        kept = self.keys[:, : self.rows], self.values[:, : self.rows]
+        return list(zip(*(each.unbind() for each in kept), strict=True))
 
 
 def drop_row(stacked: Tensor, row: int, rows: int) -> None:

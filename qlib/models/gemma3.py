@@ -123,10 +123,14 @@ def _ropes(values: Mapping[str, Any]) -> tuple[Rope, Rope]:
 class Gemma3RMSNorm(RMSNorm):
     """y = x / sqrt(mean(x^2) + eps) * (1 + weight), all of it in float32 or wider."""
 
+    def gain(self) -> Tensor:
+        """Return 1 + weight, [width]; in bfloat16 that would lose the weight."""
+        return 1 + self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        wide = torch.promote_types(x.dtype, torch.float32)  # 1 + weight in bfloat16 would lose the weight
-        return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return super().forward(x.to(wide)).to(x.dtype)
 
 
 class Gemma3Layer(nn.Module):

@@ -37,16 +37,35 @@ def embedding(count: int, width: int) -> nn.Embedding:
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension; the sums are in float32 or wider."""
+    """y = x / sqrt(mean(x^2) + eps) * gain, over the last dimension; the sums are in float32 or wider."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self._packed: tuple[Tensor, float] | None = None
+
+    def gain(self) -> Tensor:
+        """Return the factor of each channel, [width]."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if self._packed is None:
+            return F.rms_norm(x, self.weight.shape, self.gain(), self.eps)
+        # The same in fewer operations: sqrt(D) x / sqrt(|x|^2 + D eps). Each of them rounds correctly, or is
+        # a sum over one row, so that a row's result does not depend on the others.
+        gain, floor = self._packed
+        wide = x.to(gain.dtype)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        normed: Tensor = wide / length.square_().add_(floor).sqrt_()
+        return normed.mul_(gain).to(x.dtype)
+
+    def pack(self) -> None:
+        """Prepare for inference."""
+        gain, width = self.gain().detach(), len(self.weight)
+        gain = gain.to(torch.promote_types(gain.dtype, torch.float32)) * width**0.5
+        self._packed = gain, width * self.eps
 
 
 @dataclass(frozen=True)
@@ -166,22 +185,23 @@ class Attention(nn.Module):
         self.q_norm = norm(shape.head_dim) if norm else None
         self.k_norm = norm(shape.head_dim) if norm else None
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> queries [B, T, H, C], keys and values [B, T, G, C], normed, not rotated."""
-        split = (*x.shape[:2], -1, self.shape.head_dim)
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries beside keys [B, T, H + G, C], normed, not rotated, and values [B, T, G, C]."""
+        split, heads, shared = (*x.shape[:2], -1, self.shape.head_dim), self.shape.heads, self.shape.kv_heads
         if self.qkv_proj is None:
-            q, k, v = self.q_proj(x).view(split), self.k_proj(x).view(split), self.v_proj(x).view(split)
+            both = torch.cat((self.q_proj(x), self.k_proj(x)), -1).view(split)
+            v = self.v_proj(x).view(split)
         else:
-            heads = self.shape.heads, self.shape.kv_heads, self.shape.kv_heads
-            q, k, v = self.qkv_proj(x).view(split).split_with_sizes(heads, 2)
+            both, v = self.qkv_proj(x).view(split).split_with_sizes((heads + shared, shared), 2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return q, k, v
+            q, k = both.split_with_sizes((heads, shared), 2)
+            both = torch.cat((self.q_norm(q), self.k_norm(k)), 2)
+        return both, v
 
     def forward(self, x: Tensor, reach: Reach, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """[B, T, D] -> [B, T, D]; with a cache, behind the tokens in it."""
-        q, k, v = self.project(x)
-        both = rotate(torch.cat((q, k), 2).to(reach.cos.dtype), reach.cos, reach.sin)
+        both, v = self.project(x)
+        both = rotate(both.to(reach.cos.dtype), reach.cos, reach.sin)
         q, k = both.split_with_sizes((self.shape.heads, self.shape.kv_heads), 2)
         keys, values = k.transpose(1, 2), v.to(both.dtype).transpose(1, 2)  # [B, G, T, C]
         if cache is None:
@@ -225,7 +245,7 @@ class GatedMLP(nn.Module):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj: nn.Module = nn.Linear(inner, width, bias=bias)
-        self.activation = activation
+        self.activation, self.inner = activation, inner
         self.gate_up_proj: nn.Module | None = None  # both in one, once packed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,7 +253,7 @@ class GatedMLP(nn.Module):
         if self.gate_up_proj is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = self.gate_up_proj(x).chunk(2, -1)
+            gate, up = self.gate_up_proj(x).split_with_sizes((self.inner, self.inner), -1)
         return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]
 
     def pack(self, stable: bool) -> None:

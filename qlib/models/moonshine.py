@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
 from qlib.models.layers import embedding
+from qlib.models.packed import pack_linears
 from qlib.models.speech import (
     Cross,
     SpeechBatch,
@@ -42,10 +43,14 @@ from qlib.models.speech import (
     SpeechDecoderStage,
     SpeechEncoderStage,
     causal_mask,
+    pack_decoder,
     start_cache,
 )
 from qlib.models.structure import LayerGroup, Model, QueryKey, write_description
 from qlib.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing import Self
 
 STEM = ((127, 64), (7, 3), (3, 2))  # kernel and stride of the three convolutions, in samples and frames
 MIN_SAMPLES = 895  # 56 ms: what one frame hears
@@ -368,13 +373,21 @@ class Moonshine(Model):
         self.generation = generation
         self.tokenizer = tokenizer
         self.model = MoonshineCore(config)
-        self.proj_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.proj_out: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
         ids = self.generation.to_dict()
         write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
+
+    def pack(self) -> Self:
+        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`."""
+        self.require_unpacked("packed once more")
+        pack_decoder(self.model.decoder)
+        self.proj_out = pack_linears([self.proj_out])
+        self.packed = True
+        return self
 
     def encode(self, waveforms: Tensor) -> Tensor:
         """Waveforms [B, samples] of one length -> encoder states [B, S, D]."""

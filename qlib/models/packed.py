@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 Product = Callable[[Tensor], Tensor]  # [rows, inputs] -> [rows, outputs]
 Pack = Callable[[Tensor, "Tensor | None"], "Product | None"]  # of weight and bias; None: not to be had
 STABLE_ROWS = 16  # up to so many rows of one product are row-stable, if asked for
+SHARED_FROM = 1 << 18  # weights of this size are worth sharing out to threads
 
 
 class PackedLinear(nn.Module):
@@ -58,7 +59,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         self.outputs, self.inputs = weight.shape
-        for self.kind, pack in (("half", _half), ("reordered", _reordered), ("plain", _plain)):
+        for self.kind, pack in (
+            ("half", half_product),
+            ("reordered", reordered_product),
+            ("plain", plain_product),
+        ):
             if (product := pack(weight, bias)) is not None:
                 self.product: Product = product
                 break
@@ -137,7 +142,9 @@ def safe_rows(
     outputs, inputs = shape
     half, source = inputs // 2, torch.Generator().manual_seed(0)
     weight, x = torch.zeros(shape), torch.zeros(STABLE_ROWS, inputs)
-    weight[:, :half] = (16 * torch.randn(outputs, half, generator=source)).round()  # exact in any dtype
+    # Few digits, exact in any dtype, but of such different size that their sums are not.
+    sizes = torch.randint(-8, 9, (half,), generator=source)
+    weight[:, :half] = (16 * torch.randn(outputs, half, generator=source)).round() * 2.0**sizes
     weight[:, half : 2 * half] = -weight[:, :half]
     x[:, :half] = x[:, half : 2 * half] = torch.randn(STABLE_ROWS, half, generator=source)
     product = pack(weight.to(device, dtype), None)
@@ -156,33 +163,36 @@ def safe_rows(
 # --- the three products: a function of the input, or None where it is not to be had
 
 
-def _half(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """Weight in float16, arithmetic in float32."""
+def half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Return x W^T + b with the weight in float16 and arithmetic in float32."""
     dtype = weight.dtype
-    half = _half_operators()
-    if half is None or weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
-    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None  # its own kernels are faster
-    if not torch.equal(weight.half().to(dtype), weight):
+    if dtype == torch.bfloat16 and _can_reorder(dtype):
+        return None  # the CPU has bfloat16 arithmetic, and its kernels are faster
+    operators = _half_operators(weight.numel() >= SHARED_FROM and torch.get_num_threads() > 1)
+    if operators is None or not torch.equal(weight.half().to(dtype), weight):
         return None
-    pack, multiply = half
-    wide = weight.float()
-    packed, offset = pack(wide), wide.new_zeros(len(weight)) if bias is None else bias.float()
+    pack, multiply = operators
+    packed = pack(weight.float())
+    offset = (weight.new_zeros(len(weight)) if bias is None else bias).float()
     if dtype == torch.float32:
         return lambda x: multiply(x, packed, offset)
     return lambda x: multiply(x.float(), packed, offset).to(dtype)
 
 
-def _reordered(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """Weight in oneDNN's layout; bfloat16 goes by way of float32 where the CPU has no kernels for it."""
+def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Return x W^T + b with the weight in oneDNN's layout; it takes little time to make.
+
+    bfloat16 goes by way of float32 where the CPU has no arithmetic for it.
+    """
     dtype = weight.dtype
-    narrow = dtype == torch.bfloat16 and not _can_reorder(torch.bfloat16)
+    narrow = dtype == torch.bfloat16 and not _can_reorder(dtype)
     wide = torch.float32 if narrow else dtype
     if weight.device.type != "cpu" or not _can_reorder(wide):
         return None
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(wide), 8)  # a hint: rows in a usual product
-    offset = None if bias is None else bias.to(wide)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(wide), 8)  # 8: usual rows, a hint
+    offset = None if bias is None else bias.detach().to(wide)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     # "none", [], "": no operation fused behind the product.
     if narrow:
@@ -190,22 +200,25 @@ def _reordered(weight: Tensor, bias: Tensor | None) -> Product | None:
     return lambda x: multiply(x, packed, offset, "none", [], "")
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> Product:
+def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
+    """Return x W^T + b by `F.linear`."""
     return lambda x: F.linear(x, weight, bias)
 
 
 # --- probes
 
+Operators = tuple[Callable[[Tensor], Any], Callable[..., Tensor]]  # pack a weight; multiply by it, add a bias
+
 
 @cache
-def _half_operators() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]] | None:
-    """Return FBGEMM's operators that pack a weight and multiply by it, or None where they are not to be had.
+def _half_operators(shared: bool) -> Operators | None:
+    """Return FBGEMM's operators for weights in float16, or None where they are not to be had.
 
-    Torch has them twice. The older pair is deprecated, and taken while it is there: it costs 25 us a call
-    less, as much as a small layer.
+    Torch has them twice. The older pair is deprecated, but costs 25 us a call less, as much as a small layer;
+    the newer one shares the work out to all threads.
     """
     weight, x, bias = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4), torch.ones(3)
-    for find in (_older_half, _newer_half):
+    for find in (_newer_half, _older_half) if shared else (_older_half, _newer_half):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -219,24 +232,23 @@ def _half_operators() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]] |
     return None
 
 
-def _older_half() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]]:
+def _older_half() -> Operators:
     return torch.fbgemm_pack_gemm_matrix_fp16, torch.fbgemm_linear_fp16_weight_fp32_activation
 
 
-def _newer_half() -> tuple[Callable[[Tensor], Any], Callable[..., Tensor]]:
-    operators = torch.ops.quantized
-    pack, multiply = operators.linear_prepack_fp16, operators.linear_dynamic_fp16
-    return lambda weight: pack(weight, None), lambda x, packed, bias: multiply(x, packed) + bias
+def _newer_half() -> Operators:
+    pack, multiply = torch.ops.quantized.linear_prepack_fp16, torch.ops.quantized.linear_dynamic_fp16.default
+    return lambda weight: pack(weight, None), lambda x, packed, bias: multiply(x, packed).add_(bias)
 
 
 @cache
 def _can_reorder(dtype: torch.dtype) -> bool:
-    """Return whether torch has oneDNN's operators, and they compute what `F.linear` computes."""
+    """Return whether torch has oneDNN's operators for a dtype, and they compute what `F.linear` computes."""
     weight, x = torch.arange(12.0).view(3, 4).to(dtype), torch.ones(2, 4, dtype=dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
         found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     except (AttributeError, RuntimeError) as error:
-        log.info("prepacked products of %s are not available (%s); using F.linear", dtype, error)
+        log.info("prepacked products of %s are not available (%s)", dtype, error)
         return False
     return torch.allclose(found, F.linear(x, weight))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache, drop_row
+from qlib.models.packed import pack_linears
 from qlib.models.structure import Source
 
 Cross = tuple[Tensor, Tensor, "Tensor | None"]  # keys, values [B, H, S, D/H], mask [B, 1, 1, S]
@@ -155,6 +156,16 @@ class SpeechDecoderStage:
     def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
         """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
         return batch.frame_mask if source == "encoder" else batch.token_mask
+
+
+def pack_decoder(decoder: nn.Module) -> None:
+    """Lay every linear layer out for few rows, but those that read all of the encoder's states at once."""
+    for path, module in list(decoder.named_modules()):
+        parent, _, name = path.rpartition(".")
+        reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
+        # What has codes is a quantized layer, a class of a package above this one.
+        if not reads_states and (isinstance(module, nn.Linear) or hasattr(module, "codes")):
+            setattr(decoder.get_submodule(parent), name, pack_linears([module]))
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:

@@ -138,17 +138,22 @@ class Model(nn.Module):
         """Write all of a checkpoint but the weights: configurations and tokenizer."""
         raise NotImplementedError
 
-    def pack(self, *, stable: bool = True) -> Self:
-        """Lay weights out for inference, in place, and return the model: see `qlib.models.packed`.
+    def pack(self) -> Self:
+        """Lay the weights that decoding reads out for inference, in place, and return the model.
 
-        A packed model can run. To quantize, save, train or move it, load it anew.
+        See `qlib.models.packed`. A packed model can run; to quantize, save, train or move it, load it again.
 
-        Parameters
-        ----------
-        stable : bool
-            Let a token's result be bitwise the same however many tokens (up to 16) are computed beside it.
+        Raises
+        ------
+        ModelError
+            The model is packed already.
         """
         raise NotImplementedError
+
+    def require_unpacked(self, what: str) -> None:
+        """Raise ModelError if the model is packed; `what` cannot be done to it then."""
+        if self.packed:
+            raise ModelError(f"The model is packed for inference and cannot be {what}. Load it again.")
 
 
 def write_description(

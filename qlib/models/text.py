@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
-from qlib.models.layers import Attention, GatedMLP, Reach, attention_dtype, embedding
+from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, attention_dtype, embedding
 from qlib.models.packed import STABLE_ROWS, pack_linears
 from qlib.models.structure import LayerGroup, Model, Source, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
@@ -103,11 +103,19 @@ class TextModel(Model):
     def pack(self, *, stable: bool = True) -> Self:
         """Lay all linear layers out for inference, in place; see `Model.pack`.
 
-        With `stable`, `decode` with a cache and `logits` give each of up to 16 tokens the same bits as alone.
+        Parameters
+        ----------
+        stable : bool
+            Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
+            are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
+            single token some percent slower.
         """
-        for module in list(self.model.layers.modules()):
+        self.require_unpacked("packed once more")
+        for module in list(self.model.modules()):
             if isinstance(module, Attention | GatedMLP):
                 module.pack(stable)
+            elif isinstance(module, RMSNorm):
+                module.pack()
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
         self._stable = stable
