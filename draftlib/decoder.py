@@ -11,8 +11,8 @@ tokens one pass yields. `generate_target_only` is the same loop without 1 and 2.
 "point mass" sampled text is another one from the same law; with "ratio" the law is another one too.
 
 Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
-In floating point, a row's logits may differ in the last bits with the number of rows in the pass; two tokens
-equally probable to that many digits may then change places.
+A packed target computes a token's logits to the same bits however many are verified beside it, in float32
+and bfloat16, so this holds for floating-point numbers as well.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class SpeculativeDecoder:
     Parameters
     ----------
     target, draft : TextModel
-        Two text models with their tokenizers, on the same device. Their vocabularies may differ.
+        Two text models with their tokenizers, on the same device. Their vocabularies may differ. The decoder
+        works on packed copies (`TextModel.packed_copy`); hand packed models in where memory is short.
     cache : NGramCache, optional
         Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
     length : Length
@@ -144,12 +145,15 @@ class SpeculativeDecoder:
                 f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
                 "device: load_model(..., device=...)."
             )
-        self.target, self.draft, self.cache, self.length, self.verify = target, draft, cache, length, verify
+        self.cache, self.length, self.verify = cache, length, verify
         if length.max_tokens >= draft.config.max_position_embeddings:
             raise DraftError(
                 f"length: drafts of {length.max_tokens} tokens do not fit into the draft model's "
                 f"{draft.config.max_position_embeddings} positions. Draft fewer."
             )
+        # The drafter may see other bits beside other rows; nothing depends on what it says.
+        self.target = target if target.packed else target.packed_copy()
+        self.draft = draft if draft.packed else draft.packed_copy(stable=False)
         self.vocabulary = VocabularyMap.of(tokenizers[1], tokenizers[0])
         log.info("%s", self.vocabulary)
         if cache is not None:

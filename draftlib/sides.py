@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from draftlib.translate import ReverseTranslator
+from qlib.models.packed import STABLE_ROWS
 from qlib.models.text import TextModel
 
 
@@ -36,8 +37,10 @@ class TargetSide:
 
     def rows(self, proposed: Sequence[int]) -> Tensor:
         """Return logits [m + 1, V] after the text and after each proposed token."""
-        hidden = self._pass([self.tokens[-1], *proposed])
-        return self.model.logits(hidden)[0]
+        tokens = [self.tokens[-1], *proposed]
+        # So many rows come out alike, however many stand beside them, if the model is packed.
+        parts = [tokens[i : i + STABLE_ROWS] for i in range(0, len(tokens), STABLE_ROWS)]
+        return torch.cat([self.model.logits(self._pass(part))[0] for part in parts])
 
     def append(self, tokens: Sequence[int]) -> None:
         """Add tokens to the text and forget what was proposed beyond them."""

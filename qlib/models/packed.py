@@ -76,7 +76,7 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         count = inputs.numel() // self.inputs
-        if count > STABLE_ROWS or self._rows[count] == count:
+        if inputs.dim() > 1 and (count > STABLE_ROWS or self._rows[count] == count):
             return self.product(inputs)
         rows = F.pad(inputs.reshape(count, self.inputs), (0, 0, 0, self._rows[count] - count))
         return self.product(rows)[:count].view(*inputs.shape[:-1], self.outputs)

@@ -8,6 +8,7 @@ A family adds its configuration, its layer, and what a scale may be folded into.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ class TextModel(Model):
         self.packed = True
         self._stable = stable
         return self
+
+    def packed_copy(self, *, stable: bool = True) -> Self:
+        """Return a packed copy that shares tokenizer, embedding and norms with this model; see `pack`."""
+        self.require_unpacked("packed once more")
+        shared = [*self.parameters(), *self.buffers(), self.tokenizer]
+        return copy.deepcopy(self, {id(each): each for each in shared}).pack(stable=stable)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, D], the first layer's input."""

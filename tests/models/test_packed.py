@@ -118,6 +118,12 @@ class TestProducts:
         packed._half_operators.cache_clear()
         assert half_product(short(10, 4), None) is None
 
+    @pytest.mark.parametrize("stable", [False, True])
+    @pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 3, 4), (5, 1, 4), (20, 4)])
+    def test_inputs_of_any_shape(self, shape: tuple[int, ...], stable: bool) -> None:
+        weight, x = short(10, 4), torch.randn(shape)
+        torch.testing.assert_close(PackedLinear(weight, stable=stable)(x), linear(x, weight))
+
     def test_shows_what_it_is(self) -> None:
         layer = PackedLinear(short(10, 4))
         assert layer.kind in ("half", "reordered", "plain")
