@@ -191,11 +191,11 @@ class Gemma3(TextModel):
         hidden = self.model.embed_tokens(tokens)
         return hidden * _embedding_scale(self.config.hidden_size, hidden.dtype)  # type: ignore[no-any-return]
 
-    def reach(self, start: int, new: int, hidden: Tensor, stable: bool = False) -> dict[str, Reach]:
+    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand, for both kinds of layers."""
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         return {
-            kind: make_reach(rotary, start, new, hidden, groups, window, stable)
+            kind: make_reach(rotary, start, new, hidden, groups, window, **stability)
             for kind, (rotary, window) in self.rotary.items()
         }
 

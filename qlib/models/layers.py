@@ -7,24 +7,26 @@ heads that read one key head, C channels a head.
     -> attend, the R queries of one key head as R T rows of one product -> [B, T, H C] -> o_proj
 
 `attend` is the only place where queries meet keys. One new token needs no mask, and keys that lie outside
-every query's window are never read. With `stable`, what a token sees is computed in one way whatever
-stands beside it: queries in blocks of 8, filled up, and keys up to a multiple of 64, under a mask.
+every query's window are never read. With `stable`, keys are read up to a multiple of 64, under a mask, so
+that a token's result does not depend on where the text ends; with how many other queries it may be
+computed, `safe_tokens` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache as remember
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlib.models.cache import KEY_BLOCK, KVCache
-from qlib.models.packed import pack_linears
-from qlib.models.rotary import Rotary, rotate
+from qlib.models.packed import STABLE_ROWS, pack_linears, safe_counts, safe_for_all
+from qlib.models.rotary import Rope, Rotary, rotate
 
-QUERY_BLOCK = 8  # tokens whose queries are attended together, where rows are to be stable
 FIRST_BLOCK = 512  # attention takes keys in blocks of so many: they must begin at the same places
 
 
@@ -58,7 +60,7 @@ class RMSNorm(nn.Module):
         gain, floor = self._packed
         wide = x.to(gain.dtype)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        normed: Tensor = wide / length.square_().add_(floor).sqrt_()
+        normed: Tensor = wide / length.mul_(length).add_(floor).sqrt_()
         return normed.mul_(gain).to(x.dtype)
 
     def pack(self) -> None:
@@ -74,9 +76,9 @@ class Reach:
 
     cos: Tensor  # [T, 1, C]
     sin: Tensor
-    masks: tuple[Tensor | None, ...]  # of each block of tokens: bool [R block, S], True where it may look
+    mask: Tensor | None  # [R T, S], added to the scores: 0 where a query may look, else -inf; None: 0
     keys: slice  # the positions [S] that are read
-    block: int  # tokens in a block; the last one is filled up
+    new: int  # tokens that count; those behind them fill up
 
 
 def make_reach(
@@ -87,6 +89,7 @@ def make_reach(
     groups: int = 1,
     window: int | None = None,
     stable: bool = False,
+    fill: int = 0,
 ) -> Reach:
     """Return tables and mask of `new` tokens behind `start` others.
 
@@ -103,23 +106,22 @@ def make_reach(
     window : int, optional
         A token sees itself and the `window` - 1 before it; None: all before it.
     stable : bool
-        Blocks of `QUERY_BLOCK` tokens, and keys in whole blocks, also beyond the last token.
+        Read keys in whole blocks, also beyond the last token.
+    fill : int
+        So many more tokens stand behind the new ones, to fill up; what they see does not matter.
     """
-    end, device = start + new, like.device
-    cos, sin = rotary.tables(start, end, attention_dtype(like), device)
-    first = 0 if window is None else max(0, start - window + 1)
+    end, device, dtype = start + new, like.device, attention_dtype(like)
+    cos, sin = rotary.tables(start, end + fill, dtype, device)
+    first, last = 0 if window is None else max(0, start - window + 1), end
     if new == 1 and not stable:
-        return Reach(cos, sin, (None,), slice(first, end), 1)
-    block, last = new, end
+        return Reach(cos, sin, None, slice(first, last), new)
     if stable:
-        block, last = QUERY_BLOCK, -(-end // KEY_BLOCK) * KEY_BLOCK
-        first -= first % FIRST_BLOCK
-    # A block is filled up with tokens behind the last one: they see what there is, and are cut off.
-    places = torch.arange(start, start - (-new // block) * block, device=device)
+        first, last = first - first % FIRST_BLOCK, -(-end // KEY_BLOCK) * KEY_BLOCK
+    places = torch.arange(start, end + fill, device=device)
     distance = places[:, None] - torch.arange(first, last, device=device)
-    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    masks = tuple(part.repeat(groups, 1) for part in torch.split(mask, block))
-    return Reach(cos, sin, masks, slice(first, last), block)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    return Reach(cos, sin, mask.repeat(groups, 1), slice(first, last), new)
 
 
 def attention_dtype(like: Tensor) -> torch.dtype:
@@ -132,21 +134,18 @@ def attention_dtype(like: Tensor) -> torch.dtype:
     return torch.float32 if narrow else like.dtype
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, reach: Reach, scale: float) -> Tensor:
-    """softmax(scale Q K^T) V for queries `[B, T, H, C]`, keys and values `[B, G, S, C]`: `[B, T, H C]`."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return softmax(scale Q K^T + mask) V, `[B, T, H C]`.
+
+    For queries `[B, T, H, C]`, keys and values `[B, G, S, C]`. `mask` is `[R T, S]`: the R queries of one key
+    head are rows of one product.
+    """
     batch, new, heads, channels = queries.shape
     shared = keys.shape[1]
-    mixed = []
-    for part, mask in zip(torch.split(queries, reach.block, 1), reach.masks, strict=True):
-        short = reach.block - part.shape[1]
-        part = F.pad(part, (0, 0, 0, 0, 0, short)) if short else part
-        # [B, t, G, R, C] -> [B, G, R t, C]: the queries of one key head are rows of one product.
-        rows = part.view(batch, reach.block, shared, -1, channels).permute(0, 2, 3, 1, 4)
-        rows = rows.reshape(batch, shared, -1, channels)
-        found = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
-        mixed.append(found.view(batch, heads, reach.block, channels).transpose(1, 2))
-    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
-    return joined[:, :new].reshape(batch, new, -1)
+    rows = queries.view(batch, new, shared, -1, channels).permute(0, 2, 3, 1, 4)  # [B, G, R, T, C]
+    rows = rows.reshape(batch, shared, -1, channels)
+    mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
+    return mixed.view(batch, heads, new, channels).transpose(1, 2).reshape(batch, new, -1)
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,25 @@ class AttentionShape:
     scale: float  # of query times key
     qkv_bias: bool = False
     o_bias: bool = False
+
+
+@remember
+def safe_tokens(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
+    """Return `safe_counts` of attention: with how many others a token's queries can be computed."""
+    groups, source = shape.heads // shape.kv_heads, torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 1, shape.kv_heads, 2 * FIRST_BLOCK, shape.head_dim, generator=source)
+    keys, values = keys.to(device, dtype), values.to(device, dtype)
+    queries = torch.randn(1, STABLE_ROWS, shape.heads, shape.head_dim, generator=source).to(device, dtype)
+    rotary = Rotary(Rope(), shape.head_dim)
+
+    def run(before: int, start: int, stop: int) -> Tensor:
+        reach = make_reach(rotary, before + start, stop - start, keys, groups, stable=True)
+        seen = keys[:, :, reach.keys], values[:, :, reach.keys]
+        return attend(queries[:, start:stop], *seen, reach.mask, shape.scale)[0]
+
+    # Ends of the text on both sides of a block of keys, and of what the kernel takes at a time.
+    places = (KEY_BLOCK - 6, FIRST_BLOCK - 6)
+    return safe_for_all(safe_counts(partial(run, place)) for place in places)
 
 
 class Attention(nn.Module):
@@ -207,8 +225,9 @@ class Attention(nn.Module):
         if cache is None:
             keys, values = keys[:, :, reach.keys], values[:, :, reach.keys]
         else:
-            keys, values = cache.append(layer, keys, values, reach.keys)
-        mixed = attend(q, keys, values, reach, self.shape.scale)
+            counted = slice(reach.new)
+            keys, values = cache.append(layer, keys[:, :, counted], values[:, :, counted], reach.keys)
+        mixed = attend(q, keys, values, reach.mask, self.shape.scale)
         return self.o_proj(mixed.to(x.dtype))  # type: ignore[no-any-return]
 
     def pack(self, stable: bool) -> None:

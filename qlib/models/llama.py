@@ -153,10 +153,10 @@ class Llama(TextModel):
         super().__init__(config, core, generation, tokenizer, chat_template)
         self.rotary = Rotary(config.rope, config.head_dim)
 
-    def reach(self, start: int, new: int, hidden: Tensor, stable: bool = False) -> dict[str, Reach]:
+    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand: all layers see the whole text."""
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        return {FULL: make_reach(self.rotary, start, new, hidden, groups, stable=stable)}
+        return {FULL: make_reach(self.rotary, start, new, hidden, groups, **stability)}
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use.

@@ -12,7 +12,7 @@ beforehand 6 rows cost little more than 1, and layers that read the same input b
 
 **Row-stable**: a row's result is bitwise the same, however many rows stand beside it. Kernels are not:
 they treat the last one or two rows of an odd number in another way. So it is measured which numbers of rows
-agree (`safe_rows`), and others are filled up to the next of them. Any kernel agrees with itself at 16 rows.
+agree (`safe_counts`), and others are filled up to the next of them. Any kernel agrees with itself at 16 rows.
 
 The operators are not public, so they are probed once, and the plain product stands in for missing ones.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -53,6 +53,8 @@ class PackedLinear(nn.Module):
     ----------
     kind : str
         "half", "reordered" or "plain".
+    rows : tuple of int
+        See `safe_counts`; each number itself where nothing was asked for.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, stable: bool = False):
@@ -67,18 +69,18 @@ class PackedLinear(nn.Module):
             if (product := pack(weight, bias)) is not None:
                 self.product: Product = product
                 break
-        self._rows = tuple(range(STABLE_ROWS + 1))
+        self.rows = tuple(range(STABLE_ROWS + 1))
         if stable:
             with torch.inference_mode():
                 shape = self.outputs, self.inputs
-                self._rows = safe_rows(pack, shape, weight.dtype, weight.device, torch.get_num_threads())
+                self.rows = safe_rows(pack, shape, weight.dtype, weight.device, torch.get_num_threads())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         count = inputs.numel() // self.inputs
-        if inputs.dim() > 1 and (count > STABLE_ROWS or self._rows[count] == count):
+        if inputs.dim() > 1 and (count > STABLE_ROWS or self.rows[count] == count):
             return self.product(inputs)
-        rows = F.pad(inputs.reshape(count, self.inputs), (0, 0, 0, self._rows[count] - count))
+        rows = F.pad(inputs.reshape(count, self.inputs), (0, 0, 0, self.rows[count] - count))
         return self.product(rows)[:count].view(*inputs.shape[:-1], self.outputs)
 
     def extra_repr(self) -> str:
@@ -118,15 +120,34 @@ def pack_linears(layers: Sequence[nn.Module], *, stable: bool = False) -> nn.Mod
     return PackedLinear(torch.cat(weights), bias, stable=stable)
 
 
+def safe_counts(run: Callable[[int, int], Tensor]) -> tuple[int, ...]:
+    """Return, for 0 to `STABLE_ROWS` rows, the least number >= it at which rows come out as among all.
+
+    Parameters
+    ----------
+    run : callable
+        Computes rows number `start` to `stop`, on their own: [rows, ...]. Called with runs of every length,
+        at both ends of 0 to `STABLE_ROWS`.
+    """
+    whole = run(0, STABLE_ROWS)
+
+    def agrees(count: int) -> bool:
+        last = STABLE_ROWS - count
+        return torch.equal(run(0, count), whole[:count]) and torch.equal(run(last, STABLE_ROWS), whole[last:])
+
+    good = [count for count in range(1, STABLE_ROWS + 1) if agrees(count)]
+    return (0, *(next(n for n in good if n >= count) for count in range(1, STABLE_ROWS + 1)))
+
+
 @cache
 def safe_rows(
     pack: Pack, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, threads: int
 ) -> tuple[int, ...]:
-    """Return, for 0 to `STABLE_ROWS` rows, the least number >= it at which rows come out as they do at 16.
+    """Return `safe_counts` of a kind of product.
 
-    Measured, on rows at the beginning and at the end. The right half of the weight is the left one negated
-    and so for the input equal: all products are 0 but for rounding errors. Another order of the sum then
-    shows in the first digits, while a narrow dtype would nearly always round it away.
+    The right half of the weight is the left one negated, and so for the input equal: all products are 0 but
+    for rounding errors. Another order of the sum then shows in the first digits, while a narrow dtype would
+    nearly always round it away.
 
     Parameters
     ----------
@@ -150,14 +171,14 @@ def safe_rows(
     product = pack(weight.to(device, dtype), None)
     assert product is not None  # the layer in question was packed in this way
     x = x.to(device, dtype)
-    whole = product(x)
+    return safe_counts(lambda start, stop: product(x[start:stop]))
 
-    def agrees(count: int) -> bool:
-        last = STABLE_ROWS - count
-        return torch.equal(product(x[:count]), whole[:count]) and torch.equal(product(x[last:]), whole[last:])
 
-    good = [count for count in range(1, STABLE_ROWS + 1) if agrees(count)]
-    return (0, *(next(n for n in good if n >= count) for count in range(1, STABLE_ROWS + 1)))
+def safe_for_all(tables: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the table of numbers that are safe by every one of some tables of `safe_counts`."""
+    known = list(tables)
+    good = [n for n in range(STABLE_ROWS + 1) if all(table[n] == n for table in known)]
+    return tuple(next(n for n in good if n >= count) for count in range(STABLE_ROWS + 1))
 
 
 # --- the three products: a function of the input, or None where it is not to be had

@@ -12,15 +12,17 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
-from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, attention_dtype, embedding
-from qlib.models.packed import STABLE_ROWS, pack_linears
+from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, attention_dtype, embedding, safe_tokens
+from qlib.models.packed import PackedLinear, pack_linears, safe_for_all
 from qlib.models.structure import LayerGroup, Model, Source, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
@@ -87,7 +89,7 @@ class TextModel(Model):
         self.model = core
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-        self._stable = False
+        self._rows: tuple[int, ...] = ()  # `safe_counts` of the whole model, if its rows are stable
         self.tie()
 
     def save_description(self, folder: Path) -> None:
@@ -97,8 +99,11 @@ class TextModel(Model):
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
-    def reach(self, start: int, new: int, hidden: Tensor, stable: bool = False) -> Mapping[str, Reach]:
-        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
+    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> Mapping[str, Reach]:
+        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see.
+
+        `stability` are the arguments `stable` and `fill` of `make_reach`.
+        """
         raise NotImplementedError
 
     def pack(self, *, stable: bool = True) -> Self:
@@ -119,8 +124,20 @@ class TextModel(Model):
                 module.pack()
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
-        self._stable = stable
+        if stable:
+            self._rows = self._safe_rows()
         return self
+
+    def _safe_rows(self) -> tuple[int, ...]:
+        """Return with how many tokens every product and attention of this model is row-stable."""
+        modules, weight = list(self.model.layers.modules()), self.model.embed_tokens.weight
+        shapes = {module.shape for module in modules if isinstance(module, Attention)}
+        dtype = attention_dtype(weight)
+        with torch.inference_mode():
+            attentions = [safe_tokens(shape, dtype, weight.device) for shape in shapes]
+        return safe_for_all(
+            [*attentions, *(module.rows for module in modules if isinstance(module, PackedLinear))]
+        )
 
     def packed_copy(self, *, stable: bool = True) -> Self:
         """Return a packed copy that shares tokenizer, embedding and norms with this model; see `pack`."""
@@ -165,13 +182,16 @@ class TextModel(Model):
                 f"{start + new} tokens are more than the model's {self.config.max_position_embeddings} "
                 "positions. Shorten the prompt, or ask for fewer new tokens."
             )
-        hidden = self.embed(tokens)
-        reach = self.reach(start, new, hidden, self._stable and cache is not None and new <= STABLE_ROWS)
+        stable = cache is not None and new < len(self._rows)
+        fill = self._rows[new] - new if stable else 0
+        # Rows that fill up are computed and thrown away.
+        hidden = self.embed(F.pad(tokens, (0, fill)) if fill else tokens)
+        reach = self.reach(start, new, hidden, stable=stable, fill=fill)
         for i, layer in enumerate(self.model.layers):
             hidden = layer(hidden, reach, cache, i)
         if cache is not None:
             cache.advance(new)
-        return self.model.norm(hidden)  # type: ignore[no-any-return]
+        return self.model.norm(hidden[:, :new] if fill else hidden)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., V] of final hidden states [..., D]."""
