@@ -9,6 +9,7 @@ import pytest
 import torch
 from text_oracles import transformers_logits
 
+import draftlib
 from qlib.models.llama import Llama
 from qlib.models.load import load_model
 from qlib.models.text import TextModel
@@ -85,3 +86,44 @@ def test_the_drafter_writes_text(dtype: torch.dtype) -> None:
     assert isinstance(drafter, Llama) and drafter.chat is not None and drafter.chat.system is None
     answer = continued(drafter, drafter.chat.prompt("What is gravity? Answer in two sentences."))
     assert "gravity is" in answer and answer.endswith("<|im_end|>")
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def packed(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> TextModel:
+    model = load_model(checkpoint("smollm2-135m-instruct"), dtype=request.param)
+    assert isinstance(model, TextModel)
+    return model.pack()
+
+
+@torch.inference_mode()
+def test_packed_logits_do_not_depend_on_other_rows(packed: TextModel) -> None:
+    assert packed.tokenizer is not None
+    tokens = torch.tensor([packed.tokenizer.encode(GRAVITY * 3)])[:, : 60 + 16]
+    cache = packed.start(capacity=100)
+    packed.decode(tokens[:, :60], cache)
+    whole = packed.logits(packed.decode(tokens[:, 60:], cache))
+    for start, stop in [(n, n + count) for count in (1, 2, 5, 7, 14) for n in range(0, 17 - count, 3)]:
+        cache.truncate(60 + start)
+        found = packed.logits(packed.decode(tokens[:, 60 + start : 60 + stop], cache))
+        assert torch.equal(found, whole[:, start:stop]), (start, stop)
+        cache.truncate(60)
+        packed.decode(tokens[:, 60:], cache)
+
+
+def test_packed_models_write_the_known_texts(packed: TextModel) -> None:
+    if packed.model.embed_tokens.weight.dtype == torch.bfloat16:
+        pytest.skip("the texts are those of float32")
+    for prompt, expected in TEXTS:
+        assert continued(packed, prompt).startswith(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafted_text_is_the_targets_own(packed: TextModel, temperature: float) -> None:
+    drafter = load_model(DRAFTER)
+    assert isinstance(drafter, TextModel)
+    decoder = draftlib.SpeculativeDecoder(packed, drafter, cache=draftlib.NGramCache())
+    options: draftlib.Options = {"max_new_tokens": 24, "temperature": temperature, "seed": 3}
+    for prompt in ("What is gravity?", "Natalia sold clips to 48 of her friends in April. How many?"):
+        found = decoder.generate(prompt, **options)
+        assert found.tokens == decoder.generate_target_only(prompt, **options).tokens
+        assert found.stats.accepted > 0
