@@ -65,17 +65,17 @@ class RoundKeys:
 
     def children(self, prefix: Tokens) -> Collection[int]:
         """Return the draft tokens that lead from `prefix` towards a key of two tokens or more."""
-        node = self._cache._trie.find(prefix) if self._cache is not None else -1
+        node = self._cache.trie.find(prefix) if self._cache is not None else -1
         return self._outline().children(node) if node >= 0 else ()
 
     def missing(self, prefix: Tokens) -> int:
         """Return the fewest further tokens that make a longer key of `prefix`; 0 if none does."""
-        node = self._cache._trie.find(prefix) if self._cache is not None else -1
+        node = self._cache.trie.find(prefix) if self._cache is not None else -1
         return self._outline().missing(node) if node >= 0 else 0
 
     def _outline(self) -> Outline:
         assert self._cache is not None
-        trie = self._cache._trie
+        trie = self._cache.trie
         if self._kept is None or self._kept[0] is not trie or self._kept[1].changes != trie.changes:
             self._kept = trie, Outline(trie)
         return self._kept[1]

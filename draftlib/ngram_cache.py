@@ -145,6 +145,11 @@ class NGramCache:
         place = self._place(draft_tokens)
         return 0 if place < 0 else self._count[place]
 
+    @property
+    def trie(self) -> Trie:
+        """The keys, to be read only."""
+        return self._trie
+
     def target(self, draft_tokens: Sequence[int]) -> int | None:
         """Return the target token that exactly these draft tokens stand for, if they are an entry."""
         place = self._place(draft_tokens)

@@ -120,7 +120,8 @@ class Drafting:
 
     def __init__(self, options: argparse.Namespace):
         target, draft = models(options)
-        length = draftlib.FixedLength(options.length)
+        k, threshold = options.length, options.confidence
+        length = draftlib.Confidence(threshold, k) if threshold else draftlib.FixedLength(k)
         self.decoder = draftlib.SpeculativeDecoder(target, draft, cache=draftlib.NGramCache(), length=length)
         self.tokens = options.tokens
         self.total = Stats()
@@ -177,6 +178,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=6, help="prompts of each file")
     parser.add_argument("--tokens", type=int, default=128, help="most new tokens of an answer")
     parser.add_argument("--length", type=int, default=5, help="draft tokens a round, in `speed`")
+    parser.add_argument("--confidence", type=float, help="stop a draft below this probability, in `speed`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", action="store_true", help="transformers as well, in `speed`")
     options = parser.parse_args()
