@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,17 +98,19 @@ def packed(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) ->
 
 @torch.inference_mode()
 def test_packed_logits_do_not_depend_on_other_rows(packed: TextModel) -> None:
+    """A long answer in pieces of any size, beside one token after the other."""
     assert packed.tokenizer is not None
-    tokens = torch.tensor([packed.tokenizer.encode(GRAVITY * 3)])[:, : 60 + 16]
-    cache = packed.start(capacity=100)
-    packed.decode(tokens[:, :60], cache)
-    whole = packed.logits(packed.decode(tokens[:, 60:], cache))
-    for start, stop in [(n, n + count) for count in (1, 2, 5, 7, 14) for n in range(0, 17 - count, 3)]:
-        cache.truncate(60 + start)
-        found = packed.logits(packed.decode(tokens[:, 60 + start : 60 + stop], cache))
-        assert torch.equal(found, whole[:, start:stop]), (start, stop)
-        cache.truncate(60)
-        packed.decode(tokens[:, 60:], cache)
+    tokens = torch.tensor([packed.tokenizer.encode(GRAVITY * 9)])[:, :270]
+    sizes = random.Random(0)
+    alone, cache = [], packed.start(capacity=270)
+    packed.decode(tokens[:, :170], cache)
+    for token in tokens[0, 170:]:
+        alone.append(packed.logits(packed.decode(token.view(1, 1), cache))[0])
+    cache.truncate(170)
+    while (start := cache.length) < 270:
+        new = tokens[:, start : start + sizes.choice((2, 3, 5, 7, 12, 16))]
+        found = packed.logits(packed.decode(new, cache))[0]
+        assert torch.equal(found, torch.cat(alone[start - 170 : cache.length - 170])), start
 
 
 def test_packed_models_write_the_known_texts(packed: TextModel) -> None:

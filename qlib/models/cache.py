@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 
-KEY_BLOCK = 64  # capacities are rounded up to a multiple of it
+LONG_BLOCK = 512  # keys that attention's kernel takes at a time; capacities are rounded up to a multiple
 
 
 class KVCache:
@@ -27,8 +27,8 @@ class KVCache:
     """
 
     def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_width: int, like: Tensor):
-        shape = (layers, rows, heads, -(-capacity // KEY_BLOCK) * KEY_BLOCK, head_width)
-        # Positions not yet written are finite: attention may read them under its mask (`KEY_BLOCK`).
+        shape = (layers, rows, heads, -(-capacity // LONG_BLOCK) * LONG_BLOCK, head_width)
+        # Positions not yet written are finite: attention may read them under its mask.
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
         self.rows = rows
@@ -41,7 +41,7 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Write new positions `[rows, heads, new, head_width]` behind the old; return all of this layer's.
 
-        `seen` are the positions to return instead; it may reach up to the next multiple of `KEY_BLOCK`. The
+        `seen` are the positions to return instead; it may reach up to the next multiple of `LONG_BLOCK`. The
         length moves on with `advance`, once all the layers have written.
         """
         end = self.length + keys.shape[2]

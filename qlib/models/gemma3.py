@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
-from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, make_reach
+from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
@@ -191,11 +191,11 @@ class Gemma3(TextModel):
         hidden = self.model.embed_tokens(tokens)
         return hidden * _embedding_scale(self.config.hidden_size, hidden.dtype)  # type: ignore[no-any-return]
 
-    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> dict[str, Reach]:
+    def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand, for both kinds of layers."""
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         return {
-            kind: make_reach(rotary, start, new, hidden, groups, window, **stability)
+            kind: make_reach(rotary, start, new, hidden, groups, window, stable=stable)
             for kind, (rotary, window) in self.rotary.items()
         }
 

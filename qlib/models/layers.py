@@ -7,9 +7,9 @@ heads that read one key head, C channels a head.
     -> attend, the R queries of one key head as R T rows of one product -> [B, T, H C] -> o_proj
 
 `attend` is the only place where queries meet keys. One new token needs no mask, and keys that lie outside
-every query's window are never read. With `stable`, keys are read up to a multiple of 64, under a mask, so
-that a token's result does not depend on where the text ends; with how many other queries it may be
-computed, `safe_tokens` says.
+every query's window are never read. Where a token's bits must not depend on the end of the text and on what
+else is computed (`Stable`), keys are read up to a length, and tokens filled up to a number, at which the
+kernel is known to give the same.
 """
 
 from __future__ import annotations
@@ -23,11 +23,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlib.models.cache import KEY_BLOCK, KVCache
-from qlib.models.packed import STABLE_ROWS, pack_linears, safe_counts, safe_for_all
+from qlib.models.cache import LONG_BLOCK, KVCache
+from qlib.models.packed import STABLE_ROWS, next_of, pack_linears, safe_counts, safe_for_all
 from qlib.models.rotary import Rope, Rotary, rotate
 
-FIRST_BLOCK = 512  # attention takes keys in blocks of so many: they must begin at the same places
+KEY_BLOCK = 64  # lengths of keys are multiples of it, where rows are to be stable
+
+
+@dataclass(frozen=True)
+class Stable:
+    """How to compute a token to the same bits whatever else is computed.
+
+    Parameters
+    ----------
+    tokens : tuple of int
+        For each number of new tokens the number to compute; see `safe_counts`.
+    blocks : tuple of int
+        For each number of blocks of `KEY_BLOCK` keys, behind whole ones of `LONG_BLOCK`, the number to read.
+    """
+
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+    def length(self, end: int) -> int:
+        """Return how many keys to read where `end` count."""
+        whole, rest = divmod(end, LONG_BLOCK)
+        return whole * LONG_BLOCK + self.blocks[-(-rest // KEY_BLOCK)] * KEY_BLOCK
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
@@ -88,8 +109,7 @@ def make_reach(
     like: Tensor,
     groups: int = 1,
     window: int | None = None,
-    stable: bool = False,
-    fill: int = 0,
+    stable: Stable | None = None,
 ) -> Reach:
     """Return tables and mask of `new` tokens behind `start` others.
 
@@ -105,19 +125,19 @@ def make_reach(
         R, the query heads that read one key head.
     window : int, optional
         A token sees itself and the `window` - 1 before it; None: all before it.
-    stable : bool
-        Read keys in whole blocks, also beyond the last token.
-    fill : int
-        So many more tokens stand behind the new ones, to fill up; what they see does not matter.
+    stable : Stable, optional
+        So many tokens are computed, and keys read, that no bit depends on them. Tokens that fill up see
+        something; it does not matter what.
     """
     end, device, dtype = start + new, like.device, attention_dtype(like)
-    cos, sin = rotary.tables(start, end + fill, dtype, device)
-    first, last = 0 if window is None else max(0, start - window + 1), end
-    if new == 1 and not stable:
+    first, last, filled = 0 if window is None else max(0, start - window + 1), end, end
+    if stable is not None:
+        filled = start + stable.tokens[new]
+        first, last = first - first % LONG_BLOCK, stable.length(end)
+    cos, sin = rotary.tables(start, filled, dtype, device)
+    if new == 1 and stable is None:
         return Reach(cos, sin, None, slice(first, last), new)
-    if stable:
-        first, last = first - first % FIRST_BLOCK, -(-end // KEY_BLOCK) * KEY_BLOCK
-    places = torch.arange(start, end + fill, device=device)
+    places = torch.arange(start, filled, device=device)
     distance = places[:, None] - torch.arange(first, last, device=device)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
@@ -162,22 +182,42 @@ class AttentionShape:
 
 
 @remember
-def safe_tokens(shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
-    """Return `safe_counts` of attention: with how many others a token's queries can be computed."""
+def stable_attention(shape: AttentionShape, dtype: torch.dtype, device: torch.device, threads: int) -> Stable:
+    """Measure at which lengths of keys and numbers of tokens attention gives a token the same bits.
+
+    `threads` is `torch.get_num_threads()`, which may have a say in it.
+    """
     groups, source = shape.heads // shape.kv_heads, torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, 1, shape.kv_heads, 2 * FIRST_BLOCK, shape.head_dim, generator=source)
-    keys, values = keys.to(device, dtype), values.to(device, dtype)
-    queries = torch.randn(1, STABLE_ROWS, shape.heads, shape.head_dim, generator=source).to(device, dtype)
+    sizes = 2, 1, shape.kv_heads, 2 * LONG_BLOCK, shape.head_dim
+    keys, values = torch.randn(sizes, generator=source).to(device, dtype)
+    some = torch.randn(1, STABLE_ROWS, shape.heads, shape.head_dim, generator=source).to(device, dtype)
     rotary = Rotary(Rope(), shape.head_dim)
 
-    def run(before: int, start: int, stop: int) -> Tensor:
-        reach = make_reach(rotary, before + start, stop - start, keys, groups, stable=True)
+    def run(before: int, stable: Stable, start: int, stop: int) -> Tensor:
+        """Attend by tokens number `start` to `stop` behind `before` others."""
+        reach = make_reach(rotary, before + start, stop - start, keys, groups, stable=stable)
         seen = keys[:, :, reach.keys], values[:, :, reach.keys]
-        return attend(queries[:, start:stop], *seen, reach.mask, shape.scale)[0]
+        return attend(some[:, start:stop], *seen, reach.mask, shape.scale)[0]
 
-    # Ends of the text on both sides of a block of keys, and of what the kernel takes at a time.
-    places = (KEY_BLOCK - 6, FIRST_BLOCK - 6)
-    return safe_for_all(safe_counts(partial(run, place)) for place in places)
+    most = LONG_BLOCK // KEY_BLOCK
+    every = tuple(range(STABLE_ROWS + 1))
+    longest = Stable(every, (0, *[most] * most))
+
+    def agrees(blocks: int) -> bool:
+        """Return whether a length gives what the whole long block gives, wherever the text ends in it."""
+        given = Stable(every, (0, *[blocks] * blocks))
+        ends = range(blocks * KEY_BLOCK, STABLE_ROWS, -17)
+        return all(
+            torch.equal(run(end - count, given, 0, count), run(end - count, longest, 0, count))
+            for end in ends
+            for count in (1, 2, 3, 5, 8, STABLE_ROWS)
+        )
+
+    blocks = next_of([0, *(n for n in range(1, most) if agrees(n)), most], most + 1)
+    # Texts that end on both sides of a block, short and long.
+    places = (KEY_BLOCK - 6, LONG_BLOCK - 6)
+    tables = [safe_counts(partial(run, place, Stable(every, blocks))) for place in places]
+    return Stable(safe_for_all(tables), blocks)
 
 
 class Attention(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
-from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, make_reach
+from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
@@ -153,10 +153,10 @@ class Llama(TextModel):
         super().__init__(config, core, generation, tokenizer, chat_template)
         self.rotary = Rotary(config.rope, config.head_dim)
 
-    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> dict[str, Reach]:
+    def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand: all layers see the whole text."""
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        return {FULL: make_reach(self.rotary, start, new, hidden, groups, **stability)}
+        return {FULL: make_reach(self.rotary, start, new, hidden, groups, stable=stable)}
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use.

@@ -136,7 +136,7 @@ def safe_counts(run: Callable[[int, int], Tensor]) -> tuple[int, ...]:
         return torch.equal(run(0, count), whole[:count]) and torch.equal(run(last, STABLE_ROWS), whole[last:])
 
     good = [count for count in range(1, STABLE_ROWS + 1) if agrees(count)]
-    return (0, *(next(n for n in good if n >= count) for count in range(1, STABLE_ROWS + 1)))
+    return next_of([0, *good], STABLE_ROWS + 1)
 
 
 @cache
@@ -177,8 +177,13 @@ def safe_rows(
 def safe_for_all(tables: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the table of numbers that are safe by every one of some tables of `safe_counts`."""
     known = list(tables)
-    good = [n for n in range(STABLE_ROWS + 1) if all(table[n] == n for table in known)]
-    return tuple(next(n for n in good if n >= count) for count in range(STABLE_ROWS + 1))
+    good = [n for n in range(len(known[0])) if all(table[n] == n for table in known)]
+    return next_of(good, len(known[0]))
+
+
+def next_of(good: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return, for 0 to `count` - 1, the least of some growing numbers that is not below it."""
+    return tuple(next(n for n in good if n >= number) for number in range(count))
 
 
 # --- the three products: a function of the input, or None where it is not to be had

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,17 @@ from torch.nn import functional as F
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
-from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, attention_dtype, embedding, safe_tokens
-from qlib.models.packed import PackedLinear, pack_linears, safe_for_all
+from qlib.models.layers import (
+    Attention,
+    GatedMLP,
+    Reach,
+    RMSNorm,
+    Stable,
+    attention_dtype,
+    embedding,
+    stable_attention,
+)
+from qlib.models.packed import STABLE_ROWS, PackedLinear, pack_linears, safe_for_all
 from qlib.models.structure import LayerGroup, Model, Source, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
@@ -89,7 +98,7 @@ class TextModel(Model):
         self.model = core
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-        self._rows: tuple[int, ...] = ()  # `safe_counts` of the whole model, if its rows are stable
+        self._stable: Stable | None = None
         self.tie()
 
     def save_description(self, folder: Path) -> None:
@@ -99,11 +108,10 @@ class TextModel(Model):
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
-    def reach(self, start: int, new: int, hidden: Tensor, **stability: Any) -> Mapping[str, Reach]:
-        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see.
-
-        `stability` are the arguments `stable` and `fill` of `make_reach`.
-        """
+    def reach(
+        self, start: int, new: int, hidden: Tensor, stable: Stable | None = None
+    ) -> Mapping[str, Reach]:
+        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
         raise NotImplementedError
 
     def pack(self, *, stable: bool = True) -> Self:
@@ -125,18 +133,20 @@ class TextModel(Model):
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
         if stable:
-            self._rows = self._safe_rows()
+            self._stable = self._find_stable()
         return self
 
-    def _safe_rows(self) -> tuple[int, ...]:
-        """Return with how many tokens every product and attention of this model is row-stable."""
+    def _find_stable(self) -> Stable:
+        """Return with how many tokens and keys all products and attentions of this model are row-stable."""
         modules, weight = list(self.model.layers.modules()), self.model.embed_tokens.weight
         shapes = {module.shape for module in modules if isinstance(module, Attention)}
-        dtype = attention_dtype(weight)
+        around = attention_dtype(weight), weight.device, torch.get_num_threads()
         with torch.inference_mode():
-            attentions = [safe_tokens(shape, dtype, weight.device) for shape in shapes]
-        return safe_for_all(
-            [*attentions, *(module.rows for module in modules if isinstance(module, PackedLinear))]
+            found = [stable_attention(shape, *around) for shape in shapes]
+        products = [module.rows for module in modules if isinstance(module, PackedLinear)]
+        return Stable(
+            safe_for_all([*(each.tokens for each in found), *products]),
+            safe_for_all([each.blocks for each in found]),
         )
 
     def packed_copy(self, *, stable: bool = True) -> Self:
@@ -182,11 +192,11 @@ class TextModel(Model):
                 f"{start + new} tokens are more than the model's {self.config.max_position_embeddings} "
                 "positions. Shorten the prompt, or ask for fewer new tokens."
             )
-        stable = cache is not None and new < len(self._rows)
-        fill = self._rows[new] - new if stable else 0
-        # Rows that fill up are computed and thrown away.
+        stable = self._stable if cache is not None and new <= STABLE_ROWS else None
+        fill = 0 if stable is None else stable.tokens[new] - new
+        # Tokens that fill up are computed and thrown away.
         hidden = self.embed(F.pad(tokens, (0, fill)) if fill else tokens)
-        reach = self.reach(start, new, hidden, stable=stable, fill=fill)
+        reach = self.reach(start, new, hidden, stable)
         for i, layer in enumerate(self.model.layers):
             hidden = layer(hidden, reach, cache, i)
         if cache is not None:

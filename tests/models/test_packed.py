@@ -13,7 +13,8 @@ from torch.nn.functional import linear
 
 import qlib
 from qlib.errors import ModelError
-from qlib.models import packed
+from qlib.models import layers, packed
+from qlib.models.layers import AttentionShape, stable_attention
 from qlib.models.moonshine import Moonshine
 from qlib.models.packed import (
     STABLE_ROWS,
@@ -203,7 +204,7 @@ class TestSafeRows:
                 assert torch.equal(layer(x[:, start:stop]), whole[:, start:stop])
 
 
-LONG: dict[str, Any] = {"max_position_embeddings": 128}
+LONG: dict[str, Any] = {"max_position_embeddings": 300}
 MODELS: dict[str, Callable[[], TextModel]] = {
     "llama": lambda: tiny_llama(seed=3, **LONG),
     "qwen3 untied": lambda: tiny_llama(seed=3, model_type="qwen3", tie_word_embeddings=False, **LONG),
@@ -215,6 +216,27 @@ MODELS: dict[str, Callable[[], TextModel]] = {
 @pytest.fixture(params=list(MODELS))
 def model(request: pytest.FixtureRequest) -> TextModel:
     return MODELS[request.param]().eval()
+
+
+class TestStableAttention:
+    SHAPE = AttentionShape(width=32, heads=2, kv_heads=1, head_dim=16, scale=0.25)
+
+    def test_lengths_and_numbers_at_which_nothing_changes(self) -> None:
+        stable = stable_attention(self.SHAPE, torch.float32, torch.device("cpu"), torch.get_num_threads())
+        assert all(found >= asked for asked, found in enumerate(stable.tokens))
+        assert (stable.tokens[0], stable.tokens[-1]) == (0, STABLE_ROWS)
+        assert (stable.blocks[0], stable.blocks[-1]) == (0, 8)
+        assert stable.length(1) == 64 * stable.blocks[1]
+        assert stable.length(512) == 512
+        assert stable.length(512 + 65) == 512 + 64 * stable.blocks[2]
+
+    def test_a_kernel_that_sees_the_length_reads_long_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def attend(queries: Tensor, keys: Tensor, *rest: Any) -> Tensor:
+            return queries.flatten(2) + keys.shape[2] % 512
+
+        monkeypatch.setattr(layers, "attend", attend)
+        stable = stable_attention.__wrapped__(self.SHAPE, torch.float32, torch.device("cpu"), 1)
+        assert stable.blocks == (0, *[8] * 8)
 
 
 class TestModels:
@@ -229,18 +251,19 @@ class TestModels:
 
     @torch.inference_mode()
     @pytest.mark.parametrize("dtype", EXACT)
+    @pytest.mark.parametrize("length", [56, 182, 250])  # blocks of keys end among the new ones
     def test_a_token_is_computed_alike_whatever_stands_beside_it(
-        self, model: TextModel, dtype: torch.dtype
+        self, model: TextModel, dtype: torch.dtype, length: int
     ) -> None:
         model = model.to(dtype).pack()
-        tokens = torch.randint(0, 250, (1, 60 + STABLE_ROWS), generator=torch.Generator().manual_seed(0))
-        prompt, new = tokens[:, :60], tokens[:, 60:]  # the 64th key stands among the new ones
-        cache = model.start(capacity=100)
+        tokens = torch.randint(0, 250, (1, length + STABLE_ROWS), generator=torch.Generator().manual_seed(0))
+        prompt, new = tokens[:, :length], tokens[:, length:]
+        cache = model.start(capacity=length + STABLE_ROWS)
         model.decode(prompt, cache)
         whole = model.logits(model.decode(new, cache))
         for start in range(0, STABLE_ROWS, 3):
-            for stop in range(start + 1, STABLE_ROWS + 1):
-                cache.truncate(60)
+            for stop in (start + 1, start + 2, start + 5, start + 7, STABLE_ROWS):
+                cache.truncate(length)
                 if start:
                     model.decode(new[:, :start], cache)
                 found = model.logits(model.decode(new[:, start:stop], cache))
