@@ -113,7 +113,7 @@ class TestProducts:
             torch.testing.assert_close(layer(x), linear(x, weight) + 1)
 
     def test_operators_with_other_results_are_not_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        wrong = (lambda weight: weight, lambda x, weight, bias: x @ weight.T)  # forgets the bias
+        wrong = (lambda weight, bias: weight, lambda x, weight: x @ weight.T)  # forgets the bias
         monkeypatch.setattr(packed, "_older_half", lambda: wrong)
         monkeypatch.setattr(packed, "_newer_half", lambda: wrong)
         packed._half_operators.cache_clear()
