@@ -135,8 +135,8 @@ def safe_counts(run: Callable[[int, int], Tensor]) -> tuple[int, ...]:
         last = STABLE_ROWS - count
         return torch.equal(run(0, count), whole[:count]) and torch.equal(run(last, STABLE_ROWS), whole[last:])
 
-    good = [count for count in range(1, STABLE_ROWS + 1) if agrees(count)]
-    return next_of([0, *good], STABLE_ROWS + 1)
+    good = [count for count in range(1, STABLE_ROWS) if agrees(count)]
+    return next_of([0, *good, STABLE_ROWS], STABLE_ROWS + 1)
 
 
 @cache
