@@ -13,7 +13,7 @@ from torch import Tensor
 
 from draftlib.dictionary import Tokens, longest_match
 from draftlib.ngram_cache import NGramCache
-from draftlib.trie import Outline, Trie
+from draftlib.trie import Outline
 from draftlib.vocab import VocabularyMap
 
 
@@ -50,7 +50,7 @@ class RoundKeys:
         known = vocabulary_map.direct[:draft_size]
         direct[: len(known)] = known.masked_fill(known >= target_size, -1)
         self.direct: Tensor = direct.to(device)
-        self._kept: tuple[Trie, Outline] | None = None
+        self._kept: Outline | None = None
 
     def target(self, tokens: Tokens) -> int | None:
         """Return the target token that exactly these draft tokens spell, if they are a key."""
@@ -76,9 +76,9 @@ class RoundKeys:
     def _outline(self) -> Outline:
         assert self._cache is not None
         trie = self._cache.trie
-        if self._kept is None or self._kept[0] is not trie or self._kept[1].changes != trie.changes:
-            self._kept = trie, Outline(trie)
-        return self._kept[1]
+        if self._kept is None or self._kept.changes != trie.changes:
+            self._kept = Outline(trie)
+        return self._kept
 
     def ended(self, drafted: Sequence[int]) -> bool:
         """Return whether nothing drawn behind these tokens could be proposed to the target.

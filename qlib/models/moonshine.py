@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,22 +35,18 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
 from qlib.models.layers import embedding
-from qlib.models.packed import pack_linears
 from qlib.models.speech import (
     Cross,
     SpeechBatch,
     SpeechCache,
     SpeechDecoderStage,
     SpeechEncoderStage,
+    SpeechModel,
     causal_mask,
-    pack_decoder,
     start_cache,
 )
-from qlib.models.structure import LayerGroup, Model, QueryKey, write_description
+from qlib.models.structure import LayerGroup, QueryKey, write_description
 from qlib.models.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing import Self
 
 STEM = ((127, 64), (7, 3), (3, 2))  # kernel and stride of the three convolutions, in samples and frames
 MIN_SAMPLES = 895  # 56 ms: what one frame hears
@@ -359,7 +355,7 @@ class MoonshineCore(nn.Module):
         self.decoder = MoonshineDecoder(config)
 
 
-class Moonshine(Model):
+class Moonshine(SpeechModel):
     """A Moonshine model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "moonshine"
@@ -372,7 +368,7 @@ class Moonshine(Model):
         self.config = config
         self.generation = generation
         self.tokenizer = tokenizer
-        self.model = MoonshineCore(config)
+        self.model: MoonshineCore = MoonshineCore(config)
         self.proj_out: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
 
@@ -380,14 +376,6 @@ class Moonshine(Model):
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
         ids = self.generation.to_dict()
         write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
-
-    def pack(self) -> Self:
-        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`."""
-        self.require_unpacked("packed once more")
-        pack_decoder(self.model.decoder)
-        self.proj_out = pack_linears([self.proj_out])
-        self.packed = True
-        return self
 
     def encode(self, waveforms: Tensor) -> Tensor:
         """Waveforms [B, samples] of one length -> encoder states [B, S, D]."""

@@ -8,7 +8,7 @@ values: those of its tokens, which grow and can be truncated, and those of the s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache, drop_row
 from qlib.models.packed import pack_linears
-from qlib.models.structure import Source
+from qlib.models.structure import Model, Source
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Cross = tuple[Tensor, Tensor, "Tensor | None"]  # keys, values [B, H, S, D/H], mask [B, 1, 1, S]
 
@@ -158,14 +161,28 @@ class SpeechDecoderStage:
         return batch.frame_mask if source == "encoder" else batch.token_mask
 
 
-def pack_decoder(decoder: nn.Module) -> None:
-    """Lay every linear layer out for few rows, but those that read all of the encoder's states at once."""
-    for path, module in list(decoder.named_modules()):
-        parent, _, name = path.rpartition(".")
-        reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
-        # What has codes is a quantized layer, a class of a package above this one.
-        if not reads_states and (isinstance(module, nn.Linear) or hasattr(module, "codes")):
-            setattr(decoder.get_submodule(parent), name, pack_linears([module]))
+class SpeechModel(Model):
+    """A recognizer: `model.decoder` writes, `proj_out` is its head."""
+
+    model: Any
+    proj_out: nn.Module
+
+    def pack(self) -> Self:
+        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`.
+
+        Those that read all of the encoder's states at once stay as they are: packing is for few rows.
+        """
+        self.require_unpacked("packed once more")
+        decoder: nn.Module = self.model.decoder
+        for path, module in list(decoder.named_modules()):
+            parent, _, name = path.rpartition(".")
+            reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
+            # What has codes is a quantized layer, a class of a package above this one.
+            if not reads_states and (isinstance(module, nn.Linear) or hasattr(module, "codes")):
+                setattr(decoder.get_submodule(parent), name, pack_linears([module]))
+        self.proj_out = pack_linears([self.proj_out])
+        self.packed = True
+        return self
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,22 +24,18 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
 from qlib.models.layers import embedding
-from qlib.models.packed import pack_linears
 from qlib.models.speech import (
     Cross,
     SpeechBatch,
     SpeechCache,
     SpeechDecoderStage,
     SpeechEncoderStage,
+    SpeechModel,
     causal_mask,
-    pack_decoder,
     start_cache,
 )
-from qlib.models.structure import LayerGroup, Model, QueryKey, write_description
+from qlib.models.structure import LayerGroup, QueryKey, write_description
 from qlib.models.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 @dataclass(frozen=True)
@@ -281,7 +277,7 @@ class WhisperCore(nn.Module):
         self.decoder = WhisperDecoder(config)
 
 
-class Whisper(Model):
+class Whisper(SpeechModel):
     """A Whisper model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "whisper"
@@ -294,7 +290,7 @@ class Whisper(Model):
         self.config = config
         self.generation = generation
         self.tokenizer = tokenizer
-        self.model = WhisperCore(config)
+        self.model: WhisperCore = WhisperCore(config)
         self.proj_out: nn.Module = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie()
 
@@ -303,14 +299,6 @@ class Whisper(Model):
         end, start = self.generation.end, self.generation.start
         ids = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
         write_description(folder, {**self.config.to_dict(), **ids}, self.generation.to_dict(), self.tokenizer)
-
-    def pack(self) -> Self:
-        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`."""
-        self.require_unpacked("packed once more")
-        pack_decoder(self.model.decoder)
-        self.proj_out = pack_linears([self.proj_out])
-        self.packed = True
-        return self
 
     def encode(self, features: Tensor) -> Tensor:
         """Log-mel features [B, mels, 2S] -> encoder states [B, S, D]."""
