@@ -308,7 +308,7 @@ class KeepColumns(nn.Module):
 
     def __init__(self, inner: Activation, columns: Sequence[int] | Tensor) -> None:
         super().__init__()
-        numbers = torch.as_tensor(columns, dtype=torch.int64).cpu().sort().values
+        numbers = torch.as_tensor(columns, dtype=torch.int64).sort().values
         if len(numbers) and (int(numbers[0]) < 0 or not bool((numbers.diff() > 0).all())):
             raise QuantError(
                 f"columns={numbers.tolist()} in KeepColumns are not different numbers >= 0. Name each input "

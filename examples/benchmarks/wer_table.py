@@ -2,9 +2,11 @@
 
     python examples/benchmarks/wer_table.py --model whisper-tiny.en --test TEST.jsonl --calib CALIB.jsonl ...
 
-Calibration and test recordings must be different ones. Each cell is written to out/wer_table as soon as it
-is measured, and each finished block of a quantization too, so an interrupted run goes on where it stopped;
-remove the folder to measure again. `--only awq,gptq` and `--configs w4a16,w4a8` select cells.
+Recordings that calibrate are left out of the test, so both may name the same manifests: with `--every 2`
+every other clip calibrates. A source is the folder of a manifest; several are scored each and together. Each
+cell is written to out/wer_table as soon as it is measured, and each finished block of a quantization too, so
+an interrupted run goes on where it stopped; remove the folder to measure again. `--only awq,gptq` and
+`--configs w4a16,w4a8` select cells.
 
 One quantized model serves both input widths of its row: its weights are fitted with float inputs, and 8-bit
 per-token inputs are then switched on. OmniQuant learns scales for rounded inputs: its a8 cells are fitted
@@ -26,16 +28,20 @@ import torch
 
 import qlib
 from qlib.activation import KeepColumns
+from qlib.asr.datasets import require_text
+from qlib.asr.wer import score
 from qlib.report import align
 
 CONFIGS = ("w8a8", "w4a16", "w4a8", "w3a16", "w3a8", "w2a16")
+TOGETHER = "all"
 Row = tuple[list[Any], int]  # methods, and columns in a group
+Sources = dict[str, list[qlib.Utterance]]
 
 
 def recipes(bits: int, group: int) -> dict[str, Row]:
     """Return how each method is used at a width."""
     damping = {8: 0.01, 4: 0.1}.get(bits, 0.3)
-    order: Any = "static" if bits > 3 else "dynamic"
+    order: Any = "static" if bits == 8 else "dynamic"
     gptq = qlib.GPTQ(damping=damping, act_order=order, fit="mse" if bits < 8 else "minmax")
     awq = qlib.AWQ(clip=bits < 8)
     return {
@@ -56,9 +62,10 @@ def recipes(bits: int, group: int) -> dict[str, Row]:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    model = qlib.load_model(options.model)
-    test = qlib.read_manifest(options.test)
+    torch.backends.cudnn.allow_tf32 = False  # float32 convolutions, as on the CPU
+    model = qlib.load_model(options.model, device=options.device)
     calib = [each for manifest in options.calib for each in qlib.read_manifest(manifest)][:: options.every]
+    test = read_test(options.test, {each.audio.resolve() for each in calib})
     folder = options.out / options.model
     cells = load(folder / "wer.json")
     if "float" not in cells:
@@ -86,8 +93,20 @@ def main() -> None:
                 round_inputs(result.model, 8 if config.endswith("a8") else None)
                 measure(cells, f"{name} {config}", result.model, test, folder, result.report)
             shutil.rmtree(work)
-    print(f"{options.model}, {len(test)} test clips, {len(calib)} calibration clips, g{options.group}\n")
-    print(table(cells))
+    print(f"{options.model}, {len(calib)} calibration clips, g{options.group}")
+    for source in cells["float"]["wer"]:
+        print(f"\n{source}, {result_of(cells['float'], source).utterances} clips\n\n{table(cells, source)}")
+
+
+def read_test(manifests: Sequence[Path], calibrates: set[Path]) -> Sources:
+    """Return the test recordings of each source, without those that calibrate."""
+    sources = {
+        manifest.parent.name: [
+            each for each in qlib.read_manifest(manifest) if each.audio.resolve() not in calibrates
+        ]
+        for manifest in manifests
+    }
+    return {source: utterances for source, utterances in sources.items() if utterances}
 
 
 def rows(options: argparse.Namespace) -> Iterator[tuple[int, str, list[Any], int]]:
@@ -111,15 +130,15 @@ def measure(
     cells: dict[str, Any],
     name: str,
     model: Any,
-    test: Sequence[qlib.Utterance],
+    test: Sources,
     folder: Path,
     report: qlib.QuantReport | None = None,
 ) -> None:
     """Evaluate one cell and keep it."""
     started = time.perf_counter()
-    wer = qlib.evaluate_wer(model, test)
+    wer = evaluate(model, test)
     cells[name] = {
-        "wer": asdict(wer),
+        "wer": {source: asdict(result) for source, result in wer.items()},
         "bits": None if report is None else report.bits_per_weight,
         "fit_seconds": None if report is None else report.seconds,
         "test_seconds": time.perf_counter() - started,
@@ -128,7 +147,19 @@ def measure(
     fresh = folder / ".wer.partial"
     fresh.write_text(json.dumps(cells))
     fresh.replace(folder / "wer.json")
-    print(f"{name}: {wer.wer:.2f}", flush=True)
+    print(f"{name}: {', '.join(f'{source} {result.wer:.2f}' for source, result in wer.items())}", flush=True)
+
+
+def evaluate(model: Any, test: Sources) -> dict[str, qlib.WerResult]:
+    """Return the word error rate of each source, and of all together where there are several."""
+    together = [each for utterances in test.values() for each in utterances]
+    heard = iter(qlib.transcribe(model, together))
+    texts = {source: [next(heard).text for _ in utterances] for source, utterances in test.items()}
+    results = {source: score(require_text(test[source]), texts[source]) for source in test}
+    if len(test) > 1:
+        every = [text for source in test for text in texts[source]]
+        results[TOGETHER] = score(require_text(together), every)
+    return results
 
 
 def load(store: Path) -> dict[str, Any]:
@@ -136,17 +167,19 @@ def load(store: Path) -> dict[str, Any]:
     return json.loads(store.read_text()) if store.is_file() else {}
 
 
-def result_of(cell: dict[str, Any]) -> qlib.WerResult:
-    """Return a cell's word error rate."""
-    return qlib.WerResult(**{k: tuple(v) if isinstance(v, list) else v for k, v in cell["wer"].items()})
+def result_of(cell: dict[str, Any], source: str) -> qlib.WerResult:
+    """Return a cell's word error rate on one source."""
+    stored = cell["wer"][source]
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return qlib.WerResult(**values)
 
 
-def table(cells: dict[str, Any]) -> str:
-    """Return all cells: error rate, bits a weight, difference to float with its interval."""
-    lines = [("", "WER %", "sub", "del", "ins", "bits", "minus float", "95 %")]
-    reference = result_of(cells["float"])
+def table(cells: dict[str, Any], source: str) -> str:
+    """Return all cells on one source: error rate, bits a weight, difference to float with its interval."""
+    lines: list[tuple[str, ...]] = [("", "WER %", "sub", "del", "ins", "bits", "minus float", "95 %")]
+    reference = result_of(cells["float"], source)
     for name, cell in cells.items():
-        wer = result_of(cell)
+        wer = result_of(cell, source)
         paired = qlib.compare(reference, wer)
         low, high = paired.interval
         counts = map(str, (wer.substitutions, wer.deletions, wer.insertions))
@@ -161,13 +194,14 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="whisper-tiny.en")
-    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--test", type=Path, nargs="+", required=True)
     parser.add_argument("--calib", type=Path, nargs="+", required=True)
     parser.add_argument("--every", type=int, default=1, help="take one calibration clip in so many")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(recipes(4, 64)))
     parser.add_argument("--configs", type=lambda text: text.split(","), default=list(CONFIGS))
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out") / "wer_table")
     return parser.parse_args()
 

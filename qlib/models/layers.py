@@ -165,7 +165,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
     rows = queries.view(batch, new, shared, -1, channels).permute(0, 2, 3, 1, 4)  # [B, G, R, T, C]
     rows = rows.reshape(batch, shared, -1, channels)
     mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
-    return mixed.view(batch, heads, new, channels).transpose(1, 2).reshape(batch, new, -1)
+    return mixed.reshape(batch, heads, new, channels).transpose(1, 2).reshape(batch, new, -1)
 
 
 @dataclass(frozen=True)
