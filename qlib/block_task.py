@@ -63,8 +63,7 @@ def block_task(  # noqa: PLR0913  (what one visit of a block knows)
     def output(parameters: Mapping[str, Tensor], sample: int) -> Tensor:
         swapped = {f"block{name.removeprefix(block)}": value for name, value in {**own, **parameters}.items()}
         with rounded_inputs(rounded, activation or nn.Identity()):
-            hidden = functional_call(runner, swapped, (inputs[sample], batches[sample]))
-        return hidden[valid[sample]]  # type: ignore[no-any-return]
+            return functional_call(runner, swapped, (inputs[sample], batches[sample]))  # type: ignore[no-any-return]
 
     own = {f"{block}.{name}": value.detach() for name, value in module.named_parameters()}
     return BlockTask(
@@ -118,7 +117,7 @@ class _Runner(nn.Module):
         self.block = block
 
     def forward(self, hidden: Tensor, batch: Any) -> Tensor:
-        return self.stage.run(self.block, hidden, batch)
+        return self.stage.counted(self.block, hidden, batch)
 
 
 def _inside(group: LayerGroup, block: str, layers: Sequence[str]) -> bool:

@@ -99,7 +99,7 @@ class Visit:
             unseen = set(modules)
 
             def check(layer: str, inputs: Tensor, batch: Any = batch, unseen: set[str] = unseen) -> None:
-                rows = inputs[self.stage.valid(batch, source[layer])]
+                rows = self.stage.seen(inputs, batch, source[layer])
                 if not rows.isfinite().all():
                     raise QuantError(
                         f"The input of {layer} is not finite for {batch.where}: "
@@ -112,7 +112,7 @@ class Visit:
                     raise _AllSeen  # the last layer's own product, a fifth of the block, is not needed
 
             with torch.no_grad(), suppress(_AllSeen), watch_inputs(modules, check):
-                self.stage.run(self.block, hidden, batch)
+                self.stage.counted(self.block, hidden, batch)
 
 
 class _AllSeen(Exception):  # noqa: N818  (not an error: it ends a pass)

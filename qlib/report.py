@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -125,7 +124,6 @@ def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
 
     |X D^T|^2 = trace(D X^T X D^T), so no input has to be kept.
     """
-    size = torch.einsum("oi,ij,oj->", weight.double(), hessian, weight.double())
-    delta = weight.double() - values.double()
-    error = torch.einsum("oi,ij,oj->", delta, hessian, delta)
+    before, after = weight.detach().double(), values.detach().double()
+    size, error = (((each @ hessian) * each).sum() for each in (before, before - after))
     return float((error / size).clamp(min=0).sqrt()) if size > 0 else 0.0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache, drop_row
 from qlib.models.packed import pack_linears
-from qlib.models.structure import Model, Source
+from qlib.models.structure import Model, Source, Stage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -120,7 +120,7 @@ class Encoder(Protocol):
         ...
 
 
-class SpeechEncoderStage:
+class SpeechEncoderStage(Stage):
     """An encoder as a chain of blocks; a family adds how one block is run."""
 
     name = "encoder"
@@ -144,7 +144,7 @@ class SpeechEncoderStage:
         return batch.frame_mask
 
 
-class SpeechDecoderStage:
+class SpeechDecoderStage(Stage):
     """A decoder as a chain of blocks, fed with transcripts and the encoder's output.
 
     A family adds how tokens enter and how one block is run.

@@ -105,8 +105,16 @@ class Stage(Protocol):
         ...
 
     def valid(self, batch: Any, source: Source) -> Tensor:
-        """Return which rows of a stream are data and not padding, bool `[batch, time]`."""
+        """Return which vectors of a stream count in statistics and errors, bool `[batch, time]`."""
         ...
+
+    def counted(self, block: nn.Module, hidden: Tensor, batch: Any) -> Tensor:
+        """Return one block's output where it counts, `[n, width]`; the rest may be left out on the way."""
+        return self.run(block, hidden, batch)[self.valid(batch, "hidden")]
+
+    def seen(self, inputs: Tensor, batch: Any, source: Source) -> Tensor:
+        """Return what counts of the input of a layer, `[n, width]`, while `counted` runs its block."""
+        return inputs[self.valid(batch, source)]
 
 
 class Model(nn.Module):

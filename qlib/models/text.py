@@ -32,7 +32,7 @@ from qlib.models.layers import (
     stable_attention,
 )
 from qlib.models.packed import STABLE_ROWS, PackedLinear, pack_linears, safe_for_all
-from qlib.models.structure import LayerGroup, Model, Source, write_description
+from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
 
@@ -216,7 +216,7 @@ class TextModel(Model):
         return (TextStage(self),)
 
 
-class TextStage:
+class TextStage(Stage):
     """The layers as a chain of blocks, fed with `TextBatch`."""
 
     name = "decoder"

@@ -34,7 +34,7 @@ from qlib.models.speech import (
     causal_mask,
     start_cache,
 )
-from qlib.models.structure import LayerGroup, QueryKey, write_description
+from qlib.models.structure import LayerGroup, QueryKey, Source, write_description
 from qlib.models.tokenizer import Tokenizer
 
 
@@ -175,10 +175,13 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, S, D] -> [B, S, D]."""
+    def forward(self, hidden: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """[B, S, D] -> [B, S, D], or [B, n, D]: only the frames that are `wanted`, bool [S]."""
         x = self.self_attn_layer_norm(hidden)
-        hidden = hidden + self.self_attn(x, *self.self_attn.keys_values(x))
+        keys, values = self.self_attn.keys_values(x)
+        if wanted is not None:
+            hidden, x = hidden[:, wanted], x[:, wanted]
+        hidden = hidden + self.self_attn(x, keys, values)
         x = self.final_layer_norm(hidden)
         return hidden + self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
@@ -396,6 +399,16 @@ class EncoderStage(SpeechEncoderStage):
     def run(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
         """One encoder layer."""
         return block(hidden)  # type: ignore[no-any-return]
+
+    def counted(self, block: nn.Module, hidden: Tensor, batch: SpeechBatch) -> Tensor:
+        """One encoder layer; of a single utterance, only the frames that count: in 5 s of speech 4 in 10."""
+        if len(hidden) > 1:
+            return super().counted(block, hidden, batch)
+        return block(hidden, batch.frame_mask[0])[0]  # type: ignore[no-any-return]
+
+    def seen(self, inputs: Tensor, batch: SpeechBatch, source: Source) -> Tensor:
+        """Return what is left of the input. `k_proj` and `v_proj` see all frames; q stands for the three."""
+        return super().seen(inputs, batch, source) if len(inputs) > 1 else inputs[0]
 
 
 class DecoderStage(SpeechDecoderStage):

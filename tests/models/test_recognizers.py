@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,36 @@ def test_stages_reproduce_the_forward_pass(model: Recognizer, heard: Tensor, tok
     assert batch.features is None, "the encoder's input is not needed any more"
     with pytest.raises(ModelError, match="through the encoder"):
         model.stages()[0].enter(batch)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_counts_is_computed_alone_or_cut_out(
+    model: Recognizer, heard: Tensor, tokens: Tensor, rows: int
+) -> None:
+    """`counted` equals `run` where it counts, and `seen` shows the inputs that a whole pass would show."""
+    frames = torch.arange(FRAMES[type(model)]) % 3 > 0
+    batch = replace(batch_of(model, heard, tokens), features=heard[:rows], tokens=tokens[:rows])
+    batch = replace(batch, frame_mask=frames.repeat(rows, 1), token_mask=batch.token_mask[:rows])
+    sources = {group.layers[0]: group.source for group in model.groups()}
+    for stage in model.stages():
+        hidden = stage.enter(batch)
+        for name in stage.blocks:
+            block = model.get_submodule(name)
+            mine = {layer: source for layer, source in sources.items() if layer.startswith(f"{name}.")}
+            whole: dict[str, Tensor] = {}
+            part: dict[str, Tensor] = {}
+            modules = {layer: model.get_submodule(layer) for layer in mine}
+            with watch_inputs(modules, whole.__setitem__):
+                after = stage.run(block, hidden, batch)
+            with watch_inputs(modules, part.__setitem__):
+                counted = stage.counted(block, hidden, batch)
+            torch.testing.assert_close(counted, after[stage.valid(batch, "hidden")], rtol=0, atol=1e-5)
+            for layer, source in mine.items():
+                expected = whole[layer][stage.valid(batch, source)]
+                found = stage.seen(part[layer], batch, source)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            hidden = after
+        batch = stage.leave(hidden, batch)
 
 
 def test_groups_list_every_linear_once_and_share_their_input(
