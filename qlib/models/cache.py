@@ -1,8 +1,9 @@
 """Key/value cache of one decoding run: allocated once, truncated and shrunk in place.
 
-Shapes: keys and values of a layer are `[rows, heads, capacity, head_width]`; the first `length`
-positions are filled. `rows` counts the sequences still being decoded: a finished one gives its place to
-the last, so the work per step falls as sequences end, and no memory is allocated on the way.
+Shapes: keys and values of a layer are `[rows, heads, capacity, head_width]`, halves of one tensor, so that
+one copy writes both; the first `length` positions are filled. `rows` counts the sequences still being
+decoded: a finished one gives its place to the last, so the work per step falls as sequences end, and no
+memory is allocated on the way.
 """
 
 from __future__ import annotations
@@ -27,56 +28,61 @@ class KVCache:
     """
 
     def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_width: int, like: Tensor):
-        shape = (layers, rows, heads, -(-capacity // LONG_BLOCK) * LONG_BLOCK, head_width)
+        shape = (layers, rows, 2 * heads, -(-capacity // LONG_BLOCK) * LONG_BLOCK, head_width)
         # Positions not yet written are finite: attention may read them under its mask.
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros_like(self.keys)
+        self.both = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.rows = rows
         self.capacity = capacity
         self.length = 0
-        self._layers = self._views()
+        self._views: dict[tuple[int, int, int], list[tuple[Tensor, ...]]] = {}
 
-    def append(
-        self, layer: int, keys: Tensor, values: Tensor, seen: slice | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Write new positions `[rows, heads, new, head_width]` behind the old; return all of this layer's.
+    def append(self, layer: int, new: Tensor, seen: slice | None = None) -> tuple[Tensor, Tensor]:
+        """Write new positions behind the old; return all keys and all values of this layer.
 
-        `seen` are the positions to return instead; it may reach up to the next multiple of `LONG_BLOCK`. The
-        length moves on with `advance`, once all the layers have written.
+        `new` `[rows, new, 2 heads, head_width]` holds keys beside values. `seen` are the positions to return
+        instead of all; it may reach up to the next multiple of `LONG_BLOCK`. The length moves on with
+        `advance`, once all the layers have written.
         """
-        end = self.length + keys.shape[2]
+        end = self.length + new.shape[1]
         if end > self.capacity:
             raise ModelError(
                 f"The key/value cache holds {self.capacity} positions and {end} are needed. "
                 "Ask for fewer new tokens, or allocate a larger cache."
             )
-        all_keys, all_values = self._layers[layer]
-        all_keys.narrow(2, self.length, keys.shape[2]).copy_(keys)
-        all_values.narrow(2, self.length, keys.shape[2]).copy_(values)
-        seen = slice(end) if seen is None else seen
-        return all_keys[:, :, seen], all_values[:, :, seen]
+        first, last = (0, end) if seen is None else (seen.start, seen.stop)
+        views = self._views.get((end, first, last))
+        if views is None:  # once a pass: to slice takes as long as to write
+            views = self._views[end, first, last] = self._slice(end, first, last)
+        place, keys, values = views[layer]
+        place.copy_(new)
+        return keys, values
+
+    def _slice(self, end: int, first: int, last: int) -> list[tuple[Tensor, ...]]:
+        """Return for each layer the place of what is new, and the keys and values that are read."""
+        kept = self.both[:, : self.rows]
+        places = kept[:, :, :, self.length : end].transpose(2, 3)
+        keys, values = kept[:, :, :, first:last].chunk(2, 2)
+        return list(zip(places.unbind(), keys.unbind(), values.unbind(), strict=True))
 
     def advance(self, new: int) -> None:
         """Count `new` positions as written."""
-        self.length += new
+        self._set(self.length + new)
 
     def truncate(self, length: int) -> None:
         """Forget every position from `length` on, as after rejected draft tokens."""
         if not 0 <= length <= self.length:
             raise ModelError(f"Cannot truncate a cache of {self.length} positions to {length}.")
-        self.length = length
+        self._set(length)
 
     def drop(self, row: int) -> None:
         """Remove one sequence: the last row moves into its place."""
-        drop_row(self.keys, row, self.rows)
-        drop_row(self.values, row, self.rows)
+        drop_row(self.both, row, self.rows)
         self.rows -= 1
-        self._layers = self._views()
+        self._views.clear()
 
-    def _views(self) -> list[tuple[Tensor, Tensor]]:
-        """Return keys and values of each layer, without the rows that were dropped: slicing takes time."""
-        kept = self.keys[:, : self.rows], self.values[:, : self.rows]
-        return list(zip(*(each.unbind() for each in kept), strict=True))
+    def _set(self, length: int) -> None:
+        self.length = length
+        self._views.clear()
 
 
 def drop_row(stacked: Tensor, row: int, rows: int) -> None:

@@ -193,9 +193,9 @@ class Gemma3(TextModel):
 
     def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand, for both kinds of layers."""
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        heads = self.config.num_attention_heads, self.config.num_key_value_heads
         return {
-            kind: make_reach(rotary, start, new, hidden, groups, window, stable=stable)
+            kind: make_reach(rotary, start, new, hidden, heads, window, stable=stable)
             for kind, (rotary, window) in self.rotary.items()
         }
 

@@ -155,8 +155,8 @@ class Llama(TextModel):
 
     def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
         """Return where `new` tokens behind `start` others stand: all layers see the whole text."""
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        return {FULL: make_reach(self.rotary, start, new, hidden, groups, stable=stable)}
+        heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        return {FULL: make_reach(self.rotary, start, new, hidden, heads, stable=stable)}
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use.

@@ -285,7 +285,7 @@ class DecoderLayer(nn.Module):
         x = self.input_layernorm(hidden)
         keys, values = self.self_attn.keys_values(x, angles)
         if cache is not None:
-            keys, values = cache.append(layer, keys, values)
+            keys, values = cache.append(layer, torch.cat((keys, values), 1).transpose(1, 2))
         hidden = hidden + self.self_attn(x, keys, values, mask, angles)
         hidden = hidden + self.encoder_attn(self.post_attention_layernorm(hidden), *cross)
         return hidden + self.mlp(self.final_layernorm(hidden))  # type: ignore[no-any-return]

@@ -126,6 +126,4 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     >>> rotate(torch.tensor([[[[3.0, 5.0]]]]), *quarter_turn).flatten().tolist()
     [-5.0, 3.0]
     """
-    half = heads.shape[-1] // 2
-    first, second = heads.split_with_sizes((half, half), -1)
-    return torch.addcmul(heads * cos, torch.cat((second, first), -1), sin)
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)

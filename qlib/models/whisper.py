@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -212,7 +213,7 @@ class DecoderLayer(nn.Module):
         x = self.self_attn_layer_norm(hidden)
         keys, values = self.self_attn.keys_values(x)
         if cache is not None:
-            keys, values = cache.append(layer, keys, values)
+            keys, values = cache.append(layer, torch.cat((keys, values), 1).transpose(1, 2))
         hidden = hidden + self.self_attn(x, keys, values, mask)
         hidden = hidden + self.encoder_attn(self.encoder_attn_layer_norm(hidden), *cross)
         x = self.final_layer_norm(hidden)

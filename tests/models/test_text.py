@@ -130,7 +130,7 @@ def test_saved_folder_gives_the_same_model(model: TextModel, tokens: Tensor, tmp
 def test_half_precision_attends_in_float32_and_stays_close(model: TextModel, tokens: Tensor) -> None:
     half = copy.deepcopy(model).bfloat16()
     cache = half.start(rows=3, capacity=LENGTH)
-    assert cache.keys.dtype == torch.float32
+    assert cache.both.dtype == torch.float32
     found = half.logits(torch.cat([half.decode(part, cache) for part in tokens.split([9, 1, 7], 1)], 1))
     assert found.dtype == torch.bfloat16
     expected = model(tokens)
