@@ -10,6 +10,9 @@ beforehand 6 rows cost little more than 1, and layers that read the same input b
     reordered  the weight in the layout of oneDNN's kernels, in float32, or bfloat16 where the CPU has it
     plain      `F.linear`, everywhere else: other devices and dtypes, a torch without those operators
 
+A CPU without bfloat16 arithmetic multiplies in float32 (`arithmetic_dtype`). A product's result has the dtype
+of its input, so inputs in float32 are not rounded on the way.
+
 **Row-stable**: a row's result is bitwise the same, however many rows stand beside it. Kernels are not:
 they treat the last one or two rows of an odd number in another way. So it is measured which numbers of rows
 agree (`safe_counts`), and others are filled up to the next of them. Any kernel agrees with itself at 16 rows.
@@ -168,9 +171,10 @@ def safe_rows(
     weight[:, :half] = (16 * torch.randn(outputs, half, generator=source)).round() * 2.0**sizes
     weight[:, half : 2 * half] = -weight[:, :half]
     x[:, :half] = x[:, half : 2 * half] = torch.randn(STABLE_ROWS, half, generator=source)
-    product = pack(weight.to(device, dtype), None)
+    weight = weight.to(device, dtype)
+    product = pack(weight, None)
     assert product is not None  # the layer in question was packed in this way
-    x = x.to(device, dtype)
+    x = x.to(device, arithmetic_dtype(weight))
     return safe_counts(lambda start, stop: product(x[start:stop]))
 
 
@@ -194,7 +198,7 @@ def half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
     dtype = weight.dtype
     if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
-    if dtype == torch.bfloat16 and _can_reorder(dtype):
+    if arithmetic_dtype(weight) != torch.float32:
         return None  # the CPU has bfloat16 arithmetic, and its kernels are faster
     operators = _half_operators(weight.numel() >= SHARED_FROM and torch.get_num_threads() > 1)
     if operators is None or not torch.equal(weight.half().to(dtype), weight):
@@ -203,34 +207,39 @@ def half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
     packed = pack(weight.float(), None if bias is None else bias.float())
     if dtype == torch.float32:
         return lambda x: multiply(x, packed)
-    return lambda x: multiply(x.float(), packed).to(dtype)
+    return lambda x: multiply(x.float(), packed).to(x.dtype)
 
 
 def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """Return x W^T + b with the weight in oneDNN's layout; it takes little time to make.
-
-    bfloat16 goes by way of float32 where the CPU has no arithmetic for it.
-    """
-    dtype = weight.dtype
-    narrow = dtype == torch.bfloat16 and not _can_reorder(dtype)
-    wide = torch.float32 if narrow else dtype
+    """Return x W^T + b with the weight in oneDNN's layout; it takes little time to make."""
+    wide = arithmetic_dtype(weight)
     if weight.device.type != "cpu" or not _can_reorder(wide):
         return None
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(wide), 8)  # 8: usual rows, a hint
     offset = None if bias is None else bias.detach().to(wide)
     multiply = torch.ops.mkldnn._linear_pointwise.default._op  # without the wrapper in Python, 10 us a call
     # "none", [], "": no operation fused behind the product.
-    if narrow:
-        return lambda x: multiply(x.float(), packed, offset, "none", [], "").to(dtype)
+    if wide != weight.dtype:
+        return lambda x: multiply(x.to(wide), packed, offset, "none", [], "").to(x.dtype)
     return lambda x: multiply(x, packed, offset, "none", [], "")
 
 
 def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
     """Return x W^T + b by `F.linear`."""
-    return lambda x: F.linear(x, weight, bias)
+    wide = arithmetic_dtype(weight)
+    weight, offset = weight.to(wide), None if bias is None else bias.to(wide)
+    return lambda x: F.linear(x.to(wide), weight, offset).to(x.dtype)
 
 
 # --- probes
+
+
+def arithmetic_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype in which a packed weight is multiplied: its own, if the processor can."""
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not _can_reorder(weight.dtype):
+        return torch.float32
+    return weight.dtype
+
 
 # Pack a weight and a bias; multiply by what that gives.
 Operators = tuple[Callable[[Tensor, "Tensor | None"], Any], Callable[[Tensor, Any], Tensor]]

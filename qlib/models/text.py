@@ -31,7 +31,7 @@ from qlib.models.layers import (
     embedding,
     stable_attention,
 )
-from qlib.models.packed import STABLE_ROWS, PackedLinear, pack_linears, safe_for_all
+from qlib.models.packed import STABLE_ROWS, PackedLinear, arithmetic_dtype, pack_linears, safe_for_all
 from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
@@ -99,6 +99,7 @@ class TextModel(Model):
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
         self._stable: Stable | None = None
+        self._activations: torch.dtype | None = None  # of hidden states, where it is not the weights'
         self.tie()
 
     def save_description(self, folder: Path) -> None:
@@ -123,6 +124,12 @@ class TextModel(Model):
             Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
             are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
             single token some percent slower.
+
+        Notes
+        -----
+        In bfloat16 on a CPU without arithmetic for it, hidden states and logits are float32 from here on: to
+        round them at every layer would take time and make them worse. (Not where a layer that rounds its
+        input stays as it is.)
         """
         self.require_unpacked("packed once more")
         for module in list(self.model.modules()):
@@ -132,6 +139,8 @@ class TextModel(Model):
                 module.pack()
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
+        if all(isinstance(each, PackedLinear) or not hasattr(each, "in_features") for each in self.modules()):
+            self._activations = arithmetic_dtype(self.model.embed_tokens.weight)
         if stable:
             self._stable = self._find_stable()
         return self
@@ -196,6 +205,8 @@ class TextModel(Model):
         fill = 0 if stable is None else stable.tokens[new] - new
         # Tokens that fill up are computed and thrown away.
         hidden = self.embed(F.pad(tokens, (0, fill)) if fill else tokens)
+        if self._activations is not None:
+            hidden = hidden.to(self._activations)
         reach = self.reach(start, new, hidden, stable)
         for i, layer in enumerate(self.model.layers):
             hidden = layer(hidden, reach, cache, i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,29 @@ class TestModels:
                     model.decode(new[:, :start], cache)
                 found = model.logits(model.decode(new[:, start:stop], cache))
                 assert torch.equal(found, whole[:, start:stop]), (start, stop)
+
+    @torch.inference_mode()
+    def test_bfloat16_is_computed_in_float32_where_the_processor_has_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The result is that of the same weights in float32, to its precision."""
+        monkeypatch.setattr(packed, "_can_reorder", lambda dtype: dtype == torch.float32)
+        narrow = tiny_llama(seed=3).bfloat16().eval()
+        expected = copy.deepcopy(narrow).float()(tokens := torch.arange(3, 20)[None])
+        for pack in (half_product, reordered_product, plain_product):
+            found = pack(short(10, 4, torch.bfloat16), None)
+            assert found is not None and found(torch.ones(2, 4)).dtype == torch.float32
+            assert found(torch.ones(2, 4).bfloat16()).dtype == torch.bfloat16
+        logits = narrow.pack()(tokens)
+        assert logits.dtype == torch.float32
+        assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+    @torch.inference_mode()
+    def test_rounded_inputs_keep_bfloat16(self) -> None:
+        model = tiny_llama(seed=3).bfloat16().eval()
+        result = qlib.quantize(model, weight=qlib.Grid(4), activation=qlib.PerToken(8), progress=False)
+        assert isinstance(result.model, TextModel)
+        assert result.model.pack()(torch.arange(3, 20)[None]).dtype == torch.bfloat16
 
     @torch.inference_mode()
     def test_unstable_packing_reads_the_keys_there_are(self) -> None:
