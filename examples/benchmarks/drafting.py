@@ -46,8 +46,8 @@ SETTINGS: list[tuple[int, int, Literal["lfu", "lru"]]] = [  # draft tokens, entr
 def lossless(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool:
     """Print how many answers are those of the target alone, file by file; return whether all are."""
     target, draft = models(options)
-    target.pack()
-    draft.pack(stable=False)
+    target.pack(stable=True)
+    draft.pack()
     decoders = itertools.cycle(
         draftlib.SpeculativeDecoder(
             target,
@@ -127,8 +127,7 @@ class Drafting:
         k, threshold = options.length, options.confidence
         length = draftlib.Confidence(threshold, k) if threshold else draftlib.FixedLength(k)
         self.decoder = draftlib.SpeculativeDecoder(target, draft, cache=draftlib.NGramCache(), length=length)
-        fast = target.packed_copy(stable=False)
-        self.not_stable = draftlib.SpeculativeDecoder(fast, draft, cache=None)
+        self.not_stable = target.packed_copy()
         self.tokens = options.tokens
         self.total = Stats()
 
@@ -136,9 +135,19 @@ class Drafting:
         """Answer by the target alone."""
         return len(self.decoder.generate_target_only(prompt, max_new_tokens=self.tokens).tokens)
 
+    @torch.inference_mode()
     def plain_not_stable(self, prompt: str) -> int:
-        """Answer by the target alone, packed for speed only."""
-        return len(self.not_stable.generate_target_only(prompt, max_new_tokens=self.tokens).tokens)
+        """Answer by the target alone, packed for speed only: what row stability costs."""
+        model = self.not_stable
+        assert model.tokenizer is not None and model.chat is not None
+        tokens = torch.tensor([model.tokenizer.encode(model.chat.prompt(prompt))])
+        cache = model.start(capacity=tokens.shape[1] + self.tokens)
+        count, token = 0, -1
+        while count < self.tokens and token not in model.generation.eos:
+            token = int(model.logits(model.decode(tokens, cache)[0, -1]).argmax())
+            tokens = torch.tensor([[token]])
+            count += 1
+        return count
 
     def draft(self, prompt: str) -> int:
         """Answer by drafting."""

@@ -115,7 +115,7 @@ class TextModel(Model):
         """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
         raise NotImplementedError
 
-    def pack(self, *, stable: bool = True) -> Self:
+    def pack(self, *, stable: bool = False) -> Self:
         """Lay all linear layers out for inference, in place; see `Model.pack`.
 
         Parameters
@@ -123,7 +123,7 @@ class TextModel(Model):
         stable : bool
             Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
             are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
-            single token some percent slower.
+            single token 10 to 20 % slower.
 
         Notes
         -----
@@ -145,6 +145,11 @@ class TextModel(Model):
             self._stable = self._find_stable()
         return self
 
+    @property
+    def stable(self) -> bool:
+        """Whether a token's bits do not depend on what is computed beside it; see `pack`."""
+        return self._stable is not None
+
     def _find_stable(self) -> Stable:
         """Return with how many tokens and keys all products and attentions of this model are row-stable."""
         modules, weight = list(self.model.layers.modules()), self.model.embed_tokens.weight
@@ -158,7 +163,7 @@ class TextModel(Model):
             safe_for_all([each.blocks for each in found]),
         )
 
-    def packed_copy(self, *, stable: bool = True) -> Self:
+    def packed_copy(self, *, stable: bool = False) -> Self:
         """Return a packed copy that shares tokenizer, embedding and norms with this model; see `pack`."""
         self.require_unpacked("packed once more")
         shared = [*self.parameters(), *self.buffers(), self.tokenizer]

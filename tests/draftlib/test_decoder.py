@@ -446,6 +446,13 @@ def test_a_length_of_one_s_own_is_checked() -> None:
         SpeculativeDecoder(TARGET, DRAFT, length=Never())
 
 
+def test_a_target_whose_rows_depend_on_one_another_is_refused() -> None:
+    with pytest.raises(DraftError, match=r"packed for speed only.* pack\(stable=True\)"):
+        SpeculativeDecoder(target_model().pack(), DRAFT)
+    assert SpeculativeDecoder(target_model().pack(stable=True), DRAFT).target.stable
+    assert SpeculativeDecoder(TARGET, DRAFT).target.stable
+
+
 def test_a_cache_of_another_pair_is_refused() -> None:
     ngrams = NGramCache()
     SpeculativeDecoder(TARGET, DRAFT, cache=ngrams)
