@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import qlib
 from draftlib import NGramCache, SpeculativeDecoder
 from qlib.asr.datasets import Utterance
 from qlib.models import load_model
-from qlib.models.llama import Llama
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper, write_folder
 
@@ -140,23 +138,3 @@ def test_packing_changes_nothing(new: Any) -> None:
     tokens = torch.arange(12, device=DEVICE)[None] % 7
     with torch.no_grad():
         torch.testing.assert_close(packed(tokens), model(tokens), rtol=0, atol=1e-12)
-
-
-def test_a_drafter_is_trained(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "examples" / "train_drafter.py"
-    spec = importlib.util.spec_from_file_location("train_drafter_on_cuda", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    text = tmp_path / "cats.txt"
-    text.write_text("the cat sat on the mat and the dog sat on the cat. <|endoftext|>" * 200)
-    sizes = "--vocabulary=290 --layers=2 --width=32 --heads=2 --feed-forward=64 --context=16 --batch=8"
-    steps = "--steps=40 --warmup=4 --learning-rate=0.02 --every=10"
-    out = tmp_path / "drafter"
-    assert module.main([str(text), f"--out={out}", f"--device={DEVICE}", *sizes.split(), *steps.split()]) == 0
-    saved = torch.load(out / "training" / "checkpoint.pt", map_location="cpu")
-    assert saved["step"] == 40 and saved["loss"] < 2.5
-    assert isinstance(load_model(out, device=DEVICE), Llama)

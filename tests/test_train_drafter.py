@@ -70,6 +70,16 @@ def test_it_learns(trained: Path) -> None:
     assert saved["loss"] < 0.4 * math.log(290)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_it_learns_on_a_cuda_device(text: Path) -> None:
+    out = text.parent / "drafter-cuda"
+    assert train(out, text, device="cuda") == 0
+    saved = torch.load(out / "training" / "checkpoint.pt", map_location="cpu")
+    assert saved["step"] == 40 and saved["loss"] < 0.5 * math.log(290)
+    assert isinstance(load_model(out, device="cuda"), Llama)
+
+
 def test_the_folder_loads_and_writes_text_of_its_kind(trained: Path) -> None:
     model = load_model(trained)
     assert isinstance(model, Llama) and model.tokenizer is not None and model.chat is None
