@@ -167,7 +167,7 @@ def gram(rows: Tensor) -> Tensor:
     Only blocks on and below the diagonal are multiplied; the others are their mirror images.
     """
     width = rows.shape[1]
-    step = max(256, -(-width // 4))
+    step = max(128, -(-width // 16))
     product = rows.new_empty(width, width)
     for start in range(0, width, step):
         stop = min(start + step, width)
@@ -191,7 +191,9 @@ def walk(model: Model, batches: Sequence[Any], original: Model | None = None) ->
     """
     now = _Stream(model, batches)
     past = None if original is None else _Stream(original, batches)
-    for number, stage in enumerate(model.stages()):
+    stages = model.stages()
+    last = stages[-1].blocks[-1]
+    for number, stage in enumerate(stages):
         for stream in filter(None, (now, past)):
             stream.enter(number)
         for name in stage.blocks:
@@ -201,7 +203,8 @@ def walk(model: Model, batches: Sequence[Any], original: Model | None = None) ->
                 past.run(name)
                 visit.targets = list(past.hidden)
             yield visit
-            now.run(name)
+            if name != last:  # nothing reads what that one writes
+                now.run(name)
         for stream in filter(None, (now, past)):
             stream.leave()
 
