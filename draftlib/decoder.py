@@ -151,13 +151,13 @@ class SpeculativeDecoder:
                 f"length: drafts of {length.max_tokens} tokens do not fit into the draft model's "
                 f"{draft.config.max_position_embeddings} positions. Draft fewer."
             )
-        # The drafter may see other bits beside other rows; nothing depends on what it says.
         if target.packed and not target.stable:
             raise DraftError(
                 "The target is packed for speed only: a token's logits may differ in the last bits with the "
                 "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
             )
         self.target = target if target.packed else target.packed_copy(stable=True)
+        # The drafter may see other bits beside other rows; nothing depends on what it says.
         self.draft = draft if draft.packed else draft.packed_copy()
         self.vocabulary = VocabularyMap.of(tokenizers[1], tokenizers[0])
         log.info("%s", self.vocabulary)

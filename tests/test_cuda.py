@@ -125,7 +125,7 @@ def test_drafting_writes_what_the_cpu_writes(verify: Any, options: dict[str, Any
             for prompt in ("the heat at a", "a tea")
         ]
         alone = decoder.generate_target_only("a tea", max_new_tokens=24, **options).text
-        assert verify in ("path-revealed", "point mass", "ratio") or texts[1] == alone
+        assert verify != "exact" or texts[1] == alone
         return texts
 
     assert write("cpu") == write(DEVICE)
