@@ -178,7 +178,7 @@ def propose(
 
 
 def _probability(logits: Tensor, token: int) -> float:
-    return math.exp(float(logits[token]) - float(logits.logsumexp(-1)))
+    return float(logits.softmax(-1)[token])
 
 
 def draw_greedy(logprobs: Tensor, drafted: Sequence[int]) -> int:

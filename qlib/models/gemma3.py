@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
+from qlib.models.packed_layer import PackedLayer
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
@@ -163,6 +164,12 @@ class Gemma3Layer(nn.Module):
         hidden = hidden + self.post_attention_layernorm(x)
         x = self.mlp(self.pre_feedforward_layernorm(hidden))
         return hidden + self.post_feedforward_layernorm(x)  # type: ignore[no-any-return]
+
+    def pack(self, stable: bool) -> PackedLayer:
+        """Return this layer for inference."""
+        norms = self.input_layernorm, self.pre_feedforward_layernorm
+        behind = self.post_attention_layernorm, self.post_feedforward_layernorm
+        return PackedLayer(self.kind, self.self_attn, self.mlp, norms, behind, stable=stable)
 
 
 class Gemma3(TextModel):

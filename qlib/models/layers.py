@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlib.models.cache import LONG_BLOCK, KVCache
-from qlib.models.packed import STABLE_ROWS, next_of, pack_linears, safe_counts, safe_for_all
+from qlib.models.packed import STABLE_ROWS, next_of, safe_counts, safe_for_all
 from qlib.models.rotary import Rope, Rotary, rotate
 
 KEY_BLOCK = 64  # lengths of keys are multiples of it, where rows are to be stable
@@ -66,7 +66,6 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
-        self._packed: tuple[Tensor, Tensor] | None = None
 
     def gain(self) -> Tensor:
         """Return the factor of each channel, [width]."""
@@ -74,21 +73,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        if self._packed is None:
-            return F.rms_norm(x, self.weight.shape, self.gain(), self.eps)
-        # The same in fewer operations: sqrt(D) x / sqrt(|x|^2 + D eps). Each of them rounds correctly, or is
-        # a sum over one row, so that a row's result does not depend on the others.
-        gain, floor = self._packed
-        wide = x.to(gain.dtype)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        normed: Tensor = wide / length.mul_(length).add_(floor).sqrt_()
-        return normed.mul_(gain).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.gain(), self.eps)
 
-    def pack(self) -> None:
-        """Prepare for inference."""
-        gain, width = self.gain().detach(), len(self.weight)
-        gain = gain.to(torch.promote_types(gain.dtype, torch.float32)) * width**0.5
-        self._packed = gain, gain.new_tensor(width * self.eps)  # adding a number instead takes 5 us more
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x.to(dtype)`, which takes as long as a small operation even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -188,6 +178,23 @@ class AttentionShape:
     o_bias: bool = False
 
 
+def look_back(
+    every: Tensor, shape: AttentionShape, reach: Reach, cache: KVCache | None = None, layer: int = 0
+) -> Tensor:
+    """Return what each token takes from those before it, [B, T, H C], in the dtype of `reach`.
+
+    `every` [B, T, H + 2 G, C]: queries, keys and values side by side, not rotated. With a cache the tokens
+    stand behind those in it.
+    """
+    every = rotate(cast(every, reach.cos.dtype), reach.cos, reach.sin)
+    q, new = every.split_with_sizes((shape.heads, 2 * shape.kv_heads), 2)
+    if cache is None:
+        keys, values = new[:, reach.keys].transpose(1, 2).chunk(2, 1)  # [B, G, T, C]
+    else:
+        keys, values = cache.append(layer, new[:, : reach.new], reach.keys)
+    return attend(q, keys, values, reach.mask, shape.scale)
+
+
 @remember
 def stable_attention(shape: AttentionShape, dtype: torch.dtype, device: torch.device, threads: int) -> Stable:
     """Measure at which lengths of keys and numbers of tokens attention gives a token the same bits.
@@ -238,46 +245,25 @@ class Attention(nn.Module):
         Makes the norm of each query's and key's channels (before they are rotated), given their number.
     """
 
-    def __init__(self, shape: AttentionShape, norm: Callable[[int], nn.Module] | None = None):
+    def __init__(self, shape: AttentionShape, norm: Callable[[int], RMSNorm] | None = None):
         super().__init__()
         self.shape = shape
         width, inner, shared = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         self.q_proj = nn.Linear(width, inner, bias=shape.qkv_bias)
         self.k_proj = nn.Linear(width, shared, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(width, shared, bias=shape.qkv_bias)
-        self.o_proj: nn.Module = nn.Linear(inner, width, bias=shape.o_bias)
-        self.qkv_proj: nn.Module | None = None  # the three in one, once packed
+        self.o_proj = nn.Linear(inner, width, bias=shape.o_bias)
         self.q_norm = norm(shape.head_dim) if norm else None
         self.k_norm = norm(shape.head_dim) if norm else None
 
-    def project(self, x: Tensor) -> Tensor:
-        """Return queries, keys and values side by side [B, T, H + 2 G, C]; normed, not rotated."""
-        if self.qkv_proj is None:
-            flat = torch.cat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
-        else:
-            flat = self.qkv_proj(x)
-        every = flat.view(*x.shape[:2], -1, self.shape.head_dim)
-        if self.q_norm is None or self.k_norm is None:
-            return every
-        q, k, v = every.split_with_sizes((self.shape.heads, self.shape.kv_heads, self.shape.kv_heads), 2)
-        return torch.cat((self.q_norm(q), self.k_norm(k), v), 2)
-
     def forward(self, x: Tensor, reach: Reach, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """[B, T, D] -> [B, T, D]; with a cache, behind the tokens in it."""
-        every = rotate(self.project(x).to(reach.cos.dtype), reach.cos, reach.sin)
-        q, new = every.split_with_sizes((self.shape.heads, 2 * self.shape.kv_heads), 2)
-        if cache is None:
-            keys, values = new[:, reach.keys].transpose(1, 2).chunk(2, 1)  # [B, G, T, C]
-        else:
-            keys, values = cache.append(layer, new[:, : reach.new], reach.keys)
-        mixed = attend(q, keys, values, reach.mask, self.shape.scale)
+        heads = *x.shape[:2], -1, self.shape.head_dim
+        q, k, v = (project(x).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed = look_back(torch.cat((q, k, v), 2), self.shape, reach, cache, layer)
         return self.o_proj(mixed.to(x.dtype))  # type: ignore[no-any-return]
-
-    def pack(self, stable: bool) -> None:
-        """Lay the projections out for inference, q, k and v as one."""
-        self.qkv_proj = pack_linears([self.q_proj, self.k_proj, self.v_proj], stable=stable)
-        self.o_proj = pack_linears([self.o_proj], stable=stable)
-        del self.q_proj, self.k_proj, self.v_proj
 
     def value_rows(self) -> tuple[int, ...] | None:
         """Return the output of `v_proj` that each input of `o_proj` comes from; None: the same one."""
@@ -306,20 +292,9 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj: nn.Module = nn.Linear(inner, width, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
         self.activation, self.inner = activation, inner
-        self.gate_up_proj: nn.Module | None = None  # both in one, once packed
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        if self.gate_up_proj is None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
-            gate, up = self.gate_up_proj(x).split_with_sizes((self.inner, self.inner), -1)
-        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]
-
-    def pack(self, stable: bool) -> None:
-        """Lay the projections out for inference, gate and up as one."""
-        self.gate_up_proj = pack_linears([self.gate_proj, self.up_proj], stable=stable)
-        self.down_proj = pack_linears([self.down_proj], stable=stable)
-        del self.gate_proj, self.up_proj
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]

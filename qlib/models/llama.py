@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
+from qlib.models.packed_layer import PackedLayer
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
@@ -133,6 +134,11 @@ class LlamaLayer(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), reach[FULL], cache, layer)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+    def pack(self, stable: bool) -> PackedLayer:
+        """Return this layer for inference."""
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return PackedLayer(FULL, self.self_attn, self.mlp, norms, stable=stable)
 
 
 class Llama(TextModel):

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 Product = Callable[[Tensor], Tensor]  # [rows, inputs] -> [rows, outputs]
 Pack = Callable[[Tensor, "Tensor | None"], "Product | None"]  # of weight and bias; None: not to be had
 STABLE_ROWS = 16  # up to so many rows of one product are row-stable, if asked for
-SHARED_FROM = 1 << 18  # weights of this size are worth sharing out to threads
+SHARED_FROM = 3 << 18  # a smaller weight's product takes less time than handing it to threads
 
 
 class PackedLinear(nn.Module):

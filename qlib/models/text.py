@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from qlib.models.cache import KVCache
 from qlib.models.chat import ChatMarkers
 from qlib.models.layers import (
     Attention,
-    GatedMLP,
     Reach,
     RMSNorm,
     Stable,
@@ -32,6 +31,7 @@ from qlib.models.layers import (
     stable_attention,
 )
 from qlib.models.packed import STABLE_ROWS, PackedLinear, arithmetic_dtype, pack_linears, safe_for_all
+from qlib.models.packed_layer import PackedLayer, PackedNorm
 from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
@@ -52,11 +52,11 @@ class TextBatch:
 class TextCore(nn.Module):
     """Embedding, layers and final norm, so that tensor names match the checkpoints'."""
 
-    def __init__(self, config: TextConfig, layers: Sequence[nn.Module], norm: nn.Module):
+    def __init__(self, config: TextConfig, layers: Sequence[nn.Module], norm: RMSNorm):
         super().__init__()
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)
-        self.norm = norm
+        self.norm: Any = norm  # RMSNorm, or PackedNorm
 
 
 class TextModel(Model):
@@ -132,11 +132,10 @@ class TextModel(Model):
         input stays as it is.)
         """
         self.require_unpacked("packed once more")
-        for module in list(self.model.modules()):
-            if isinstance(module, Attention | GatedMLP):
-                module.pack(stable)
-            elif isinstance(module, RMSNorm):
-                module.pack()
+        core = self.model
+        for i, layer in enumerate(core.layers):
+            core.layers[i] = layer.pack(stable)  # type: ignore[operator]
+        core.norm = PackedNorm(core.norm)
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
         if all(isinstance(each, PackedLinear) or not hasattr(each, "in_features") for each in self.modules()):
@@ -153,7 +152,7 @@ class TextModel(Model):
     def _find_stable(self) -> Stable:
         """Return with how many tokens and keys all products and attentions of this model are row-stable."""
         modules, weight = list(self.model.layers.modules()), self.model.embed_tokens.weight
-        shapes = {module.shape for module in modules if isinstance(module, Attention)}
+        shapes = {module.shape for module in modules if isinstance(module, PackedLayer)}
         around = attention_dtype(weight), weight.device, torch.get_num_threads()
         with torch.inference_mode():
             found = [stable_attention(shape, *around) for shape in shapes]
