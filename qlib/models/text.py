@@ -163,7 +163,7 @@ class TextModel(Model):
         )
 
     def packed_copy(self, *, stable: bool = False) -> Self:
-        """Return a packed copy that shares tokenizer, embedding and norms with this model; see `pack`."""
+        """Return a packed copy that shares tokenizer and embedding with this model; see `pack`."""
         self.require_unpacked("packed once more")
         shared = [*self.parameters(), *self.buffers(), self.tokenizer]
         return copy.deepcopy(self, {id(each): each for each in shared}).pack(stable=stable)
