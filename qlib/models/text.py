@@ -123,7 +123,7 @@ class TextModel(Model):
         stable : bool
             Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
             are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
-            single token 10 to 20 % slower.
+            single token 15 to 30 % slower.
 
         Notes
         -----
