@@ -93,8 +93,8 @@ class Confidence:
     """Stop when the drafter no longer believes that the whole draft holds; the newest token is kept.
 
     Its belief is the product of its probabilities so far: one rejected token takes all later ones with it. A
-    good threshold is some times the cost of a drafter's step in steps of the target, for drafters believe too
-    much: 0.4 did best with `drafter-7m`, whose step costs a tenth (docs/drafting/speed.md).
+    good threshold is several times the cost of a drafter's step in steps of the target, for drafters believe
+    too much: 0.4 did best with `drafter-7m`, whose step costs a tenth (docs/drafting/speed.md).
 
     >>> rule = Confidence(threshold=0.3, max_tokens=8)
     >>> rule.stop([0.9, 0.5]), rule.stop([0.9, 0.5, 0.5])
