@@ -258,11 +258,11 @@ def _half_operators(shared: bool) -> Operators | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 pack, multiply = find()
-                found = [multiply(x, pack(weight, offset)) for offset in (bias, None)]
-        except (AttributeError, RuntimeError, TypeError) as error:
+                found = multiply(x, pack(weight, bias))
+        except (AttributeError, RuntimeError) as error:
             log.info("%s: not available (%s)", find.__name__, error)
             continue
-        if torch.equal(found[0], F.linear(x, weight, bias)) and torch.equal(found[1], F.linear(x, weight)):
+        if torch.equal(found, F.linear(x, weight, bias)):
             return pack, multiply
     return None
 
@@ -270,8 +270,8 @@ def _half_operators(shared: bool) -> Operators | None:
 def _older_half() -> Operators:
     reorder, multiply = torch.fbgemm_pack_gemm_matrix_fp16, torch.fbgemm_linear_fp16_weight_fp32_activation
 
-    def pack(weight: Tensor, bias: Tensor | None) -> tuple[Any, Tensor | None]:
-        return reorder(weight), bias
+    def pack(weight: Tensor, bias: Tensor | None) -> tuple[Any, Tensor]:
+        return reorder(weight), weight.new_zeros(len(weight)) if bias is None else bias
 
     return pack, lambda x, packed: multiply(x, *packed)
 
