@@ -76,7 +76,7 @@ def test_it_learns_on_a_cuda_device(text: Path) -> None:
     out = text.parent / "drafter-cuda"
     assert train(out, text, device="cuda") == 0
     saved = torch.load(out / "training" / "checkpoint.pt", map_location="cpu")
-    assert saved["step"] == 40 and saved["loss"] < 0.5 * math.log(290)
+    assert saved["step"] == 40 and saved["loss"] < 2.5
     assert isinstance(load_model(out, device="cuda"), Llama)
 
 

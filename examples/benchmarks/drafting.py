@@ -139,8 +139,9 @@ class Drafting:
     def plain_not_stable(self, prompt: str) -> int:
         """Answer by the target alone, packed for speed only: what row stability costs."""
         model = self.not_stable
-        assert model.tokenizer is not None and model.chat is not None
-        tokens = torch.tensor([model.tokenizer.encode(model.chat.prompt(prompt))])
+        assert model.tokenizer is not None
+        text = model.chat.prompt(prompt) if model.chat else prompt
+        tokens = torch.tensor([model.tokenizer.encode(text)])
         cache = model.start(capacity=tokens.shape[1] + self.tokens)
         count, token = 0, -1
         while count < self.tokens and token not in model.generation.eos:

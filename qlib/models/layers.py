@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlib.models.cache import LONG_BLOCK, KVCache
-from qlib.models.packed import STABLE_ROWS, next_of, safe_counts, safe_for_all
+from qlib.models.packed import STABLE_ROWS, cast, next_of, safe_counts, safe_for_all
 from qlib.models.rotary import Rope, Rotary, rotate
 
 KEY_BLOCK = 64  # lengths of keys are multiples of it, where rows are to be stable
@@ -74,11 +74,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
         return F.rms_norm(x, self.weight.shape, self.gain(), self.eps)
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `x.to(dtype)`, which takes as long as a small operation even where there is nothing to do."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 @dataclass(frozen=True)

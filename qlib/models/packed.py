@@ -190,6 +190,11 @@ def next_of(good: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(next(n for n in good if n >= number) for number in range(count))
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x.to(dtype)`, which takes as long as a small operation even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 # --- the three products: a function of the input, or None where it is not to be had
 
 
@@ -205,9 +210,7 @@ def half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
         return None
     pack, multiply = operators
     packed = pack(weight.float(), None if bias is None else bias.float())
-    if dtype == torch.float32:
-        return lambda x: multiply(x, packed)
-    return lambda x: multiply(x.float(), packed).to(x.dtype)
+    return lambda x: cast(multiply(cast(x, torch.float32), packed), x.dtype)
 
 
 def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:
@@ -219,16 +222,14 @@ def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:
     offset = None if bias is None else bias.detach().to(wide)
     multiply = torch.ops.mkldnn._linear_pointwise.default._op  # without the wrapper in Python, 10 us a call
     # "none", [], "": no operation fused behind the product.
-    if wide != weight.dtype:
-        return lambda x: multiply(x.to(wide), packed, offset, "none", [], "").to(x.dtype)
-    return lambda x: multiply(x, packed, offset, "none", [], "")
+    return lambda x: cast(multiply(cast(x, wide), packed, offset, "none", [], ""), x.dtype)
 
 
 def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
     """Return x W^T + b by `F.linear`."""
     wide = arithmetic_dtype(weight)
     weight, offset = weight.to(wide), None if bias is None else bias.to(wide)
-    return lambda x: F.linear(x.to(wide), weight, offset).to(x.dtype)
+    return lambda x: cast(F.linear(cast(x, wide), weight, offset), x.dtype)
 
 
 # --- probes

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qlib.models.cache import KVCache
-from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, cast, look_back
-from qlib.models.packed import pack_linears
+from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, look_back
+from qlib.models.packed import cast, pack_linears
 
 
 class PackedNorm(nn.Module):

@@ -30,7 +30,7 @@ from qlib.models.layers import (
     embedding,
     stable_attention,
 )
-from qlib.models.packed import STABLE_ROWS, PackedLinear, arithmetic_dtype, pack_linears, safe_for_all
+from qlib.models.packed import STABLE_ROWS, PackedLinear, arithmetic_dtype, cast, pack_linears, safe_for_all
 from qlib.models.packed_layer import PackedLayer, PackedNorm
 from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
@@ -210,7 +210,7 @@ class TextModel(Model):
         # Tokens that fill up are computed and thrown away.
         hidden = self.embed(F.pad(tokens, (0, fill)) if fill else tokens)
         if self._activations is not None:
-            hidden = hidden.to(self._activations)
+            hidden = cast(hidden, self._activations)
         reach = self.reach(start, new, hidden, stable)
         for i, layer in enumerate(self.model.layers):
             hidden = layer(hidden, reach, cache, i)
