@@ -1,14 +1,17 @@
 """Errors of the library: each says what is wrong, where, with which numbers, and what to do.
 
 All derive from `QlibError`, so one `except` catches whatever the library refuses. `MissingExtraError`
-is also an `ImportError`; the others are also `ValueError`.
+is also an `ImportError`, `FileError` an `OSError`; the others are also `ValueError`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Mapping, Set
+from difflib import get_close_matches
 from types import ModuleType
+from typing import Any
 
 
 class QlibError(Exception):
@@ -33,6 +36,10 @@ class DataError(QlibError, ValueError):
 
 class DraftError(QlibError, ValueError):
     """A pair of models, a tokenizer, a cache or a setting that drafting cannot use."""
+
+
+class FileError(QlibError, OSError):
+    """A file or folder that could not be written or read: a full disk, missing rights, a broken path."""
 
 
 class MissingExtraError(QlibError, ImportError):
@@ -74,3 +81,70 @@ def list_names(names: Iterable[str], limit: int = 4) -> str:
     names = list(names)
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} (and {len(names) - limit} more)"
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what a value is, for a message about one of the wrong kind.
+
+    >>> describe([1, 2, 3]), describe("abc"), describe(7), describe(None)
+    ('a list of 3 int', "the str 'abc'", 'the int 7', 'None')
+    """
+    kind = type(value).__name__
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, str | bytes | bool | int | float):
+        text = repr(value)
+        return f"the {kind} {text if len(text) <= 60 else text[:57] + '...'}"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"a {kind} {list(shape)} of {str(dtype).removeprefix('torch.')}"
+    if isinstance(value, list | tuple | Set | Mapping):
+        kinds = sorted({type(each).__name__ for each in value})
+        return f"a {kind} of {len(value)} {' and '.join(kinds[:3])}".rstrip()
+    return f"a {kind}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known word that is nearest, or nothing where none is near.
+
+    >>> did_you_mean("max_tokens", ["max_new_tokens", "seed"])
+    " Did you mean 'max_new_tokens'?"
+    """
+    close = get_close_matches(str(word), list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def whole_number(
+    value: Any, name: str, error: type[QlibError], least: int, most: int | None = None, remedy: str = ""
+) -> int:
+    """Return a whole number as an int; NumPy's and torch's are accepted, bool and float are not.
+
+    Parameters
+    ----------
+    value : Any
+        What the user gave.
+    name : str
+        Its name in the message, for example ``"batch_size"``.
+    error : type of QlibError
+        What to raise.
+    least, most : int
+        Smallest and largest number allowed.
+    remedy : str
+        Last sentence of the message: what to do.
+
+    >>> import numpy
+    >>> whole_number(numpy.int64(4), "bits", QuantError, 2, 8)
+    4
+    """
+    try:
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # what tensors of several numbers raise
+        number = None
+    if number is None or isinstance(value, bool):
+        raise error(f"{name} is {describe(value)}, not a whole number. {remedy}".rstrip())
+    if number < least or (most is not None and number > most):
+        span = f"{least} or more" if most is None else f"{least} to {most}"
+        raise error(f"{name}={number} is not {span}. {remedy}".rstrip())
+    return number
