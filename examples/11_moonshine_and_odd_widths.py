@@ -4,7 +4,7 @@ What you will learn
 - a group size need not divide the width: the last group is narrower, and is rounded on its own;
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
 - Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other;
-- inputs rounded with one fixed range for all tokens lose far more than with a range for each token.
+- inputs rounded with one fixed range for all tokens lose more than with a range for each token.
 
 Run: python examples/11_moonshine_and_odd_widths.py                            a random miniature (a minute)
      python examples/11_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
