@@ -189,7 +189,8 @@ class Layer:
         if not part.start:
             return self.weight[part]
         moved: Tensor = torch.linalg.solve_triangular(self.factor[part, part].T, owed, upper=False)
-        return moved.add_(self.weight[part]).to(self.weight.dtype)
+        end = torch.finfo(self.weight.dtype).max
+        return moved.add_(self.weight[part]).clamp_(-end, end).to(self.weight.dtype)
 
     def restore(self, values: Tensor) -> Tensor:
         """Return values [columns, ...] in the original order of the columns."""
