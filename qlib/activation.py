@@ -268,11 +268,11 @@ class FixedRange(nn.Module):
     def __init__(self, spec: PerTensor, low: float, high: float) -> None:
         super().__init__()
         self.spec = spec
-        finite = math.isfinite(float32(low)) and math.isfinite(float32(high))
-        if spec.dynamic or not finite or not low <= high:
+        if spec.dynamic or not low <= high or not math.isfinite(float32(high - low)):
             raise QuantError(
                 f"the range {low} to {high} for {spec} cannot be used. Use a static PerTensor and two finite "
-                "numbers, the smaller first: PerTensor(...).calibrated(histogram)."
+                "numbers, the smaller first, whose difference float32 holds, as "
+                "PerTensor(...).calibrated(histogram) does."
             )
         low, high = min(low, 0.0), max(high, 0.0)
         if spec.symmetric:

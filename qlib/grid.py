@@ -428,7 +428,7 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     hi = torch.stack([part.amax(1) for part in parts], dim=1)
     numbers = torch.finfo(lo.dtype)
     scale = (hi - lo) / grid.qmax
-    # A span that reaches for the dtype's end: divided first, and a little less, so that all values are finite.
+    # A span that reaches for the dtype's end: divided first, and a little less, so that values are finite.
     huge = ~(hi - lo <= numbers.max / 2)
     scale = torch.where(huge, (hi / grid.qmax - lo / grid.qmax) * (1 - 1e-6), scale)
     scale = scale.clamp(min=numbers.tiny).masked_fill_(hi == lo, 1)
@@ -518,7 +518,9 @@ def check_weight(weight: Tensor) -> None:
     QuantError
         Says the shape and dtype, or how many numbers are NaN or infinite and where the first one is.
     """
-    check_tensor(weight, "the weight", "Pass a floating-point matrix [outputs, inputs], such as layer.weight.")
+    check_tensor(
+        weight, "the weight", "Pass a floating-point matrix [outputs, inputs], such as layer.weight."
+    )
     if weight.ndim != 2 or weight.numel() == 0 or weight.dtype not in FLOATS:
         raise QuantError(
             f"a weight of shape {tuple(weight.shape)} and dtype {weight.dtype} cannot be quantized. Pass a "

@@ -79,8 +79,8 @@ class FakeQuantLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear) or not isinstance(quantized, QuantizedWeight):
             raise QuantError(
-                f"from_linear got {describe(linear)} and {describe(quantized)}. Pass an nn.Linear and the "
-                "QuantizedWeight of its weight, as method.quantize_layer(linear.weight, stats, grid) returns it."
+                f"from_linear got {describe(linear)} and {describe(quantized)}. Pass an nn.Linear and what "
+                "method.quantize_layer(linear.weight, stats, grid) returns."
             )
         check_grid(grid)
         if quantized.codes.shape != linear.weight.shape:
@@ -90,8 +90,8 @@ class FakeQuantLinear(nn.Module):
             )
         if bad := int((~quantized.scale.isfinite()).sum()):
             raise QuantError(
-                f"{bad} of {quantized.scale.numel()} scales are NaN or infinite. Look at the method that made "
-                "them: the scale of a group of zeros, for example, is often 0 / 0."
+                f"{bad} of {quantized.scale.numel()} scales are NaN or infinite. Look at the method: "
+                "the scale of a group of zeros, for example, is often 0 / 0."
             )
         return cls(quantized, grid, linear.bias, activation, linear.weight.dtype)
 
