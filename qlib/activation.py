@@ -28,10 +28,10 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, QuantError
-from qlib.grid import Grid, range_of, working
+from qlib.errors import ModelError, QuantError, did_you_mean, real_number, settle, true_or_false
+from qlib.grid import Grid, check_bits, range_of, working
 from qlib.histogram import Histogram as Histogram
-from qlib.histogram import check_percentile, fixed_scale, round_fixed
+from qlib.histogram import check_percentile, fixed_scale, float32, round_fixed
 
 RangeFit = Literal["minmax", "percentile", "mse"]
 
@@ -75,7 +75,7 @@ class PerToken:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        _ = self.grid  # refuses bad bits now, not at the first token
+        settle(self, **_checked(self.bits, self.symmetric, "PerToken"))
 
     @cached_property
     def grid(self) -> Grid:
@@ -87,7 +87,7 @@ class PerToken:
         if inputs.numel() == 0:
             return inputs
         values = working(inputs.detach())
-        return _round(values, *range_of(values), self.grid).to(inputs.dtype)
+        return _shortened(_round(values, *range_of(values), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         return f"a{self.bits} per token {_symmetry(self.symmetric)}"
@@ -126,16 +126,21 @@ class PerTensor:
     percentile: float = PERCENTILE
 
     def __post_init__(self) -> None:
-        _ = self.grid
-        if self.fit not in get_args(RangeFit):
+        settle(self, **_checked(self.bits, self.symmetric, "PerTensor"))
+        remedy = "Use dynamic=True or dynamic=False."
+        settle(self, dynamic=true_or_false(self.dynamic, "dynamic in PerTensor", QuantError, remedy))
+        if not isinstance(self.fit, str) or self.fit not in get_args(RangeFit):
             raise QuantError(
                 f"fit={self.fit!r} in PerTensor is unknown. Use fit='minmax', 'percentile' or 'mse'."
+                f"{did_you_mean(str(self.fit), get_args(RangeFit))}"
             )
         if self.dynamic and self.fit != "minmax":
             raise QuantError(
                 f"fit={self.fit!r} in PerTensor looks at calibration data, but dynamic=True uses none. "
                 "Use dynamic=False, or fit='minmax'."
             )
+        remedy = "Use a share of the values in percent, such as percentile=99.99."
+        settle(self, percentile=real_number(self.percentile, "percentile in PerTensor", QuantError, remedy))
         check_percentile(self.percentile)
         if self.fit != "percentile" and self.percentile != PERCENTILE:
             raise QuantError(
@@ -185,7 +190,7 @@ class PerTensor:
         if inputs.numel() == 0:
             return inputs
         values = working(inputs.detach())
-        return _round(values, *range_of(values.reshape(-1)), self.grid).to(inputs.dtype)
+        return _shortened(_round(values, *range_of(values.reshape(-1)), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         fit = f"percentile {self.percentile:g}" if self.fit == "percentile" else self.fit
@@ -201,11 +206,29 @@ def _round(values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     0.0 included, the smallest normal scale stands in.
     """
     span = torch.maximum(-low, high) if grid.symmetric else high - low
-    scale = span.div_(grid.qmax).clamp_(min=torch.finfo(values.dtype).tiny)
+    # Between two large numbers of different signs there may lie more than the dtype holds: divided first.
+    scale = torch.where(span.isinf(), high / grid.qmax - low / grid.qmax, span / grid.qmax)
+    scale.clamp_(min=torch.finfo(values.dtype).tiny)
     steps = torch.div(values, scale).round_()
     if not grid.symmetric:  # low and high may both round away from 0, to one code too many
         steps.clamp_(max=torch.div(low, scale).round_().add_(grid.qmax))
     return steps.mul_(scale)
+
+
+def _shortened(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in the dtype of the inputs; what rounding took beyond its end stays at the end."""
+    end = torch.finfo(dtype).max
+    return values.clamp_(-end, end).to(dtype)
+
+
+def _checked(bits: object, symmetric: object, name: str) -> dict[str, Any]:
+    """Return bits and symmetry as int and bool, or refuse them in the name of a class."""
+    remedy = f"Use {name}(bits=8), or activation=None to leave inputs in float."
+    hint = "Use symmetric=True or symmetric=False; an activation has no groups."
+    return {
+        "bits": check_bits(bits, name, remedy),
+        "symmetric": true_or_false(symmetric, f"symmetric in {name}", QuantError, hint),
+    }
 
 
 def _symmetry(symmetric: bool) -> str:
@@ -245,10 +268,11 @@ class FixedRange(nn.Module):
     def __init__(self, spec: PerTensor, low: float, high: float) -> None:
         super().__init__()
         self.spec = spec
-        if spec.dynamic or not low <= high or not math.isfinite(fixed_scale(low, high, spec.grid)[0]):
+        if spec.dynamic or not low <= high or not math.isfinite(float32(high - low)):
             raise QuantError(
                 f"the range {low} to {high} for {spec} cannot be used. Use a static PerTensor and two finite "
-                "numbers, the smaller first: PerTensor(...).calibrated(histogram)."
+                "numbers, the smaller first, whose difference float32 holds, as "
+                "PerTensor(...).calibrated(histogram) does."
             )
         low, high = min(low, 0.0), max(high, 0.0)
         if spec.symmetric:
@@ -275,7 +299,7 @@ class FixedRange(nn.Module):
         # Two reductions take a fifth of the time of looking at each value, which not every call needs.
         if not (self.low <= float(values.amin()) and float(values.amax()) <= self.high):
             self.exceeded += int((values.clamp(self.low, self.high) != values).count_nonzero())
-        return round_fixed(values, self.scale, self.zero, self.spec.grid).to(inputs.dtype)
+        return _shortened(round_fixed(values, self.scale, self.zero, self.spec.grid), inputs.dtype)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""

@@ -65,7 +65,8 @@ def block_task(  # noqa: PLR0913  (what one visit of a block knows)
         with rounded_inputs(rounded, activation or nn.Identity()):
             return functional_call(runner, swapped, (inputs[sample], batches[sample]))  # type: ignore[no-any-return]
 
-    own = {f"{block}.{name}": value.detach() for name, value in module.named_parameters()}
+    # Copies: a method that changes them in place changes nothing but its own.
+    own = {f"{block}.{name}": value.detach().clone() for name, value in module.named_parameters()}
     return BlockTask(
         parameters=own,
         layers=tuple(layers),

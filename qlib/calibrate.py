@@ -41,8 +41,7 @@ class Visit:
     stage: Stage
     inputs: list[Tensor]  # hidden states of each batch, from the model as it is now
     batches: list[Any]
-    float_inputs: list[Tensor] = field(default_factory=list)  # the same from the float model, if asked for
-    targets: list[Tensor] = field(default_factory=list)  # and what its block makes of them
+    targets: list[Tensor] = field(default_factory=list)  # what the float model's block writes, if asked for
 
     @property
     def block(self) -> nn.Module:
@@ -187,7 +186,7 @@ def walk(model: Model, batches: Sequence[Any], original: Model | None = None) ->
         What the model's stages read, for example `speech_batches(model, utterances)`. May be empty: then
         blocks come without data.
     original : Model, optional
-        The float model: each visit then holds its hidden states as well.
+        The float model: each visit then holds what its block writes as well.
     """
     now = _Stream(model, batches)
     past = None if original is None else _Stream(original, batches)
@@ -199,7 +198,6 @@ def walk(model: Model, batches: Sequence[Any], original: Model | None = None) ->
         for name in stage.blocks:
             visit = Visit(model, name, stage, now.hidden, now.batches)
             if past is not None:
-                visit.float_inputs = list(past.hidden)
                 past.run(name)
                 visit.targets = list(past.hidden)
             yield visit

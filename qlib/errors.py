@@ -116,6 +116,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def as_whole(value: Any) -> int | None:
+    """Return a whole number as an int, NumPy's and torch's too; None for all else, bool included."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool":
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # what tensors of several numbers raise
+        return None
+
+
 def whole_number(
     value: Any, name: str, error: type[QlibError], least: int, most: int | None = None, remedy: str = ""
 ) -> int:
@@ -138,13 +148,45 @@ def whole_number(
     >>> whole_number(numpy.int64(4), "bits", QuantError, 2, 8)
     4
     """
-    try:
-        number = operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # what tensors of several numbers raise
-        number = None
-    if number is None or isinstance(value, bool):
+    number = as_whole(value)
+    if number is None:
         raise error(f"{name} is {describe(value)}, not a whole number. {remedy}".rstrip())
     if number < least or (most is not None and number > most):
         span = f"{least} or more" if most is None else f"{least} to {most}"
         raise error(f"{name}={number} is not {span}. {remedy}".rstrip())
     return number
+
+
+def real_number(value: Any, name: str, error: type[QlibError], remedy: str = "") -> float:
+    """Return an int or float; NumPy's and torch's numbers become one, bool, text and complex are refused.
+
+    NaN and infinity pass: whether they are allowed depends on what the number is for.
+
+    >>> import numpy
+    >>> real_number(numpy.float32(0.5), "alpha", QuantError)
+    0.5
+    """
+    if type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    number = None
+    if not isinstance(value, bool | str | bytes):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):  # what tensors of several numbers raise
+            number = None
+    if number is None or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool":
+        raise error(f"{name} is {describe(value)}, not a number. {remedy}".rstrip())
+    return number
+
+
+def true_or_false(value: Any, name: str, error: type[QlibError], remedy: str = "") -> bool:
+    """Return a bool; NumPy's is accepted, and nothing else that only counts as true."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise error(f"{name} is {describe(value)}, neither True nor False. {remedy}".rstrip())
+    return bool(value)
+
+
+def settle(settings: object, **values: Any) -> None:
+    """Set checked values in a frozen dataclass, from its `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)

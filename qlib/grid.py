@@ -33,12 +33,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlib.errors import QuantError
+from qlib.errors import QuantError, as_whole, describe, did_you_mean, settle, true_or_false
 
 Fit = Literal["minmax", "mse"]
 
 SHRINKS = [1 - step / 100 for step in range(80)]  # fit_mse tries these shares of the full range
 NORM = 2.4  # exponent of the error in fit_mse: between least squares and "no large error at all"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
 CHUNK = 1 << 17  # numbers that fit_mse handles at once: its buffers then stay in the processor's cache
 
 
@@ -59,7 +60,8 @@ class Grid:
     Raises
     ------
     QuantError
-        Bits outside 2 to 8, or a group below 1.
+        Bits that are no whole number from 2 to 8, a group that is none from 1 on, or a `symmetric` that is
+        neither True nor False. NumPy's and torch's whole numbers are taken.
 
     Examples
     --------
@@ -72,16 +74,13 @@ class Grid:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise QuantError(
-                f"bits={self.bits!r} in Grid is outside 2 to 8. Use bits=8, 4, 3 or 2, "
-                "and skip a layer that should stay in floating point."
-            )
-        if self.group is not None and (not isinstance(self.group, int) or self.group < 1):
-            raise QuantError(
-                f"group={self.group!r} in Grid is not a number of columns >= 1. Use group=64, "
-                "or group=None for one scale a row."
-            )
+        remedy = "Use bits=8, 4, 3 or 2, and skip a layer that should stay in floating point."
+        bits = check_bits(self.bits, "Grid", remedy)
+        group = None if self.group is None else _check_group(self.group, bits)
+        symmetric = true_or_false(
+            self.symmetric, "symmetric in Grid", QuantError, "Use symmetric=True or symmetric=False."
+        )
+        settle(self, bits=bits, group=group, symmetric=symmetric)
 
     @property
     def qmin(self) -> int:
@@ -142,6 +141,41 @@ class Grid:
         return f"w{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
 
 
+def check_bits(bits: object, where: str, remedy: str) -> int:
+    """Return a whole number of bits from 2 to 8 as an int, or say in which class it stands wrong."""
+    number = as_whole(bits)
+    if number is None or not 2 <= number <= 8:
+        shown = repr(bits) if number is None else number
+        raise QuantError(f"bits={shown} in {where} is outside 2 to 8 (whole numbers). {remedy}")
+    return number
+
+
+def _check_group(group: object, bits: int) -> int:
+    """Return a whole number of columns >= 1 as an int."""
+    if isinstance(group, bool):
+        raise QuantError(
+            f"group={group} in Grid is no number of columns. Use group=64. "
+            f"Did you mean Grid(bits={bits}, symmetric={group})?"
+        )
+    number = as_whole(group)
+    if number is None or number < 1:
+        raise QuantError(
+            f"group={group if number is None else number!r} in Grid is not a number of columns >= 1. "
+            "Use group=64, or group=None for one scale a row."
+        )
+    return number
+
+
+def check_grid(grid: object) -> None:
+    """Refuse what is not a `Grid`."""
+    if isinstance(grid, Grid):
+        return
+    remedy = "Pass a Grid, such as Grid(bits=4, group=64)."
+    if (bits := as_whole(grid)) is not None and 2 <= bits <= 8:
+        remedy = f"Did you mean Grid(bits={bits})?"
+    raise QuantError(f"the grid is {describe(grid)}. {remedy}")
+
+
 @dataclass(frozen=True)
 class Scale:
     """Step and offset of every group, and which group each column belongs to.
@@ -171,7 +205,7 @@ class Scale:
         return columns, None if zero is None else zero.index_select(1, self.index)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizedWeight:
     """What is left of a weight: integer codes, and the few numbers that turn them into values.
 
@@ -204,6 +238,21 @@ class QuantizedWeight:
     outlier_values: Tensor | None = None
     second: SecondLevel | None = None
 
+    def __repr__(self) -> str:
+        """Return one line: shape, bits, groups, what stays in float, and bits per weight."""
+        rows, columns = self.codes.shape
+        groups, bits = self.scale.shape[1], _bits_of(self.codes)
+        parts = [f"{rows} x {columns}", f"{bits} bits", "one group" if groups == 1 else f"{groups} groups"]
+        if self.columns is not None:
+            parts.append(f"{len(self.columns)} columns in float")
+        if self.outliers is not None:
+            parts.append(f"{len(self.outliers)} outliers in float")
+        numbers = {name: each for name, each in self.tensors().items() if name not in ("codes", "index")}
+        if self.second is not None:  # scale and zero are made from the numbers of the second level
+            numbers = {name: each for name, each in numbers.items() if name not in ("scale", "zero")}
+        stored = bits * self.codes.numel() + 8 * sum(each.nbytes for each in numbers.values())
+        return f"QuantizedWeight({', '.join(parts)}, about {stored / self.codes.numel():.2f} bits per weight)"
+
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
         values = decode(self.codes, Scale(self.scale, self.zero, self.index))
@@ -231,6 +280,12 @@ class QuantizedWeight:
         if second is not None:
             own["second"] = SecondLevel.from_tensors(tensors, second)
         return cls(notes=notes, **own)
+
+
+def _bits_of(codes: Tensor) -> int:
+    """Return the fewest bits, from 2 on, that hold all codes."""
+    low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
+    return max(2, high.bit_length() if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1)
 
 
 TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outliers", "outlier_values")
@@ -293,10 +348,28 @@ def range_of(values: Tensor) -> tuple[Tensor, Tensor]:
 def scale_of(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Return scale and (float) zero of the range [lo, hi], which contains 0."""
     span = torch.maximum(-lo, hi) if grid.symmetric else hi - lo
+    numbers = torch.finfo(span.dtype)
+    if bool((span > numbers.max / 2).any()):  # a value of the grid, or the span itself, could be infinite
+        return _scale_of_huge(lo, hi, grid)
     scale = span / grid.qmax
     empty = scale == 0  # asked of the scale, not of the span: a span of 1e-45 divides to 0 as well
-    scale.masked_fill_(empty, (1 if grid.symmetric else 2) / grid.qmax)
+    # Below the smallest normal number a scale has few digits left, and some processors take it for 0.
+    scale.clamp_(min=numbers.tiny).masked_fill_(empty, (1 if grid.symmetric else 2) / grid.qmax)
     return scale, None if grid.symmetric else lo.masked_fill(empty, -1).neg_().div_(scale).round_()
+
+
+def _scale_of_huge(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return scale and zero of ranges that reach for the end of the dtype: every code's value is finite.
+
+    Fitted to a quarter of the range, and then made so small that the outermost code stays below the end:
+    a number there may be a whole step off instead of half of one.
+    """
+    lo, hi, numbers = lo / 4, hi / 4, torch.finfo(lo.dtype)
+    span = torch.maximum(-lo, hi) if grid.symmetric else hi - lo
+    scale = (span / grid.qmax).clamp_(min=numbers.tiny)
+    zero = None if grid.symmetric else (-lo / scale).round_()
+    codes = torch.full_like(scale, -grid.qmin) if zero is None else zero.maximum(grid.qmax - zero)
+    return torch.minimum(scale * 4, numbers.max * (1 - 1e-6) / codes), zero
 
 
 # --- fitting
@@ -344,6 +417,7 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     The grid is as fine as it can be, and 0.0 need not be on it. A group of equal weights is exact.
     Arguments and errors as for `fit_minmax`; a symmetric grid, which has no zero, is another error.
     """
+    check_grid(grid)
     check_weight(weight)
     columns = weight.shape[1]
     grid.check(columns, "the weight")
@@ -352,8 +426,12 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     parts = [working(weight.detach())[:, part] for part in grid.slices(columns)]
     lo = torch.stack([part.amin(1) for part in parts], dim=1)
     hi = torch.stack([part.amax(1) for part in parts], dim=1)
+    numbers = torch.finfo(lo.dtype)
     scale = (hi - lo) / grid.qmax
-    scale.masked_fill_(scale == 0, 1)
+    # A span that reaches for the dtype's end: divided first, and a little less, so that values are finite.
+    huge = ~(hi - lo <= numbers.max / 2)
+    scale = torch.where(huge, (hi / grid.qmax - lo / grid.qmax) * (1 - 1e-6), scale)
+    scale = scale.clamp(min=numbers.tiny).masked_fill_(hi == lo, 1)
     index = None if len(parts) == 1 else grid.group_index(columns).to(weight.device)
     return Scale(scale, -lo / scale, index)
 
@@ -372,8 +450,9 @@ def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> Scale:
 
 def check_fit(fit: str) -> None:
     """Refuse a name that `fit_scale` does not know."""
-    if fit not in ("minmax", "mse"):
-        raise QuantError(f"fit={fit!r} is unknown. Use fit='minmax' or fit='mse'.")
+    if not isinstance(fit, str) or fit not in ("minmax", "mse"):
+        near = did_you_mean(fit, ("minmax", "mse"))
+        raise QuantError(f"fit={fit!r} is unknown. Use fit='minmax' or fit='mse'.{near}")
 
 
 def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> None:
@@ -382,8 +461,9 @@ def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> N
     Both ends of the range shrink by the same share, so the code of 0.0 stays where it is.
     """
     full, best = scale.clone(), torch.full_like(scale, torch.inf)
+    smallest = torch.finfo(scale.dtype).tiny  # of normal numbers, as in `scale_of`
     for share in SHRINKS:
-        tried = full * share
+        tried = (full * share).clamp_(min=smallest)
         values = value_of(nearest(groups, tried, zero, grid), tried, zero)
         error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
         better = error < best
@@ -397,6 +477,7 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     A narrower last group is filled up with zeros. That is exact, not approximate: each range reaches 0
     anyway, and 0 is rounded without error.
     """
+    check_grid(grid)
     check_weight(weight)
     columns = weight.shape[1]
     grid.check(columns, "the weight")
@@ -418,6 +499,17 @@ def working(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def check_tensor(values: object, name: str, remedy: str) -> None:
+    """Refuse what is no tensor with numbers in it: an array, a list, a layer, a tensor on the meta device."""
+    if isinstance(values, Tensor) and not values.is_meta:
+        return
+    if isinstance(values, Tensor):
+        remedy = "A tensor on the meta device has no numbers. Load the checkpoint first."
+    elif type(values).__module__ == "numpy":
+        remedy = f"Use torch.from_numpy(...). {remedy}"
+    raise QuantError(f"{name} is {describe(values)}, not a tensor. {remedy}")
+
+
 def check_weight(weight: Tensor) -> None:
     """Refuse what is not a non-empty matrix of finite numbers.
 
@@ -426,10 +518,13 @@ def check_weight(weight: Tensor) -> None:
     QuantError
         Says the shape and dtype, or how many numbers are NaN or infinite and where the first one is.
     """
-    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():
+    check_tensor(
+        weight, "the weight", "Pass a floating-point matrix [outputs, inputs], such as layer.weight."
+    )
+    if weight.ndim != 2 or weight.numel() == 0 or weight.dtype not in FLOATS:
         raise QuantError(
             f"a weight of shape {tuple(weight.shape)} and dtype {weight.dtype} cannot be quantized. Pass a "
-            "floating-point matrix [outputs, inputs]."
+            "floating-point matrix [outputs, inputs] of 16, 32 or 64 bits."
         )
     if weight.sum().isfinite():  # one NaN or infinity spoils the sum; float16 sums can overflow without
         return
@@ -454,6 +549,7 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
     QuantError
         The weight is not a matrix, or holds NaN or infinity.
     """
+    check_grid(grid)
     check_weight(weight)
     values, (step, zero) = _aligned(working(weight.detach()), scale, grid)
     float_zero = scale.zero is not None and scale.zero.is_floating_point()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
 from qlib.activation import Activation
-from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight
+from qlib.errors import QuantError, describe
+from qlib.grid import Grid, QuantizedWeight, check_grid
 
 
 class FakeQuantLinear(nn.Module):
@@ -62,7 +62,7 @@ class FakeQuantLinear(nn.Module):
         self.parts = tuple(quantized.tensors())
         for name, tensor in quantized.tensors().items():
             self.register_buffer(name, tensor)
-        self.register_buffer("weight", quantized.decode().to(dtype), persistent=False)
+        self.register_buffer("weight", _values(quantized, dtype), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
     @classmethod
@@ -74,12 +74,24 @@ class FakeQuantLinear(nn.Module):
         Raises
         ------
         QuantError
-            The codes do not have the shape of the layer's weight.
+            This is not a linear layer and a quantized weight, the codes do not have the shape of the layer's
+            weight, or a scale is NaN or infinite.
         """
+        if not isinstance(linear, nn.Linear) or not isinstance(quantized, QuantizedWeight):
+            raise QuantError(
+                f"from_linear got {describe(linear)} and {describe(quantized)}. Pass an nn.Linear and what "
+                "method.quantize_layer(linear.weight, stats, grid) returns."
+            )
+        check_grid(grid)
         if quantized.codes.shape != linear.weight.shape:
             raise QuantError(
                 f"codes of shape {tuple(quantized.codes.shape)} for a linear layer whose weight is "
                 f"{tuple(linear.weight.shape)}. Quantize this layer's own weight [out_features, in_features]."
+            )
+        if bad := int((~quantized.scale.isfinite()).sum()):
+            raise QuantError(
+                f"{bad} of {quantized.scale.numel()} scales are NaN or infinite. Look at the method: "
+                "the scale of a group of zeros, for example, is often 0 / 0."
             )
         return cls(quantized, grid, linear.bias, activation, linear.weight.dtype)
 
@@ -114,4 +126,10 @@ class FakeQuantLinear(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.weight.copy_(self.quantized.decode())  # else it would be the values of the codes before
+        self.weight.copy_(_values(self.quantized, self.weight.dtype))  # else those of the codes before
+
+
+def _values(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """Return the decoded weight in a dtype; half a step beyond the end of a shorter float is its end."""
+    values, end = quantized.decode(), torch.finfo(dtype).max
+    return (values if dtype == values.dtype else values.clamp_(-end, end)).to(dtype)

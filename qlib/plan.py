@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, is_dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
-from qlib.errors import QuantError, list_names
+from qlib.errors import QuantError, describe, did_you_mean, list_names
 from qlib.grid import Grid, check_weight
 from qlib.linear import FakeQuantLinear
 from qlib.methods import METHODS
@@ -47,30 +49,88 @@ class Chain:
             needs |= method.needs
         return needs
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """All methods, in order."""
+        return (*self.preparations, self.rounding)
+
     def describe(self) -> list[dict[str, Any]]:
-        """Return names and settings, for the manifest."""
-        return [
-            {"name": method.name, **(asdict(method) if is_dataclass(method) else {})}
-            for method in (*self.preparations, self.rounding)
-        ]
+        """Return names and settings, for the manifest.
+
+        Raises
+        ------
+        QuantError
+            A method's settings are no plain data.
+        """
+        return [{"name": method.name, **(_settings(method) or {})} for method in self.methods]
+
+    def check_resumable(self) -> None:
+        """Refuse a method that does not tell its settings: two runs of it could not be told apart.
+
+        Raises
+        ------
+        QuantError
+            Names the method.
+        """
+        for method in self.methods:
+            if _settings(method) is None:
+                raise QuantError(
+                    f"work= goes on from blocks that were made with the same settings, and {method.name} "
+                    f"({type(method).__name__}) does not tell its own. Make it a dataclass, or give it a "
+                    "settings() that returns a dict of plain data; or leave work out."
+                )
+
+    def check_weights(self, layers: Mapping[str, nn.Linear], grid: Grid) -> None:
+        """Let each method that has a `check_weights` refuse layers that it could not round.
+
+        Raises
+        ------
+        QuantError
+            What the method says.
+        """
+        weights = {name: layer.weight.detach() for name, layer in layers.items()}
+        for method in self.methods:
+            check = getattr(method, "check_weights", None)
+            if callable(check):
+                check(weights, grid)
 
 
-def make_chain(methods: Sequence[Method]) -> Chain:
+def _settings(method: Method) -> dict[str, Any] | None:
+    """Return a method's settings as plain data, or None where it has some and does not tell them."""
+    tell = getattr(method, "settings", None)
+    if callable(tell):
+        told = tell()
+    elif is_dataclass(method) and not isinstance(method, type):
+        told = asdict(method)
+    else:
+        return None if getattr(method, "__dict__", None) or getattr(method, "__slots__", None) else {}
+    try:
+        json.dumps(told)
+        return dict(told)
+    except (TypeError, ValueError) as error:
+        raise QuantError(
+            f"the settings of {method.name} are {told!r}, which cannot be written as JSON ({error}). Use "
+            "plain numbers, strings, lists and dicts."
+        ) from error
+
+
+def make_chain(methods: Method | Iterable[Method]) -> Chain:
     """Return the methods as a chain; without a rounding method, weights are rounded to nearest.
+
+    A single method stands for a list of one.
 
     Raises
     ------
     QuantError
-        Something is not a method, there are two rounding methods, or a transformation follows one.
+        Something is not a method, one stands twice, there are two rounding methods, or a transformation
+        follows one.
     """
-    known = f"Known methods: {list_names(METHODS, 20)}, each an object such as qlib.GPTQ()."
-    if isinstance(methods, str) or not isinstance(methods, Sequence):
-        raise QuantError(f"methods={methods!r} is not a list of methods. {known}")
     rounding: list[WeightMethod] = []
     preparations: list[Preparation] = []
-    for method in methods:
-        if isinstance(method, type) or not isinstance(method, Preparation | WeightMethod):
-            raise QuantError(f"{method!r} is not a quantization method. {known}")
+    for method in _listed(methods):
+        _check_method(method)
+        if method.name in [other.name for other in preparations]:
+            raise QuantError(f"{method.name} stands twice in the list of methods. Pass it once.")
         if isinstance(method, WeightMethod):
             rounding.append(method)
         elif rounding:
@@ -84,6 +144,56 @@ def make_chain(methods: Sequence[Method]) -> Chain:
         names = [method.name for method in rounding]
         raise QuantError(f"{list_names(names)}: a weight can be rounded only once. Pass one rounding method.")
     return Chain(tuple(preparations), rounding[0] if rounding else RTN())
+
+
+KNOWN = f"Known methods: {list_names(METHODS, 20)}, each an object such as qlib.GPTQ()."
+DOES = ("quantize_layer", "scale_group", "clip_layer", "fit")  # each contract has one of them
+HAS = ("name", "paper", "needs")
+
+
+def _listed(methods: object) -> list[Any]:
+    """Return the list of methods that was meant."""
+    if isinstance(methods, str | bytes | Mapping | Set | type) or methods is None:
+        raise QuantError(f"methods={methods!r} is not a list of methods. {KNOWN}{_meant(methods)}")
+    if isinstance(methods, Iterable):
+        return list(methods)
+    return [methods]
+
+
+def _check_method(method: object) -> None:
+    """Refuse what is no method, and say what it lacks."""
+    is_one = isinstance(method, Preparation | WeightMethod)
+    if isinstance(method, type) or not is_one:
+        raise QuantError(f"{_shown(method)} is not a quantization method. {KNOWN}{_meant(method)}")
+    assert isinstance(method, Preparation | WeightMethod)
+    if not isinstance(method.needs, Needs) or not isinstance(method.name, str):
+        raise QuantError(
+            f"{_shown(method)} is not a quantization method: its name is {describe(method.name)} and its "
+            f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN or "
+            "Needs.NOTHING."
+        )
+
+
+def _meant(method: object) -> str:
+    """Say which method was meant, or what an object lacks to be one."""
+    classes = {kind.__name__.lower(): kind.__name__ for kind in METHODS.values()}
+    if isinstance(method, type):
+        own = "qlib." if method in METHODS.values() else ""
+        return f" It is a class and must be called: {own}{method.__name__}()."
+    if isinstance(method, str):
+        near = get_close_matches(method.lower(), classes, 1)
+        return f" Did you mean qlib.{classes[near[0]]}()?" if near else ""
+    if method is None or isinstance(method, bytes | Mapping | Set):
+        return ""
+    missing = [name for name in HAS if not hasattr(method, name)]
+    if not any(callable(getattr(method, name, None)) for name in DOES):
+        missing.append(f"{', '.join(DOES[:-1])} or {DOES[-1]}")
+    return f" It has no {list_names(missing)}."
+
+
+def _shown(method: object) -> str:
+    """Return a method as a message shows it."""
+    return repr(method) if isinstance(method, str | type) else describe(method)
 
 
 def choose_layers(
@@ -111,6 +221,7 @@ def choose_layers(
         if not any(matches(name, pattern) for name in modules):
             raise QuantError(
                 f"skip pattern {pattern!r} matches no module. Layers are named {list_names(known)}."
+                f"{did_you_mean(pattern, {part for name in known for part in (name, name.split('.')[-1])})}"
             )
     reasons = {
         name: _reason_to_skip(model, name, module, skip, name in known)

@@ -13,7 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One quantized layer. Errors are relative: 0 is exact, 1 is as bad as an all-zero weight."""
+    """One quantized layer. Errors are relative: 0 is exact, 1 is as bad as an all-zero weight.
+
+    W is the weight that the user had, with the scales and offsets that moved into it without changing the
+    float model (SmoothQuant, AWQ, OmniQuant); X are the inputs with the same ones moved out of them. So all
+    else that was done to W counts as error: clipping, learned ranges, rounding.
+    """
 
     name: str
     outputs: int

@@ -27,9 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Grid, check_weight, decode, encode, fit_minmax
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.errors import QuantError, as_whole, describe, real_number, settle, true_or_false
+from qlib.grid import Grid, check_grid, check_tensor, check_weight, decode, encode, fit_minmax
+from qlib.methods.contracts import LayerStats, Needs, check_stats, check_symmetric_hessian, check_weights
 
 FAINT = 1e-4  # no channel counts as smaller than this share of the largest
 STRIP = 256  # columns of H that are multiplied at once
@@ -74,11 +74,13 @@ def awq_scale(
     (True, True)
     """
     AWQ(points=points)  # refuses a bad number
-    if not weights:
-        raise QuantError("AWQ got no weight to scale. Pass the weights that read this input.")
+    check_weights(weights, "AWQ")
+    check_grid(grid)
+    check_tensor(magnitude, "the magnitude", "Pass the mean |x| of each input: inputs.abs().mean(0).")
     floats = [_checked(weight, hessian, magnitude) for weight in weights]
     form = _upper(hessian, floats[0])
-    candidates = [_candidate(magnitude.detach().to(floats[0].dtype), k / points) for k in range(points)]
+    magnitude = magnitude.detach().to(floats[0])
+    candidates = [_candidate(magnitude, k / points) for k in range(points)]
     losses = torch.zeros(points, dtype=torch.float64, device=form.device)
     for k, scale in enumerate(candidates):
         for W in floats:
@@ -122,6 +124,7 @@ def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, sh
         Shapes that do not belong together, NaN or infinite numbers, a setting out of range.
     """
     AWQ(steps=steps, shrink=shrink)  # refuses bad settings
+    check_grid(grid)
     W = _checked(weight, hessian, None)
     grid.check(W.shape[1], "the weight")
     clipped = torch.empty_like(W)
@@ -173,6 +176,7 @@ def _energy(D: Tensor, upper: Tensor) -> Tensor:
 def _checked(weight: Tensor, hessian: Tensor, magnitude: Tensor | None) -> Tensor:
     """Refuse what does not belong together or is not finite; return the weight in the search's dtype."""
     check_weight(weight)
+    check_tensor(hessian, "the Hessian", "Pass the sum of x x^T over this layer's inputs.")
     columns = weight.shape[1]
     if hessian.shape != (columns, columns) or (magnitude is not None and magnitude.shape != (columns,)):
         raise QuantError(
@@ -186,6 +190,12 @@ def _checked(weight: Tensor, hessian: Tensor, magnitude: Tensor | None) -> Tenso
                 f"{int((~values.isfinite()).sum())} of {values.numel()} numbers of AWQ's {name} are NaN or "
                 "infinite. Look for a bad calibration sample, or for a model that overflows in its dtype."
             )
+    check_symmetric_hessian(hessian)
+    if magnitude is not None and bool((magnitude < 0).any()):
+        raise QuantError(
+            f"{int((magnitude < 0).sum())} of {len(magnitude)} mean inputs are below 0. "
+            "Pass the mean of |x|: inputs.abs().mean(0)."
+        )
     return weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
@@ -204,6 +214,15 @@ class AWQ:
     needs: ClassVar[Needs] = Needs.HESSIAN | Needs.MAGNITUDE
 
     def __post_init__(self) -> None:
+        for name in ("scale", "clip"):
+            remedy = f"Use {name}=True or {name}=False."
+            settle(self, **{name: true_or_false(getattr(self, name), f"{name} in AWQ", QuantError, remedy)})
+        for name, remedy in (("points", "Use points=20."), ("steps", "Use steps=10.")):
+            if (number := as_whole(getattr(self, name))) is None:
+                found = describe(getattr(self, name))
+                raise QuantError(f"{name} in AWQ is {found}, not a whole number. {remedy}")
+            settle(self, **{name: number})
+        settle(self, shrink=real_number(self.shrink, "shrink in AWQ", QuantError, "Use shrink=0.5."))
         for name, good, remedy in (
             ("points", self.points >= 1, "is not a number >= 1. Use points=20"),
             ("steps", self.steps >= 1, "is not a number >= 1. Use steps=10"),
@@ -220,6 +239,7 @@ class AWQ:
         QuantError
             The statistics lack the Hessian or the magnitudes, and all that `awq_scale` refuses.
         """
+        check_stats(stats, "AWQ")
         if stats.hessian is None or stats.magnitude is None:
             raise QuantError(
                 "AWQ got statistics without a Hessian or mean |x|. "
@@ -239,6 +259,7 @@ class AWQ:
         """
         if not self.clip:
             return weight
+        check_stats(stats, "AWQ")
         if stats.hessian is None:
             raise QuantError("AWQ got statistics without a Hessian. Calibrate with needs=Needs.HESSIAN.")
         return awq_clip(weight, stats.hessian, grid, steps=self.steps, shrink=self.shrink)

@@ -7,7 +7,12 @@ A list of methods is any number of transformations and then at most one rounding
     BlockMethod    learns new float parameters for a whole block (`fit`)          OmniQuant
     WeightMethod   rounds one weight (`quantize_layer`)                           RTN, HQQ, GPTQ, SpQR, QUIK
 
-Each names what it `needs` to know of the inputs, and calibration collects that and no more.
+Each names what it `needs` to know of the inputs, and calibration collects that and no more. Any of them may
+have two methods more:
+
+    check_weights(weights, grid)   refuses, before the work begins, what it could not round: weights by the
+                                   names of their layers
+    settings()                     returns what decides its result as plain data; a dataclass needs none
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from qlib.grid import Grid, QuantizedWeight
+from qlib.errors import QuantError, describe
+from qlib.grid import Grid, QuantizedWeight, check_weight
 from qlib.models.structure import LayerGroup
 
 
@@ -64,6 +70,11 @@ class LayerStats:
     def magnitude(self) -> Tensor | None:
         """Mean |x| of each channel, [inputs]."""
         return None if self.absolute is None else self.absolute / max(self.tokens, 1)
+
+    def copy(self) -> LayerStats:
+        """Return statistics with tensors of their own: layers that share an input share these."""
+        tensors = {name: getattr(self, name) for name in ("hessian", "low", "high", "absolute")}
+        return replace(self, **{n: each if each is None else each.clone() for n, each in tensors.items()})
 
     def scaled(self, scale: Tensor) -> LayerStats:
         """Return the statistics of x / s, for a scale [inputs] that has been folded away."""
@@ -117,6 +128,26 @@ class Clip(Protocol):
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A scale [inputs], and an offset, that moved out of a group's input; see `structure.fold`."""
+
+    group: LayerGroup
+    scale: Tensor
+    shift: Tensor | None = None
+
+
+class Fitted(dict[str, Tensor]):
+    """The changed float parameters of a block by full name, and the folds among the changes.
+
+    Folds leave the float model as it is; whatever else was changed counts as error in the report.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], folds: Sequence[Fold] = ()) -> None:
+        super().__init__(parameters)
+        self.folds = tuple(folds)
+
+
+@dataclass(frozen=True)
 class BlockTask:
     """One block as a function of its parameters, and what it should compute: the problem of a BlockMethod.
 
@@ -164,5 +195,44 @@ class BlockMethod(Protocol):
     needs: ClassVar[Needs]
 
     def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
-        """Return the block's changed float parameters by full name, ready to be rounded."""
+        """Return the block's changed float parameters by full name, ready to be rounded.
+
+        A method that moves scales or offsets returns a `Fitted`, which names them.
+        """
         ...
+
+
+# --- what methods check alike
+
+
+def check_stats(stats: object, method: str) -> None:
+    """Refuse statistics that are no `LayerStats`."""
+    if not isinstance(stats, LayerStats):
+        raise QuantError(
+            f"{method} got {describe(stats)} for statistics. Pass LayerStats(tokens=..., hessian=...), or "
+            "what calibration collects; the order is weight, stats, grid."
+        )
+
+
+def check_weights(weights: object, method: str) -> None:
+    """Refuse what is no list of weights."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence) or isinstance(weights, str):
+        hint = "[weight]" if isinstance(weights, Tensor) else "a list of tensors"
+        raise QuantError(
+            f"{method} got {describe(weights)}, not a list of weights. Pass {hint}: all weights that read "
+            "this input share one scale."
+        )
+    if not weights:
+        raise QuantError(f"{method} got no weight to scale. Pass the weights that read this input.")
+    for weight in weights:
+        check_weight(weight)
+
+
+def check_symmetric_hessian(hessian: Tensor) -> None:
+    """Refuse a square matrix that is no sum of x x^T, such as as many inputs as there are features."""
+    size = hessian.abs().max()
+    if float((hessian - hessian.T).abs().max()) > 1e-3 * float(size):
+        raise QuantError(
+            f"a matrix {list(hessian.shape)} that is not symmetric is no Hessian. Are these the inputs "
+            "themselves? Pass their sum of x x^T: hessian(inputs), or inputs.T @ inputs."
+        )

@@ -19,14 +19,14 @@ Left out: groups along the outputs (the package's default, axis=0), which no oth
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
+from qlib.errors import QuantError, as_whole, real_number, settle
 from qlib.grid import (
     CHUNK,
     Grid,
@@ -200,6 +200,15 @@ class HQQ:
     needs: ClassVar[Needs] = Needs.NOTHING
 
     def __post_init__(self) -> None:
+        remedies = {"p": "Use p=0.7.", "beta": "Use beta=10.", "kappa": "Use kappa=1.01."}
+        for name, remedy in remedies.items():
+            value = real_number(getattr(self, name), f"{name} in HQQ", QuantError, remedy)
+            settle(self, **{name: value})
+        if (iterations := as_whole(self.iterations)) is None:
+            raise QuantError(
+                f"iterations={self.iterations!r} in HQQ is not a whole number. Use iterations=20."
+            )
+        settle(self, iterations=iterations)
         for name, good, remedy in (
             ("p", 0 < self.p <= 1, "is outside 0 < p <= 1. Use p=0.7"),
             ("beta", 0 < self.beta < float("inf"), "is not a number > 0. Use beta=10"),
@@ -208,6 +217,14 @@ class HQQ:
         ):
             if not good:
                 raise QuantError(f"{name}={getattr(self, name)!r} in HQQ {remedy}.")
+
+    def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
+        """Refuse a symmetric grid, which has no zero to move."""
+        if grid.symmetric:
+            raise QuantError(
+                f"HQQ moves zero points, and {grid} has none: it needs an asymmetric grid. "
+                "Use Grid(..., symmetric=False), or another method."
+            )
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer; `stats` is not looked at."""

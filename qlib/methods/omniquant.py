@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
-from qlib.errors import QuantError
+from qlib.errors import QuantError, as_whole, describe, real_number, settle, true_or_false
 from qlib.grid import Grid, fit_minmax, nearest, value_of
-from qlib.methods.contracts import BlockTask, Needs
+from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs
 from qlib.models.structure import fold
 
 START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
@@ -180,8 +180,7 @@ class Learned:
         upper = {}
         for layer in task.layers:
             weight = task.parameters[name := f"{layer}.weight"]
-            if weight.dtype not in (torch.float32, torch.float64):
-                raise QuantError(f"{layer} is {weight.dtype}, too short to learn in. Use model.float().")
+            _check_dtype(layer, weight)
             grid.check(weight.shape[1], layer)
             upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
         return cls(upper, {} if grid.symmetric else deepcopy(upper))
@@ -203,13 +202,19 @@ class Learned:
             if group.shift:
                 self.shift[first] = ((stats.low + stats.high) / 2).to(weights[0]).requires_grad_()
 
+    def folds(self, task: BlockTask) -> list[Fold]:
+        """Return s and z of each group that has them."""
+        return [
+            Fold(group, group.tie(self.log_scale[first].exp()), self.shift.get(first))
+            for group in task.groups
+            if (first := group.layers[0]) in self.log_scale
+        ]
+
     def folded(self, task: BlockTask) -> dict[str, Tensor]:
         """Return the block's parameters with s and z folded in: the same function in float."""
         parameters = dict(task.parameters)
-        for group in task.groups:
-            if (first := group.layers[0]) in self.log_scale:
-                scale = group.tie(self.log_scale[first].exp())
-                parameters |= fold(parameters, group, scale, self.shift.get(first))
+        for each in self.folds(task):
+            parameters |= fold(parameters, each.group, each.scale, each.shift)
         return parameters
 
     def apply(self, change: Callable[..., Tensor], task: BlockTask, grid: Grid) -> dict[str, Tensor]:
@@ -238,20 +243,36 @@ class OmniQuant:
     needs: ClassVar[Needs] = Needs.BLOCK | Needs.RANGE
 
     def __post_init__(self) -> None:
+        for name in ("clip_rate", "scale_rate", "alpha"):
+            value = real_number(getattr(self, name), f"{name} in OmniQuant", QuantError, "Use OmniQuant().")
+            settle(self, **{name: value})
+        if (epochs := as_whole(self.epochs)) is None:
+            raise QuantError(
+                f"epochs in OmniQuant is {describe(self.epochs)}, not a whole number. Use epochs=10."
+            )
+        if self.let is not None:
+            remedy = "Use let=None: where inputs are rounded."
+            settle(self, let=true_or_false(self.let, "let in OmniQuant", QuantError, remedy))
+        settle(self, epochs=epochs)
         rates = 0 < self.clip_rate < inf and 0 < self.scale_rate < inf
         if not (self.epochs >= 0 and rates and 0 <= self.alpha <= 1):
             raise QuantError(f"{self}: epochs must be >= 0, rates > 0, alpha from 0 to 1. Use OmniQuant().")
 
+    def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
+        """Refuse weights too short to learn in, naming the first layer."""
+        for name, weight in weights.items():
+            _check_dtype(name, weight)
+
     @torch.no_grad()
-    def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+    def fit(self, task: BlockTask, grid: Grid) -> Fitted:
         """Learn one block, one step for each utterance.
 
         Returns
         -------
-        dict
+        Fitted
             The float parameters that change, by full name, folded and clamped: ready to be rounded to
-            nearest on `grid`. Empty if that is not better, over all utterances, than rounding the block's
-            own weights to nearest.
+            nearest on `grid`; and the folds. Empty if that is not better, over all utterances, than rounding
+            the block's own weights to nearest.
 
         Raises
         ------
@@ -264,11 +285,13 @@ class OmniQuant:
         plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
         if task.rounds_inputs if self.let is None else self.let:
             learned.start_scales(task, self.alpha)
-        best, least = {}, _mean_loss(task, plain, grid)
+        best, least = Fitted({}), _mean_loss(task, plain, grid)
         for candidate in (deepcopy(learned), self._learn(task, grid, learned)):
             if (loss := _mean_loss(task, candidate, grid)) < least:
-                best, least = candidate.apply(clip_range, task, grid), loss
-        return {name: value for name, value in best.items() if value is not task.parameters[name]}
+                found, least = candidate.apply(clip_range, task, grid), loss
+                changed = {name: each for name, each in found.items() if each is not task.parameters[name]}
+                best = Fitted(changed, candidate.folds(task))
+        return best
 
     def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
         """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
@@ -291,6 +314,12 @@ class OmniQuant:
             if total < least:
                 best, least = deepcopy(learned), total
         return best
+
+
+def _check_dtype(layer: str, weight: Tensor) -> None:
+    """Refuse 16 bits: the steps of learning would be rounded away."""
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise QuantError(f"{layer} is {weight.dtype}, too short to learn in. Use model.float().")
 
 
 def _loss(task: BlockTask, parameters: Mapping[str, Tensor], sample: int) -> Tensor:

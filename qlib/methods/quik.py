@@ -5,8 +5,9 @@ Problem: that of GPTQ, where activations are rounded as well. A few input channe
     100 times larger than the others, always the same ones; a token's grid that has to reach them leaves the
     others a handful of values.
 Rule: the k inputs with the largest |x| during calibration are not rounded at all. GPTQ visits the other
-    columns in ascending order of max |x|; the k float columns come last, take part in the compensation of
-    everyone's errors, and make none of their own. Ranges are fitted to the rounded columns only.
+    columns in ascending order of max |x| (from left to right if k = 0); the k float columns come last, take
+    part in the compensation of everyone's errors, and make none of their own. Ranges are fitted to the
+    rounded columns only.
 Why it works: without those k inputs the activations fill their grid evenly; and the columns that could do
     most harm end up with what is left of the other columns' errors removed from them, exactly.
 Shapes: W [outputs, inputs], H [inputs, inputs], absmax [inputs], the float columns [outputs, k].
@@ -18,14 +19,15 @@ Left out: the 8 bits that the paper gives to the second MLP layer (a matter of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Fit, Grid, QuantizedWeight, check_fit
+from qlib.errors import QuantError, as_whole, real_number, settle
+from qlib.grid import Fit, Grid, QuantizedWeight, check_fit, check_tensor
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.second_order import (
     Layer,
@@ -64,8 +66,8 @@ def quik(
         Bits, group and symmetry of the rounded columns; the paper's weights are symmetric. Groups are formed
         over those columns in the order of the visit, so the result carries their index.
     columns : int or None
-        Number k of columns that stay in float; None: inputs // 16, the paper's share. With 0 this is GPTQ in
-        ascending order of `absmax`.
+        Number k of columns that stay in float; None: inputs // 16, the paper's share. With 0 this is GPTQ
+        from left to right.
     damping : float
         The share of the mean of diag(H) that is added to it; makes up for too few tokens.
     fit : {"minmax", "mse"}
@@ -94,8 +96,13 @@ def quik(
     """
     settings = QUIK(columns, damping, fit)
     H = check_layer(weight, hessian, grid)
-    order = _check_absmax(absmax, len(H)).to(weight.device).argsort(stable=True)
+    _check_absmax(absmax, len(H))
     kept = settings.count(len(H))
+    # The ascending order is there to leave the largest inputs to the end. Where none stays in float, the end
+    # has nothing to make up for them with, and that order doubles the error and more: then left to right.
+    order = torch.arange(len(H), device=weight.device)
+    if kept:
+        order = absmax.to(weight.device).argsort(stable=True)
     rounded = len(H) - kept
     layer = Layer.of(weight, H, order, damping)
     index = torch.cat([grid.group_index(rounded), torch.zeros(kept, dtype=torch.int64)])
@@ -125,8 +132,11 @@ class QUIK:
     def __post_init__(self) -> None:
         check_fit(self.fit)
         check_damping(self.damping, "QUIK")
-        if self.columns is not None and self.columns < 0:
-            raise QuantError(f"columns={self.columns} in QUIK is not a number >= 0. Use columns=None.")
+        settle(self, damping=real_number(self.damping, "damping", QuantError))
+        columns = None if self.columns is None else as_whole(self.columns)
+        if self.columns is not None and (columns is None or columns < 0):
+            raise QuantError(f"columns={self.columns!r} in QUIK is not a number >= 0. Use columns=None.")
+        settle(self, columns=columns)
 
     def count(self, inputs: int) -> int:
         """Return how many of a layer's columns stay in float.
@@ -144,6 +154,14 @@ class QUIK:
             )
         return kept
 
+    def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
+        """Refuse more columns in float than some layer has, naming the layer."""
+        for name, weight in weights.items():
+            try:
+                self.count(weight.shape[1])
+            except QuantError as error:
+                raise QuantError(f"{name}: {error}") from error
+
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer by its Hessian and range; `notes` also say when there were too few tokens.
 
@@ -159,8 +177,9 @@ class QUIK:
         return with_token_note(result, stats.tokens)
 
 
-def _check_absmax(absmax: Tensor, inputs: int) -> Tensor:
+def _check_absmax(absmax: Tensor, inputs: int) -> None:
     """Refuse a range of another shape, or with NaN or infinity."""
+    check_tensor(absmax, "absmax", "Pass the largest |x| of each input: inputs.abs().amax(0).")
     if absmax.shape != (inputs,):
         raise QuantError(
             f"absmax of shape {tuple(absmax.shape)} for {inputs} inputs. Pass the largest |x| of each input."
@@ -170,7 +189,6 @@ def _check_absmax(absmax: Tensor, inputs: int) -> Tensor:
             f"{int((~absmax.isfinite()).sum())} of {inputs} inputs reached NaN or infinity. "
             "Look for a bad calibration sample, or for a model that overflows in its dtype."
         )
-    return absmax
 
 
 def _as_float16(values: Tensor) -> Tensor:

@@ -25,9 +25,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Fit, Grid, QuantizedWeight, check_weight, fit_scale, nearest, value_of
-from qlib.methods.contracts import LayerStats
+from qlib.errors import QuantError, real_number
+from qlib.grid import (
+    Fit,
+    Grid,
+    QuantizedWeight,
+    check_grid,
+    check_tensor,
+    check_weight,
+    fit_scale,
+    nearest,
+    value_of,
+)
+from qlib.methods.contracts import LayerStats, check_stats, check_symmetric_hessian
 
 ENOUGH = 4  # tokens for each input, from which on a Hessian is not worth a note
 
@@ -45,6 +55,7 @@ def hessian(inputs: Tensor) -> Tensor:
     inputs : Tensor
         [..., features], any floating dtype.
     """
+    check_tensor(inputs, "the input", "Pass the inputs of a layer, [..., features].")
     tokens = inputs.reshape(-1, inputs.shape[-1]).double()
     return tokens.T @ tokens
 
@@ -58,13 +69,15 @@ def check_layer(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
         The weight is not a matrix of finite numbers, a group is larger than it, or the Hessian is not
         [inputs, inputs] or holds NaN or infinity.
     """
+    check_grid(grid)
     check_weight(weight)
     grid.check(weight.shape[1], "the weight")
     return _checked(hessian, weight.shape[1]).detach().to(weight.device, torch.float64)
 
 
 def _checked(hessian: Tensor, columns: int) -> Tensor:
-    """Refuse a Hessian of another shape, or with NaN or infinity."""
+    """Refuse a Hessian of another shape, with NaN or infinity, or not symmetric."""
+    check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
     if hessian.shape != (columns, columns):
         raise QuantError(
             f"a Hessian of shape {tuple(hessian.shape)} for {columns} inputs. Pass the sum of x x^T "
@@ -76,6 +89,7 @@ def _checked(hessian: Tensor, columns: int) -> Tensor:
             f"{bad} of {hessian.numel()} entries of the Hessian are NaN or infinite. "
             "Look for a bad calibration sample, or for a model that overflows in its dtype."
         )
+    check_symmetric_hessian(hessian)
     return hessian
 
 
@@ -110,10 +124,16 @@ def factorize(H: Tensor, order: Tensor, damping: float) -> Tensor:
         step = int(info) - 1 if int(info) else int(weak.nonzero()[0])
         raise QuantError(
             f"the Hessian is not positive definite at column {int(last_first[step])} of {columns} with "
-            f"damping={damping} (that adds {added:.3g} to its diagonal). This input repeats others: use "
-            "damping=0.01 or more, or more calibration data."
+            f"damping={damping} (that adds {added:.3g} to its diagonal). {_why_not(H)}"
         )
     return lower.flip(0, 1)
+
+
+def _why_not(H: Tensor) -> str:
+    """Say why a Hessian is not positive definite, and what to do."""
+    if bool((H.diagonal() < 0).any()):
+        return "Its diagonal is partly below 0, so it is no sum of x x^T: pass hessian(inputs)."
+    return "This input repeats others: use damping=0.01 or more, or more calibration data."
 
 
 def invert(R: Tensor) -> Tensor:
@@ -137,7 +157,8 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
     QuantError
         Not a square matrix of finite numbers, or not positive definite: names the column.
     """
-    H = _checked(hessian, hessian.shape[-1]).detach().double()
+    check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
+    H = _checked(hessian, hessian.shape[-1] if hessian.ndim else 0).detach().double()
     return invert(factorize(H, torch.arange(len(H), device=H.device), damping))
 
 
@@ -189,7 +210,8 @@ class Layer:
         if not part.start:
             return self.weight[part]
         moved: Tensor = torch.linalg.solve_triangular(self.factor[part, part].T, owed, upper=False)
-        return moved.add_(self.weight[part]).to(self.weight.dtype)
+        end = torch.finfo(self.weight.dtype).max
+        return moved.add_(self.weight[part]).clamp_(-end, end).to(self.weight.dtype)
 
     def restore(self, values: Tensor) -> Tensor:
         """Return values [columns, ...] in the original order of the columns."""
@@ -298,12 +320,14 @@ class OnGrid:
 
 def check_damping(damping: float, method: str) -> None:
     """Refuse damping that is not a number >= 0."""
+    real_number(damping, f"damping in {method}", QuantError, "Use damping=0.01.")
     if not 0 <= damping < float("inf"):
         raise QuantError(f"damping={damping} in {method} is not a number >= 0. Use damping=0.01.")
 
 
 def known_hessian(stats: LayerStats, method: str) -> Tensor:
     """Return the Hessian of a layer, or say that it is missing."""
+    check_stats(stats, method)
     if stats.hessian is None:
         raise QuantError(f"{method} got statistics without a Hessian. Calibrate with needs=Needs.HESSIAN.")
     return stats.hessian

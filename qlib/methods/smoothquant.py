@@ -24,9 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Grid, check_weight
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.errors import QuantError, real_number, settle
+from qlib.grid import Grid, check_tensor
+from qlib.methods.contracts import LayerStats, Needs, check_stats, check_weights
 
 TINY = 1e-5  # smaller ranges count as this: no division by 0
 
@@ -70,15 +70,14 @@ def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: flo
 
 def _check(absmax: Tensor, weights: Sequence[Tensor]) -> None:
     """Refuse what does not belong together."""
-    if not weights:
-        raise QuantError("SmoothQuant got no weight to scale. Pass the weights that read this input.")
-    for weight in weights:
-        check_weight(weight)
+    check_weights(weights, "SmoothQuant")
+    remedy = "Pass the largest |x| of each input: inputs.abs().amax(0)."
+    check_tensor(absmax, "absmax_inputs", remedy)
     shapes = [tuple(weight.shape) for weight in weights]
     if any(absmax.shape != (columns,) for _, columns in shapes):
         raise QuantError(
             f"SmoothQuant got input ranges of shape {tuple(absmax.shape)} for weights {shapes}. Pass one "
-            "number per input, and weights that read that same input."
+            "number per input, inputs.abs().amax(0), and weights that read that same input."
         )
     if bad := int((~(absmax.isfinite() & (absmax >= 0))).sum()):
         raise QuantError(
@@ -98,6 +97,7 @@ class SmoothQuant:
     needs: ClassVar[Needs] = Needs.RANGE
 
     def __post_init__(self) -> None:
+        settle(self, alpha=real_number(self.alpha, "alpha in SmoothQuant", QuantError, "Use alpha=0.5."))
         if not 0 <= self.alpha <= 1:
             raise QuantError(f"alpha={self.alpha!r} in SmoothQuant is outside 0 to 1. Use alpha=0.5.")
 
@@ -109,6 +109,7 @@ class SmoothQuant:
         QuantError
             The statistics hold no range, and all that `smoothing_scale` refuses.
         """
+        check_stats(stats, "SmoothQuant")
         if stats.absmax is None:
             raise QuantError(
                 "SmoothQuant got statistics without the range of the inputs. "

@@ -50,6 +50,11 @@ class LayerGroup:
     # Whether an offset may move as well. A layer without a bias then does not notice a constant.
     shift: bool = False
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The layers whose outputs are queries or keys: every family names them ``q_proj`` and ``k_proj``."""
+        return tuple(layer for layer in self.layers if layer.endswith((".q_proj", ".k_proj")))
+
     def tie(self, scale: Tensor) -> Tensor:
         """Return the nearest scale [inputs] that `before` can absorb: channels from one row share theirs.
 

@@ -58,6 +58,7 @@ def quik_oracle(weight: Tensor, inputs: Tensor, grid: Grid, kept: int) -> tuple[
     H = H + np.eye(len(H)) * 0.01 * np.diag(H)[~dead].mean() + np.diag(dead.astype(float))
     W[:, dead] = 0
     visit = np.argsort(inputs.abs().amax(0).numpy(), kind="stable")[: len(H) - kept]
+    visit = visit if kept else np.arange(len(H))
     width, inverse, codes = grid.group or len(visit), np.linalg.inv(H), np.zeros(W.shape)
     for step, j in enumerate(visit):
         if step % width == 0:

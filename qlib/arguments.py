@@ -1,0 +1,195 @@
+"""What `quantize` is given, looked at before any work: types first, then values.
+
+Each function returns its argument as the rest of the library reads it, or says what it is, where it stands
+and what to pass instead. What can mean only one thing is taken: one method for a list of one, one pattern
+for a list of one, any iterable of calibration data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qlib.activation import FixedRange, KeepColumns, PerTensor, PerToken
+from qlib.asr.datasets import Utterance
+from qlib.errors import DataError, QuantError, as_whole, describe, list_names
+from qlib.grid import Grid
+from qlib.linear import FakeQuantLinear
+from qlib.models.structure import Model
+from qlib.models.text import TextModel
+
+OFFERS = ("groups", "stages", "tied", "require_unpacked")  # what is asked of a model
+
+
+def as_model(model: object, what: str = "quantize") -> Model:
+    """Return a model that describes itself to quantizers.
+
+    Raises
+    ------
+    QuantError
+        It is a name, a path, a result, a single layer, a model of another library, or no model at all.
+    """
+    missing = [name for name in OFFERS if not hasattr(model, name)]
+    if isinstance(model, nn.Module) and not missing:
+        return model  # type: ignore[return-value]
+    found = describe(model)
+    if isinstance(model, str | Path):
+        raise QuantError(
+            f"{what} got {found}, not a model. Load it first: {what}(qlib.load_model({str(model)!r}), ...)."
+        )
+    if isinstance(getattr(model, "model", None), Model):
+        raise QuantError(f"{what} got {found}, which holds a model. Pass its model: {what}(it.model, ...).")
+    if isinstance(model, FakeQuantLinear):
+        raise QuantError(f"{what} got a layer that is quantized already. Pass a float model.")
+    if isinstance(model, nn.Linear):
+        raise QuantError(
+            f"{what} got a single nn.Linear, not a model. For one layer: "
+            "codes = qlib.RTN().quantize_layer(layer.weight, LayerStats(), grid), then "
+            "qlib.FakeQuantLinear.from_linear(layer, codes, grid)."
+        )
+    if isinstance(model, nn.Module):
+        raise QuantError(_foreign(model, missing, what))
+    raise QuantError(f"{what} got {found}, not a model. Pass what qlib.load_model(folder_or_name) returns.")
+
+
+def _foreign(model: nn.Module, missing: list[str], what: str) -> str:
+    """Say what to do with a module that is no model of this library."""
+    kind = type(model)
+    start = (
+        f"{what} got a {kind.__module__.split('.')[0]} {kind.__name__}, which has no {list_names(missing)}. "
+    )
+    if kind.__module__.startswith("transformers"):
+        return start + "Save it by save_pretrained(folder) and pass qlib.load_model(folder)."
+    return start + (
+        "Pass what qlib.load_model returns; a model of your own derives from qlib.models.structure.Model and "
+        "lists its groups() and stages(). For single layers: method.quantize_layer(layer.weight, stats, grid), "
+        "then FakeQuantLinear.from_linear."
+    )
+
+
+def as_grid(weight: object) -> Grid:
+    """Return the grid of the weights.
+
+    Raises
+    ------
+    QuantError
+        It is no `Grid`; the message shows how to write the one that was meant.
+    """
+    if isinstance(weight, Grid):
+        return weight
+    bits = as_whole(weight)
+    remedy = "Pass one Grid, such as qlib.Grid(bits=4, group=64)."
+    if bits is not None:
+        remedy = f"Did you mean weight=qlib.Grid(bits={bits})?"
+    elif weight is Grid:
+        remedy = "It must be called: weight=qlib.Grid(bits=4, group=64)."
+    elif isinstance(weight, Mapping):
+        remedy = "All layers share one Grid; leave layers in float by skip=[...]. " + remedy
+    raise QuantError(f"weight is {describe(weight)}, not a Grid. {remedy}")
+
+
+def as_activation(activation: object) -> PerToken | PerTensor | None:
+    """Return how inputs are rounded, or None.
+
+    Raises
+    ------
+    QuantError
+        It is none of the two.
+    """
+    if activation is None or isinstance(activation, PerToken | PerTensor):
+        return activation
+    bits = activation.bits if isinstance(activation, Grid) else as_whole(activation)
+    remedy = "Pass qlib.PerToken(bits=8), qlib.PerTensor(bits=8), or None to leave inputs in float."
+    if bits is not None:
+        remedy = f"Did you mean activation=qlib.PerToken(bits={bits})?"
+    elif isinstance(activation, type) and issubclass(activation, PerToken | PerTensor):
+        remedy = f"It must be called: activation=qlib.{activation.__name__}(bits=8)."
+    elif isinstance(activation, FixedRange | KeepColumns):
+        remedy = "That is the rounding of one layer; quantize makes them itself. " + remedy
+    raise QuantError(f"activation is {describe(activation)}, which rounds no inputs. {remedy}")
+
+
+def as_patterns(skip: object) -> tuple[str, ...]:
+    """Return patterns of layers that stay in float; a lone string is one of them.
+
+    Raises
+    ------
+    QuantError
+        They are not strings.
+    """
+    if isinstance(skip, str):
+        return (skip,)
+    if not isinstance(skip, Iterable) or isinstance(skip, Mapping | bytes | Tensor):
+        raise QuantError(f"skip is {describe(skip)}, not a list of patterns. Pass skip=['fc2'], or nothing.")
+    patterns = tuple(skip)
+    for number, pattern in enumerate(patterns, 1):
+        if not isinstance(pattern, str):
+            raise QuantError(
+                f"skip pattern {number} of {len(patterns)} is {describe(pattern)}, not a string. Pass names "
+                "or patterns of layers, such as 'fc2' or 'model.encoder.*'."
+            )
+    return patterns
+
+
+def as_calibration(calib: object, model: Model) -> list[Utterance] | list[str] | None:
+    """Return calibration data as a list: recordings for a speech recognizer, texts for a text model.
+
+    Raises
+    ------
+    DataError
+        It is a single recording or text, an array, or something else that is no list, or one of its entries
+        is of another kind; the message counts from 1.
+    """
+    if calib is None:
+        return None
+    text = isinstance(model, TextModel)
+    if isinstance(calib, str | bytes | Path | Utterance):
+        raise DataError(
+            f"calib is {describe(calib)}, one entry and not a list. Put it into a list: calib=[...]. "
+            + _remedy(text, calib)
+        )
+    if not isinstance(calib, Iterable) or isinstance(calib, Mapping | Set | Tensor) or _is_table(calib):
+        raise DataError(
+            f"calib is {describe(calib)}, not a list of {'texts' if text else 'utterances'}. "
+            + _remedy(text, calib)
+        )
+    entries: list[Any] = list(calib)
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, str if text else Utterance):
+            raise DataError(
+                f"calibration entry {number} of {len(entries)} is {describe(entry)}. {_remedy(text, entry)}"
+            )
+    return entries
+
+
+def _remedy(text: bool, entry: object) -> str:
+    """Say what a model is calibrated with, given what stood there instead."""
+    if text:
+        return "A text model is calibrated with texts: pass calib=[...] of strings."
+    start = "A speech recognizer is calibrated with recordings: pass calib=[...] of utterances"
+    if isinstance(entry, str | Path):
+        return f"{start}, qlib.Utterance(path, text), or qlib.read_manifest(path) for a list of them."
+    return f"{start}, qlib.Utterance(path, text)."
+
+
+def as_folder(work: object) -> Path | None:
+    """Return the folder of finished blocks, or None.
+
+    Raises
+    ------
+    QuantError
+        It is no path, or an empty one.
+    """
+    if work is None:
+        return None
+    if not isinstance(work, str | Path) or not str(work).strip():
+        raise QuantError(f"work is {describe(work)}, not a folder. Pass a path such as 'out/work', or None.")
+    return Path(work)
+
+
+def _is_table(values: object) -> bool:
+    """Return whether this is an array, or a table that would give the names of its columns."""
+    return hasattr(values, "dtype") or hasattr(values, "dtypes")
