@@ -14,13 +14,18 @@ from draftlib.ngram_cache import NGramCache
 from draftlib.propose import Confidence, FixedLength
 from draftlib.settings import Options
 from draftlib.vocab import VocabularyMap
+from qlib.errors import DraftError, FileError, ModelError, QlibError
 
 __all__ = [
     "Confidence",
+    "DraftError",
+    "FileError",
     "FixedLength",
+    "ModelError",
     "NGramCache",
     "Options",
     "Output",
+    "QlibError",
     "Seconds",
     "SpeculativeDecoder",
     "Stats",

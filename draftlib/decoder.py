@@ -7,8 +7,8 @@
 
 With ``verify="exact"`` the text does not depend on 1, 2 and 4 at all: each token is the one that the target
 draws with the noise of (seed, position), or its most probable one. Drafter, cache and length decide how many
-tokens one pass yields. `generate_target_only` is the same loop without 1 and 2. With "path-revealed" or
-"point mass" sampled text is another one from the same law; with "ratio" the law is another one too.
+tokens one pass yields. `generate_target_only` is the same loop without 1 and 2. With "path_revealed" or
+"point_mass" sampled text is another one from the same law; with "ratio" the law is another one too.
 
 Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
 A packed target computes a token's logits to the same bits however many are verified beside it, in float32
@@ -23,11 +23,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from draftlib.arguments import (
+    OnText,
+    Prompt,
+    ngram_cache,
+    one_prompt,
+    several_prompts,
+    text_model,
+    text_sink,
+)
 from draftlib.keys import RoundKeys
 from draftlib.metrics import Seconds, Stats, Step
 from draftlib.ngram_cache import NGramCache
@@ -38,6 +47,7 @@ from draftlib.propose import (
     Draw,
     FixedLength,
     Length,
+    as_length,
     draw_greedy,
     draw_independent,
     propose,
@@ -55,9 +65,8 @@ from draftlib.verify import (
 )
 from draftlib.vocab import VocabularyMap
 from draftlib.writer import Finish, Writer
-from qlib.errors import DraftError, list_names
+from qlib.errors import DraftError, did_you_mean, list_names
 from qlib.models.text import TextModel
-from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -65,9 +74,7 @@ if TYPE_CHECKING:
     from draftlib.settings import Options
 
 log = logging.getLogger(__name__)
-Verify = Literal["exact", "path-revealed", "point mass", "ratio"]
-Prompt = str | Sequence[int]
-OnText = Callable[[str], None]
+Verify = Literal["exact", "path_revealed", "point_mass", "ratio"]
 _FIVE = FixedLength(5)
 
 
@@ -92,6 +99,14 @@ class Output:
     stats: Stats
     finish: Finish
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        calls = f"{self.stats.tokens_per_target_call:.2f} a target call"
+        return f"<Output: {len(self.tokens)} tokens, {calls}, ended by {self.finish}: {text!r}>"
+
 
 class SpeculativeDecoder:
     """A target and a drafter that saves it passes.
@@ -103,16 +118,20 @@ class SpeculativeDecoder:
         works on packed copies (`TextModel.packed_copy`); hand packed models in where memory is short.
     cache : NGramCache, optional
         Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
-    length : Length
-        How many tokens a round drafts; 5 if not given.
-    verify : {"exact", "path-revealed", "point mass", "ratio"}
+    length : Length or int
+        How many tokens a round drafts; 5 if not given. A number is `FixedLength`.
+    verify : {"exact", "path_revealed", "point_mass", "ratio"}
         Which rule accepts sampled tokens; greedy text is the target's own, token for token, with any.
-        "exact": sampled text is so too. "path-revealed": it is another draw from the target's law, by the
-        classic rule of rejection. "point mass": the same, and the drafter proposes its most probable
+        "exact": sampled text is so too. "path_revealed": it is another draw from the target's law, by the
+        classic rule of rejection. "point_mass": the same, and the drafter proposes its most probable
         tokens. "ratio": the paper's rule, which changes the law; for comparison.
 
     Attributes
     ----------
+    cache, length, verify
+        As given; may be set to something else at any time, and hold from the next round on.
+    target, draft : TextModel
+        The packed models.
     vocabulary : VocabularyMap
         Which draft token is which target token; print it for the coverage.
 
@@ -128,46 +147,87 @@ class SpeculativeDecoder:
         draft: TextModel,
         *,
         cache: NGramCache | None = None,
-        length: Length = _FIVE,
+        length: Length | int = _FIVE,
         verify: Verify = "exact",
     ):
-        if verify not in get_args(Verify):
-            raise DraftError(
-                f"verify={verify!r} is unknown. Use 'exact' (the target's own text), 'path-revealed' or "
-                "'point mass' (its law), or 'ratio' (the paper's)."
-            )
-        if length.max_tokens < 1:
-            raise DraftError(f"length: max_tokens={length.max_tokens}; a draft has at least 1 token.")
-        tokenizers = [_tokenizer(model, side) for side, model in (("target", target), ("draft", draft))]
-        devices = [model.model.embed_tokens.weight.device for model in (target, draft)]
-        if devices[0] != devices[1]:
-            raise DraftError(
-                f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
-                "device: load_model(..., device=...)."
-            )
-        self.cache, self.length, self.verify = cache, length, verify
-        if length.max_tokens >= draft.config.max_position_embeddings:
-            raise DraftError(
-                f"length: drafts of {length.max_tokens} tokens do not fit into the draft model's "
-                f"{draft.config.max_position_embeddings} positions. Draft fewer."
-            )
-        if target.packed and not target.stable:
-            raise DraftError(
-                "The target is packed for speed only: a token's logits may differ in the last bits with the "
-                "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
-            )
-        self.target = target if target.packed else target.packed_copy(stable=True)
-        # The drafter may see other bits beside other rows; nothing depends on what it says.
-        self.draft = draft if draft.packed else draft.packed_copy()
-        self.vocabulary = VocabularyMap.of(tokenizers[1], tokenizers[0])
+        target, draft = text_model(target, "target"), text_model(draft, "draft")
+        ngram_cache(cache)  # types first: comparing the vocabularies takes a while
+        self._positions = draft.config.max_position_embeddings
+        self.length, self.verify = length, verify
+        _check_pair(target, draft)
+        assert target.tokenizer is not None and draft.tokenizer is not None
+        self._target_tokenizer, self._draft_tokenizer = target.tokenizer, draft.tokenizer
+        self._vocabulary = VocabularyMap.of(self._draft_tokenizer, self._target_tokenizer)
         log.info("%s", self.vocabulary)
+        self._device = target.model.embed_tokens.weight.device
+        self._sizes = draft.config.vocab_size, target.config.vocab_size
+        self.cache = cache
+        self._target = target if target.packed else target.packed_copy(stable=True)
+        # The drafter may see other bits beside other rows; nothing depends on what it says.
+        self._draft = draft if draft.packed else draft.packed_copy()
+        self._plain: Stats = Stats()
+
+    # --- what it consists of
+
+    @property
+    def target(self) -> TextModel:
+        """The target, packed."""
+        return self._target
+
+    @property
+    def draft(self) -> TextModel:
+        """The drafter, packed."""
+        return self._draft
+
+    @property
+    def vocabulary(self) -> VocabularyMap:
+        """Which draft token is which target token."""
+        return self._vocabulary
+
+    @property
+    def cache(self) -> NGramCache | None:
+        """The n-grams."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: NGramCache | None) -> None:
+        cache = ngram_cache(cache)
         if cache is not None:
             cache.bind(self.vocabulary)
-        sizes = draft.config.vocab_size, target.config.vocab_size
-        self._keys = RoundKeys(self.vocabulary, cache, *sizes, device=devices[0])
-        self._target_tokenizer, self._draft_tokenizer = tokenizers
-        self._device = devices[0]
-        self._plain: Stats = Stats()
+        self._cache = cache
+        self._keys = RoundKeys(self.vocabulary, cache, *self._sizes, device=self._device)
+
+    @property
+    def length(self) -> Length:
+        """How many tokens a round drafts."""
+        return self._length
+
+    @length.setter
+    def length(self, length: Length | int) -> None:
+        rule = as_length(length)
+        if rule.max_tokens >= self._positions:
+            raise DraftError(
+                f"length: drafts of {rule.max_tokens} tokens do not fit into the draft model's "
+                f"{self._positions} positions. Draft fewer."
+            )
+        self._length = rule
+
+    @property
+    def verify(self) -> Verify:
+        """Which rule accepts sampled tokens."""
+        return self._verify
+
+    @verify.setter
+    def verify(self, verify: Verify) -> None:
+        self._verify: Verify = as_verify(verify)
+
+    def __repr__(self) -> str:
+        names = (f"{type(model).__name__} of {_millions(model)}" for model in (self.target, self.draft))
+        return (
+            f"<SpeculativeDecoder: {' drafted for by '.join(names)}, {self.vocabulary.coverage:.1%} of the "
+            f"drafter's tokens are the target's; cache={self.cache!r}, length={self.length!r}, "
+            f"verify={self.verify!r}>"
+        )
 
     # --- whole answers
 
@@ -180,7 +240,7 @@ class SpeculativeDecoder:
         ----------
         prompt : str or sequence of int
             A user's words, to which the checkpoint's chat markers are added unless ``raw=True``; or target
-            tokens, continued as they stand.
+            tokens (a list, or a tensor or array of one dimension), continued as they stand.
         on_text : callable, optional
             Gets the text piece by piece, as soon as nothing can change it any more.
         **options
@@ -189,9 +249,11 @@ class SpeculativeDecoder:
         Raises
         ------
         DraftError
-            The prompt is empty, too long or not in the vocabulary; an option is out of its range.
+            The prompt is empty, too long or not in the vocabulary; an option is unknown, of the wrong type
+            or out of its range.
         """
-        output = self._finish(_Answer(self, prompt, Settings(**options), on_text, drafting=True))
+        settings = Settings.of(options, "generate", ["on_text"])
+        output = self._finish(_Answer(self, prompt, settings, on_text, drafting=True))
         if output.stats.warning:
             log.warning(output.stats.warning)
         return output
@@ -204,17 +266,35 @@ class SpeculativeDecoder:
         Parameters and errors are those of `generate`. Its speed is remembered, for the speed-ups in the
         statistics of later answers.
         """
-        output = self._finish(_Answer(self, prompt, Settings(**options), on_text, drafting=False))
+        settings = Settings.of(options, "generate_target_only", ["on_text"])
+        output = self._finish(_Answer(self, prompt, settings, on_text, drafting=False))
         self._plain += output.stats
         return output
 
-    def generate_many(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> Iterator[Output]:
+    def generate_many(
+        self, prompts: Iterable[Prompt], *, on_text: OnText | None = None, **options: Unpack[Options]
+    ) -> Iterator[Output]:
         """Answer prompts one after another, each as by `generate`; the n-gram cache goes with them.
 
         Add their `stats` up for those of all.
+
+        Parameters
+        ----------
+        prompts : iterable of (str or sequence of int)
+            As for `generate`; a list, a generator, or anything else that yields them.
+        on_text : callable, optional
+            Gets the texts of all answers, one after another.
+        **options
+            See `Options`; they hold for all prompts.
+
+        Raises
+        ------
+        DraftError
+            As by `generate`. What can be said of options, and of prompts in a list, is said at once.
         """
-        for prompt in prompts:
-            yield self.generate(prompt, **options)
+        Settings.of(options, "generate_many", ["on_text"])
+        sink, each = text_sink(on_text), several_prompts(prompts)
+        return (self.generate(prompt, on_text=sink, **options) for prompt in each)
 
     # --- round by round
 
@@ -223,7 +303,7 @@ class SpeculativeDecoder:
 
         Parameters and errors are those of `generate`; the errors come before the first round.
         """
-        return _Answer(self, prompt, Settings(**options), None, drafting=True).steps()
+        return _Answer(self, prompt, Settings.of(options, "steps"), None, drafting=True).steps()
 
     @property
     def plain_seconds(self) -> float | None:
@@ -284,11 +364,18 @@ class _Answer:
         drafting: bool,
     ):
         self.decoder, self.settings = decoder, settings
+        prompt, on_text = one_prompt(prompt), text_sink(on_text)
         self._prompt = decoder._target_prompt(prompt, settings)
         target = decoder.target
         # The last token of an answer needs no position: nothing is computed from it.
         room = target.config.max_position_embeddings - len(self._prompt) + 1
         self._limit = min(settings.max_new_tokens, room)
+        size = target.config.vocab_size
+        if wrong := [str(token) for token in settings.stop_tokens if token >= size]:
+            raise DraftError(
+                f"stop: tokens {list_names(wrong)} are not in the target's vocabulary of {size}: they would "
+                "never stop an answer."
+            )
         ends = {*target.generation.eos, *settings.stop_tokens}
         pieces = decoder.vocabulary.target_bytes
         self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
@@ -361,7 +448,7 @@ class _Answer:
         return draft, found
 
     def _draw(self, position: int) -> Draw:
-        if self.settings.greedy or self.decoder.verify == "point mass":
+        if self.settings.greedy or self.decoder.verify == "point_mass":
             return draw_greedy
         if self.decoder.verify == "exact":
             return Coupled(position, self.decoder._keys, self._noise, self._own)
@@ -389,9 +476,9 @@ class _Answer:
         if verify == "exact" or draft is None:
             noise = self._noise.rows(position, len(proposed) + 1)
             return lambda rows: verify_exact(proposed, law(rows), noise)
-        if verify == "point mass":
+        if verify == "point_mass":
             return lambda rows: verify_point_mass(proposed, law(rows), dice)
-        if verify == "path-revealed":
+        if verify == "path_revealed":
             return lambda rows: verify_path_revealed(draft, keys, law(rows), dice)
         spans = list(zip(translation.starts, translation.stops, strict=True))
         return lambda rows: verify_ratio(draft, keys, spans, law(rows), dice)
@@ -441,11 +528,55 @@ class _Clock:
         return Seconds(**self._laps)
 
 
-def _tokenizer(model: TextModel, side: str) -> Tokenizer:
-    if not isinstance(model, TextModel) or model.tokenizer is None:
-        kind = type(model).__name__
+def as_verify(verify: Any) -> Verify:
+    """Return the name of a rule; words may be joined by anything.
+
+    Raises
+    ------
+    DraftError
+        There is no such rule.
+    """
+    known = get_args(Verify)
+    name = verify.lower().replace("-", "_").replace(" ", "_") if isinstance(verify, str) else None
+    if name not in known:
         raise DraftError(
-            f"The {side} model ({kind}) is no text model with a tokenizer. Load it with "
-            "qlib.models.load_model from a folder that holds tokenizer.json."
+            f"verify={verify!r} is unknown. Use 'exact' (the target's own text), 'path_revealed' or "
+            f"'point_mass' (its law), or 'ratio' (the paper's).{did_you_mean(name or '', known)}"
         )
-    return model.tokenizer
+    return name  # type: ignore[return-value]
+
+
+def _check_pair(target: TextModel, draft: TextModel) -> None:
+    """Refuse models that cannot work together; warn of a drafter that costs more than it can save."""
+    devices = [model.model.embed_tokens.weight.device for model in (target, draft)]
+    if devices[0] != devices[1]:
+        raise DraftError(
+            f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
+            "device: load_model(..., device=...)."
+        )
+    if target.packed and not target.stable:
+        raise DraftError(
+            "The target is packed for speed only: a token's logits may differ in the last bits with the "
+            "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
+        )
+    if _weights(draft) > _weights(target):
+        log.warning(
+            "The draft model (%s) is larger than the target (%s). Are they swapped? The first one decides "
+            "the text.",
+            _millions(draft),
+            _millions(target),
+        )
+
+
+def _weights(model: TextModel) -> int:
+    """Return about how many weights the layers multiply by, packed or not."""
+    config = model.config
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * config.hidden_size * heads * config.head_dim
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+
+
+def _millions(model: TextModel) -> str:
+    """Return the size of a model, its embedding included, in words."""
+    count = _weights(model) + model.config.vocab_size * model.config.hidden_size
+    return f"{count / 1e6:.3g} million weights"

@@ -1,7 +1,6 @@
 """The direct map and the n-grams of a cache as one dictionary, for drawing and verifying.
 
 It is a view, not a copy: a cache takes additions up at `commit` only, so that it stands still during a round.
-Only what path-revealed rejection asks takes an outline of the whole trie, made anew after it has changed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from draftlib.dictionary import Tokens, longest_match
 from draftlib.ngram_cache import NGramCache
-from draftlib.trie import Outline
 from draftlib.vocab import VocabularyMap
 
 
@@ -50,7 +48,6 @@ class RoundKeys:
         known = vocabulary_map.direct[:draft_size]
         direct[: len(known)] = known.masked_fill(known >= target_size, -1)
         self.direct: Tensor = direct.to(device)
-        self._kept: Outline | None = None
 
     def target(self, tokens: Tokens) -> int | None:
         """Return the target token that exactly these draft tokens spell, if they are a key."""
@@ -65,20 +62,11 @@ class RoundKeys:
 
     def children(self, prefix: Tokens) -> Collection[int]:
         """Return the draft tokens that lead from `prefix` towards a key of two tokens or more."""
-        node = self._cache.trie.find(prefix) if self._cache is not None else -1
-        return self._outline().children(node) if node >= 0 else ()
+        return () if self._cache is None else self._cache.children(prefix)
 
     def missing(self, prefix: Tokens) -> int:
         """Return the fewest further tokens that make a longer key of `prefix`; 0 if none does."""
-        node = self._cache.trie.find(prefix) if self._cache is not None else -1
-        return self._outline().missing(node) if node >= 0 else 0
-
-    def _outline(self) -> Outline:
-        assert self._cache is not None
-        trie = self._cache.trie
-        if self._kept is None or self._kept.changes != trie.changes:
-            self._kept = Outline(trie)
-        return self._kept
+        return 0 if self._cache is None else self._cache.missing(prefix)
 
     def ended(self, drafted: Sequence[int]) -> bool:
         """Return whether nothing drawn behind these tokens could be proposed to the target.

@@ -250,13 +250,16 @@ class Stats:
         phases = ", ".join(
             f"{each.name} {getattr(self.seconds, each.name):.2f}" for each in fields(self.seconds)
         )
+        speed = f"{self.tokens_per_second:.1f} tokens/s; seconds: {phases}"
+        if not self.drafted:
+            return f"{self.tokens} tokens in {self.rounds} target calls, nothing drafted\n{speed}"
         lines = [
             f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} a call, "
             f"{self.accepted_per_round:.2f} accepted a round",
             f"acceptance rate {self.acceptance_rate:.1%} ({self.accepted} of {self.proposed} proposed, "
             f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} a round, "
             f"{self.hits_per_response:.1f} a response",
-            f"{self.tokens_per_second:.1f} tokens/s; seconds: {phases}",
+            speed,
         ]
         if self.measured_speedup is not None and self.predicted_speedup is not None:
             lines.append(f"speed-up {self.measured_speedup:.2f} (models alone: {self.predicted_speedup:.2f})")

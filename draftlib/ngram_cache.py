@@ -5,6 +5,12 @@
 It fills from what the target emits, so it holds what this target says on these tasks, and is looked up by
 greedy longest match in a trie. It is bounded: the least often (LFU) or least recently (LRU) emitted go.
 
+Plain LFU never forgets: what was said a hundred times on one subject stays when the subject has changed, and
+what the new one needs goes again before it is said twice. So an entry counts by its emissions *plus the age
+of the cache when it was last emitted*, and the cache is as old as the best entry that it ever let go counted.
+This costs nothing, and has nothing to tune (LFU-DA: Arlitt et al., "Evaluating content management techniques
+for web proxy caches", 2000).
+
 Paper: "OmniDraft: A cross-vocabulary, online adaptive drafter", section 3.1 and appendix D, arXiv 2507.02659.
 Left out there and decided here: the longest match from left to right; what a round adds counts from the next
 round on, so that one round is translated by one dictionary.
@@ -16,17 +22,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from draftlib import ngram_file
 from draftlib.ngram_file import Table
 from draftlib.trie import Trie
 from draftlib.vocab import VocabularyMap
-from qlib.errors import DraftError
+from qlib.errors import DraftError, describe, did_you_mean, whole_number
 
 Policy = Literal["lfu", "lru"]
+Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class NGramCache:
     max_entries : int
         Most entries kept. When there are more, the least useful sixteenth goes at once.
     policy : {"lfu", "lru"}
-        Least useful: the least often emitted, of those the longest ago; or the longest ago.
+        Least useful: the least often emitted, old favourites ageing, and of equals the longest ago; or simply
+        the longest ago.
     max_length : int
         Longest n-gram in draft tokens; longer spellings are not kept.
 
@@ -56,15 +65,30 @@ class NGramCache:
         How often `longest` was asked, and how often it found something.
     evicted : int
         Entries that had to go.
+
+    Raises
+    ------
+    DraftError
+        A setting is of the wrong type or out of its range.
     """
 
     def __init__(self, max_entries: int = 50_000, policy: Policy = "lfu", max_length: int = 8):
-        for name, value, least in (("max_entries", max_entries, 1), ("max_length", max_length, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DraftError(f"NGramCache: {name}={value!r} must be a whole number of {least} or more.")
-        if policy not in ("lfu", "lru"):
-            raise DraftError(f"NGramCache: policy={policy!r} is unknown. Use 'lfu' or 'lru'.")
-        self.max_entries, self.policy, self.max_length = max_entries, policy, max_length
+        self.max_entries = whole_number(
+            max_entries, "NGramCache: max_entries", DraftError, 1, remedy="It is the most n-grams kept."
+        )
+        self.max_length = whole_number(
+            max_length,
+            "NGramCache: max_length",
+            DraftError,
+            2,
+            remedy="An n-gram has 2 draft tokens or more.",
+        )
+        if policy not in get_args(Policy):
+            raise DraftError(
+                f"NGramCache: policy={policy!r} is unknown. Use 'lfu' or 'lru'."
+                f"{did_you_mean(str(policy).lower(), get_args(Policy))}"
+            )
+        self.policy: Policy = policy
         self.lookups = self.hits = self.evicted = 0
         self._map: VocabularyMap | None = None
         self._pending: list[tuple[tuple[int, ...], int]] = []
@@ -73,10 +97,12 @@ class NGramCache:
 
     def _clear(self) -> None:
         self._trie = Trie()
-        # One place each: node of the trie (-1: free), target token, times emitted, clock when last emitted.
+        # One place each: node of the trie (-1: free), target token, times emitted, clock when last emitted,
+        # age of the cache when last emitted.
         self._node, self._target = array("i"), array("i")
-        self._count, self._last = array("q"), array("q")
+        self._count, self._last, self._aged = array("q"), array("q"), array("q")
         self._free = array("i")
+        self._age = 0
 
     def bind(self, vocabulary_map: VocabularyMap) -> None:
         """Tie the cache to a pair of vocabularies, for good.
@@ -86,6 +112,11 @@ class NGramCache:
         DraftError
             It belongs to another pair.
         """
+        if not isinstance(vocabulary_map, VocabularyMap):
+            raise DraftError(
+                f"A cache is bound to a VocabularyMap, not to {describe(vocabulary_map)}. Pass "
+                "decoder.vocabulary, or VocabularyMap.of(draft.tokenizer, target.tokenizer)."
+            )
         if self._map is not None and self._map.fingerprint != vocabulary_map.fingerprint:
             raise DraftError(
                 f"This n-gram cache of {len(self)} entries belongs to another pair of vocabularies "
@@ -101,7 +132,7 @@ class NGramCache:
     @property
     def memory_bytes(self) -> int:
         """Bytes of the cache's arrays."""
-        arrays = (self._node, self._target, self._count, self._last, self._free)
+        arrays = (self._node, self._target, self._count, self._last, self._aged, self._free)
         return self._trie.memory_bytes + sum(each.__sizeof__() for each in arrays)
 
     def __str__(self) -> str:
@@ -111,6 +142,9 @@ class NGramCache:
             f"{self.memory_bytes / 1e6:.1f} MB; {found} of {self.lookups:,} look-ups found one; "
             f"{self.evicted:,} evicted"
         )
+
+    def __repr__(self) -> str:
+        return f"<NGramCache: {len(self):,} of at most {self.max_entries:,} n-grams, {self.policy}>"
 
     # --- use
 
@@ -145,11 +179,6 @@ class NGramCache:
         place = self._place(draft_tokens)
         return 0 if place < 0 else self._count[place]
 
-    @property
-    def trie(self) -> Trie:
-        """The keys, to be read only."""
-        return self._trie
-
     def target(self, draft_tokens: Sequence[int]) -> int | None:
         """Return the target token that exactly these draft tokens stand for, if they are an entry."""
         place = self._place(draft_tokens)
@@ -159,6 +188,16 @@ class NGramCache:
         """Return whether some longer entry begins with these draft tokens."""
         node = self._trie.find(prefix)
         return node >= 0 and self._trie.has_children(node)
+
+    def children(self, prefix: Sequence[int]) -> list[int]:
+        """Return the draft tokens that lead from `prefix` towards a longer entry."""
+        node = self._trie.find(prefix)
+        return self._trie.children(node) if node >= 0 else []
+
+    def missing(self, prefix: Sequence[int]) -> int:
+        """Return the fewest further tokens that make a longer entry of `prefix`; 0 if none does."""
+        node = self._trie.find(prefix)
+        return self._trie.missing(node) if node >= 0 else 0
 
     def __iter__(self) -> Iterator[NGram]:
         """Yield all entries, the most useful first."""
@@ -189,9 +228,9 @@ class NGramCache:
             self._clock += 1
             place = self._put(key, target)
             self._count[place] += 1
-            self._last[place] = self._clock
+            self._last[place], self._aged[place] = self._clock, self._age
         self._pending.clear()
-        if len(self) > self.max_entries:
+        if self._surplus(len(self)):
             self._evict()
 
     def warm_start(self, vocabulary_map: VocabularyMap) -> int:
@@ -227,6 +266,10 @@ class NGramCache:
         DraftError
             The other belongs to another pair of vocabularies.
         """
+        if not isinstance(other, NGramCache):
+            raise DraftError(
+                f"merge takes another NGramCache, not {describe(other)}. NGramCache.load reads one."
+            )
         if other._map is None:
             return
         self.bind(other._map)
@@ -236,13 +279,13 @@ class NGramCache:
         clock = self._clock
         self._clear()
         # Only the survivors are put together, so that memory stays bounded as well.
-        merged: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        for key, target, count, last in mine.rows():
-            merged[key] = target, count, last
-        for key, target, count, last in theirs.rows():
+        merged = {row[0]: row[1:] for row in mine.rows()}
+        for key, target, count, last, aged in theirs.rows():
             if len(key) <= self.max_length:
-                before = merged.get(key, (target, 0, last))
-                merged[key] = target, before[1] + count, last + clock if last > 0 else before[2]
+                _, counted, *when = merged.get(key, (target, 0, last, aged))
+                if last > 0:  # emitted, and so the newer
+                    when = [last + clock, aged]
+                merged[key] = target, counted + count, when[0], when[1]
         self._clock = clock + other._clock
         self._restore(Table.of((key, *row) for key, row in merged.items()))
 
@@ -273,7 +316,7 @@ class NGramCache:
         table, settings, clock = ngram_file.read(Path(folder), vocabulary_map)
         cache = cls(**settings)
         cache.bind(vocabulary_map)
-        for key, target, _, _ in table.rows():
+        for key, target, *_ in table.rows():
             try:
                 cache._check(key, target)
             except DraftError as error:
@@ -317,13 +360,14 @@ class NGramCache:
         if place < 0 and self._free:
             place = self._free.pop()
             self._node[place] = self._trie.insert(key, place)
-            self._count[place] = 0
+            self._count[place] = self._aged[place] = 0
         elif place < 0:
             place = len(self._node)
             self._node.append(self._trie.insert(key, place))
             self._target.append(target)
             self._count.append(0)
             self._last.append(0)
+            self._aged.append(0)
         # Two target tokens may have the same bytes: the one emitted last is the better guess.
         self._target[place] = target
         return place
@@ -331,34 +375,52 @@ class NGramCache:
     def _by_use(self) -> list[int]:
         """Return the places of all entries, the least useful first."""
         used = np.flatnonzero(np.array(self._node) >= 0)
-        count, last = np.array(self._count)[used], np.array(self._last)[used]
-        order = np.lexsort((last, count) if self.policy == "lfu" else (last,))
-        return [int(place) for place in used[order]]
+        count, last, aged = (np.array(each)[used] for each in (self._count, self._last, self._aged))
+        return used[self._order(count, last, aged)].tolist()  # type: ignore[no-any-return]
+
+    def _order(self, count: Numbers, last: Numbers, aged: Numbers) -> Numbers:
+        """Return the indices of some entries, the least useful first."""
+        return np.lexsort((last, count + aged) if self.policy == "lfu" else (last,))
 
     def _evict(self) -> None:
         """Remove a sixteenth at once: sorting for every single one would cost more than it is worth."""
-        keep = self.max_entries - self.max_entries // 16
-        for place in self._by_use()[: len(self) - keep]:
+        for place in self._by_use()[: self._surplus(len(self))]:
+            self._grow_older(self._count[place] + self._aged[place])
             self._trie.remove(self._node[place])
             self._node[place] = -1
             self._free.append(place)
-            self.evicted += 1
+
+    def _surplus(self, entries: int) -> int:
+        """Return how many of so many entries have to go."""
+        return 0 if entries <= self.max_entries else entries - self.max_entries + self.max_entries // 16
+
+    def _grow_older(self, gone: int) -> None:
+        """Take note of an entry that goes, and what it counted."""
+        self.evicted += 1
+        if self.policy == "lfu":
+            self._age = max(self._age, gone)
 
     def _table(self) -> Table:
-        places = self._by_use()
+        """Return all entries; their ages are counted from today's, which is 0 where the table is read."""
         return Table.of(
-            (self._trie.key(self._node[at]), self._target[at], self._count[at], self._last[at])
-            for at in places
+            (
+                self._trie.key(self._node[at]),
+                self._target[at],
+                self._count[at],
+                self._last[at],
+                self._aged[at] - self._age,
+            )
+            for at in self._by_use()
         )
 
     def _restore(self, table: Table) -> None:
         """Fill an empty cache with rows, as many of the most useful as may stay."""
         rows = list(table.rows())
-        rows.sort(key=(lambda row: row[2:]) if self.policy == "lfu" else (lambda row: row[3]))
-        if len(rows) > self.max_entries:
-            gone = len(rows) - (self.max_entries - self.max_entries // 16)
-            self.evicted += gone
-            rows = rows[gone:]
-        for key, target, count, last in rows:
+        order = self._order(table.counts, table.last, table.aged).tolist()
+        surplus = self._surplus(len(rows))
+        for at in order[:surplus]:
+            self._grow_older(rows[at][2] + rows[at][4])
+        for at in order[surplus:]:
+            key, target, *numbers = rows[at]
             place = self._put(key, target)
-            self._count[place], self._last[place] = count, last
+            self._count[place], self._last[place], self._aged[place] = numbers

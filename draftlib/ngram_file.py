@@ -5,6 +5,7 @@
     targets  int32 [N]
     counts   int64 [N]                times emitted
     last     int64 [N]                clock when last emitted; below 0 for entries of a warm start
+    aged     int64 [N]                age of the cache when last emitted, less its age when saved: 0 or less
 
 `ngrams.json` names the pair of vocabularies and holds the sha256 of the numbers, so that damage is noticed.
 """
@@ -28,7 +29,7 @@ from qlib.errors import DraftError, list_names
 VERSION = 1
 SETTINGS = {"max_entries", "policy", "max_length"}
 _NUMBERS, _REST = "ngrams.safetensors", "ngrams.json"
-Row = tuple[tuple[int, ...], int, int, int]  # draft tokens, target token, count, last
+Row = tuple[tuple[int, ...], int, int, int, int]  # draft tokens, target token, count, last, aged
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Table:
     targets: np.ndarray[Any, Any]
     counts: np.ndarray[Any, Any]
     last: np.ndarray[Any, Any]
+    aged: np.ndarray[Any, Any]
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Table:
@@ -51,6 +53,7 @@ class Table:
             np.array([row[1] for row in rows], dtype=np.int32),
             np.array([row[2] for row in rows], dtype=np.int64),
             np.array([row[3] for row in rows], dtype=np.int64),
+            np.array([row[4] for row in rows], dtype=np.int64),
         )
 
     def check(self) -> None:
@@ -69,9 +72,9 @@ class Table:
     def rows(self) -> Iterator[Row]:
         """Yield one row for each entry."""
         tokens, start = self.tokens.tolist(), 0
-        columns = (self.lengths, self.targets, self.counts, self.last)
-        for length, target, count, last in zip(*(each.tolist() for each in columns), strict=True):
-            yield tuple(tokens[start : start + length]), target, count, last
+        columns = (self.lengths, self.targets, self.counts, self.last, self.aged)
+        for length, *row in zip(*(each.tolist() for each in columns), strict=True):
+            yield tuple(tokens[start : start + length]), *row
             start += length
 
 
@@ -131,7 +134,10 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]
             f"{_REST} names. Delete the folder and collect a new cache."
         )
     try:
-        table = Table(**load(numbers))
+        arrays = load(numbers)
+        if "counts" in arrays:  # caches of the first releases did not age
+            arrays.setdefault("aged", np.zeros_like(arrays["counts"]))
+        table = Table(**arrays)
         table.check()
     except (SafetensorError, TypeError, ValueError) as error:
         raise DraftError(f"{folder / _NUMBERS} is damaged: {error}. Delete the folder.") from error

@@ -18,14 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from draftlib.arguments import real_number
 from draftlib.dictionary import Keys, Tokens, longest_match
 from draftlib.noise import Chance, Noise
-from qlib.errors import DraftError
+from qlib.errors import DraftError, describe, whole_number
 
 Step = Callable[[Sequence[int]], Tensor]
 """Feeds draft tokens to the drafter; returns its logits [D] after the last of them."""
@@ -81,7 +82,7 @@ class FixedLength:
     max_tokens: int = 5
 
     def __post_init__(self) -> None:
-        _check_length(self.max_tokens)
+        object.__setattr__(self, "max_tokens", _whole_length(self.max_tokens, "FixedLength: max_tokens"))
 
     def stop(self, confidences: Sequence[float]) -> bool:
         """Return False: only `max_tokens` ends the draft."""
@@ -94,18 +95,20 @@ class Confidence:
 
     Its belief is the product of its probabilities so far: one rejected token takes all later ones with it. A
     good threshold is several times the cost of a drafter's step in steps of the target, for drafters believe
-    too much: 0.4 did best with `drafter-7m`, whose step costs a tenth (docs/drafting/speed.md).
+    too much: 0.4, the default, did best with `drafter-7m`, whose step costs a tenth (docs/drafting/speed.md).
 
     >>> rule = Confidence(threshold=0.3, max_tokens=8)
     >>> rule.stop([0.9, 0.5]), rule.stop([0.9, 0.5, 0.5])
     (False, True)
     """
 
-    threshold: float = 0.1
+    threshold: float = 0.4
     max_tokens: int = 8
 
     def __post_init__(self) -> None:
-        _check_length(self.max_tokens)
+        object.__setattr__(self, "max_tokens", _whole_length(self.max_tokens, "Confidence: max_tokens"))
+        remedy = "It is a probability."
+        object.__setattr__(self, "threshold", real_number(self.threshold, "Confidence: threshold", remedy))
         if not 0 <= self.threshold <= 1:
             raise DraftError(
                 f"Confidence(threshold={self.threshold}): a probability is between 0 (never stop early) and "
@@ -117,12 +120,26 @@ class Confidence:
         return math.prod(confidences) < self.threshold
 
 
-def _check_length(tokens: int) -> None:
-    if tokens < 1:
-        raise DraftError(
-            f"max_tokens={tokens}: a draft has at least 1 token. "
-            "To decode without drafting, use the target alone."
-        )
+def as_length(length: Any) -> Length:
+    """Return a rule for the length of drafts; a whole number is `FixedLength`.
+
+    Raises
+    ------
+    DraftError
+        It is no such rule, or allows no token.
+    """
+    remedy = "Pass a whole number, FixedLength(5), or Confidence(0.4)."
+    if isinstance(length, type):
+        raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
+    if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
+        _whole_length(length.max_tokens, "length: max_tokens")
+        return length  # type: ignore[no-any-return]
+    return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
+
+
+def _whole_length(tokens: Any, name: str) -> int:
+    remedy = "A draft has at least 1 token. To decode without drafting, use the target alone: generate_target_only."
+    return whole_number(tokens, name, DraftError, 1, remedy=remedy)
 
 
 def propose(

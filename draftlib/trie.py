@@ -21,14 +21,14 @@ _NOTHING = -1
 class Trie:
     """Maps sequences of tokens to numbers; all ways from the root are walked token by token.
 
-    Attributes
-    ----------
-    changes : int
-        Grows whenever a key comes or goes.
+    >>> trie = Trie()
+    >>> nodes = [trie.insert(key, 0) for key in ([5, 6, 7], [5, 8])]
+    >>> trie.children(trie.find([5])), trie.missing(0), trie.missing(nodes[0])
+    ([6, 8], 2, 0)
     """
 
     def __init__(self) -> None:
-        self.changes = 0
+        self._outline: Outline | None = None  # of the keys as they are now; forgotten when one comes or goes
         self._parent = array("i", [_NOTHING])
         self._token = array("i", [_NOTHING])
         self._children = array("i", [0])
@@ -70,7 +70,7 @@ class Trie:
 
     def insert(self, key: Sequence[int], value: int) -> int:
         """Give a key a value (0 or more) and return its node, which stays the same until it is removed."""
-        self.changes += 1
+        self._outline = None
         node = 0
         for token in key:
             place = self._place(node, token)
@@ -80,7 +80,7 @@ class Trie:
 
     def remove(self, node: int) -> None:
         """Take the value of a node away, and the nodes that nothing needs any more."""
-        self.changes += 1
+        self._outline = None
         self._value[node] = _NOTHING
         while node and not self._children[node] and self._value[node] < 0:
             parent = self._parent[node]
@@ -97,6 +97,19 @@ class Trie:
             tokens.append(self._token[node])
             node = self._parent[node]
         return tuple(reversed(tokens))
+
+    def children(self, node: int) -> list[int]:
+        """Return the tokens that lead on from a node."""
+        return self._current().children(node)
+
+    def missing(self, node: int) -> int:
+        """Return the fewest further tokens to a node with a value; 0 if there is none below."""
+        return self._current().missing(node)
+
+    def _current(self) -> Outline:
+        if self._outline is None:
+            self._outline = Outline(self)
+        return self._outline
 
     def _add(self, parent: int, token: int, place: int) -> int:
         if self._free:
@@ -154,27 +167,10 @@ class Trie:
 class Outline:
     """All children of every node, and how far below it the nearest value is: what a hash table cannot tell.
 
-    It is made for all nodes at once and stays as it is, whatever becomes of the trie.
-
-    Parameters
-    ----------
-    trie : Trie
-        As it stands now.
-
-    Attributes
-    ----------
-    changes : int
-        The trie's count of changes when this was made.
-
-    >>> trie = Trie()
-    >>> nodes = [trie.insert(key, 0) for key in ([5, 6, 7], [5, 8])]
-    >>> outline = Outline(trie)
-    >>> outline.children(trie.find([5])), outline.missing(0), outline.missing(nodes[0])
-    ([6, 8], 2, 0)
+    It is made for all nodes at once, and its node numbers mean what they mean now: only its trie keeps it.
     """
 
     def __init__(self, trie: Trie) -> None:
-        self.changes = trie.changes
         parent, value = np.array(trie._parent), np.array(trie._value)
         nodes = np.flatnonzero(parent >= 0)  # neither the root nor removed
         nodes = nodes[np.argsort(parent[nodes], kind="stable")]

@@ -16,6 +16,7 @@ of its input, so inputs in float32 are not rounded on the way.
 **Row-stable**: a row's result is bitwise the same, however many rows stand beside it. Kernels are not:
 they treat the last one or two rows of an odd number in another way. So it is measured which numbers of rows
 agree (`safe_counts`), and others are filled up to the next of them. Any kernel agrees with itself at 16 rows.
+The number of threads has a say in it: after `torch.set_num_threads` it is measured again (`find_rows`).
 
 The operators are not public, so they are probed once, and the plain product stands in for missing ones.
 """
@@ -25,7 +26,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,8 +65,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight, bias = weight.detach(), None if bias is None else bias.detach()
         self.outputs, self.inputs = weight.shape
+        shared = weight.numel() >= SHARED_FROM and torch.get_num_threads() > 1
         for self.kind, pack in (
-            ("half", half_product),
+            ("half", shared_half_product if shared else half_product),
             ("reordered", reordered_product),
             ("plain", plain_product),
         ):
@@ -73,10 +75,14 @@ class PackedLinear(nn.Module):
                 self.product: Product = product
                 break
         self.rows = tuple(range(STABLE_ROWS + 1))
+        self._measure = partial(safe_rows, pack, (self.outputs, self.inputs), weight.dtype, weight.device)
         if stable:
-            with torch.inference_mode():
-                shape = self.outputs, self.inputs
-                self.rows = safe_rows(pack, shape, weight.dtype, weight.device, torch.get_num_threads())
+            self.find_rows(torch.get_num_threads())
+
+    @torch.inference_mode()
+    def find_rows(self, threads: int) -> None:
+        """Measure with how many rows this product is row-stable on so many threads."""
+        self.rows = self._measure(threads)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
@@ -198,19 +204,24 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 # --- the three products: a function of the input, or None where it is not to be had
 
 
-def half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """Return x W^T + b with the weight in float16 and arithmetic in float32."""
+def half_product(weight: Tensor, bias: Tensor | None, shared: bool = False) -> Product | None:
+    """Return x W^T + b with the weight in float16 and arithmetic in float32; `shared` among all threads."""
     dtype = weight.dtype
     if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
     if arithmetic_dtype(weight) != torch.float32:
         return None  # the CPU has bfloat16 arithmetic, and its kernels are faster
-    operators = _half_operators(weight.numel() >= SHARED_FROM and torch.get_num_threads() > 1)
+    operators = _half_operators(shared)
     if operators is None or not torch.equal(weight.half().to(dtype), weight):
         return None
     pack, multiply = operators
     packed = pack(weight.float(), None if bias is None else bias.float())
     return lambda x: cast(multiply(cast(x, torch.float32), packed), x.dtype)
+
+
+def shared_half_product(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Return `half_product` for a weight that is large enough to be shared among threads."""
+    return half_product(weight, bias, shared=True)
 
 
 def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:

@@ -99,6 +99,7 @@ class TextModel(Model):
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
         self._stable: Stable | None = None
+        self._threads = 0  # for which `_stable` was found
         self._activations: torch.dtype | None = None  # of hidden states, where it is not the weights'
         self.tie()
 
@@ -123,7 +124,8 @@ class TextModel(Model):
         stable : bool
             Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
             are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
-            single token 15 to 30 % slower.
+            single token 15 to 30 % slower. After `torch.set_num_threads` the next call measures again for
+            which numbers of tokens that is so; texts begun before it may go on in other bits.
 
         Notes
         -----
@@ -141,7 +143,7 @@ class TextModel(Model):
         if all(isinstance(each, PackedLinear) or not hasattr(each, "in_features") for each in self.modules()):
             self._activations = arithmetic_dtype(self.model.embed_tokens.weight)
         if stable:
-            self._stable = self._find_stable()
+            self._find_stable(torch.get_num_threads())
         return self
 
     @property
@@ -149,15 +151,19 @@ class TextModel(Model):
         """Whether a token's bits do not depend on what is computed beside it; see `pack`."""
         return self._stable is not None
 
-    def _find_stable(self) -> Stable:
-        """Return with how many tokens and keys all products and attentions of this model are row-stable."""
-        modules, weight = list(self.model.layers.modules()), self.model.embed_tokens.weight
+    def _find_stable(self, threads: int) -> None:
+        """Measure with how many tokens and keys all products and attentions of this model are row-stable."""
+        modules, weight = list(self.modules()), self.model.embed_tokens.weight
         shapes = {module.shape for module in modules if isinstance(module, PackedLayer)}
-        around = attention_dtype(weight), weight.device, torch.get_num_threads()
+        around = attention_dtype(weight), weight.device, threads
         with torch.inference_mode():
             found = [stable_attention(shape, *around) for shape in shapes]
-        products = [module.rows for module in modules if isinstance(module, PackedLinear)]
-        return Stable(
+        linears = [module for module in modules if isinstance(module, PackedLinear)]
+        for module in linears:
+            module.find_rows(threads)
+        products = [module.rows for module in linears if module is not self.lm_head]
+        self._threads = threads
+        self._stable = Stable(
             safe_for_all([*(each.tokens for each in found), *products]),
             safe_for_all([each.blocks for each in found]),
         )
@@ -205,6 +211,8 @@ class TextModel(Model):
                 f"{start + new} tokens are more than the model's {self.config.max_position_embeddings} "
                 "positions. Shorten the prompt, or ask for fewer new tokens."
             )
+        if self._stable is not None and self._threads != torch.get_num_threads():
+            self._find_stable(torch.get_num_threads())  # kernels share the work out in another way
         stable = self._stable if cache is not None and new <= STABLE_ROWS else None
         fill = 0 if stable is None else stable.tokens[new] - new
         # Tokens that fill up are computed and thrown away.

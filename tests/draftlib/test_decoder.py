@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_text(verify: Verify) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("verify", ["path-revealed", "ratio"])
+@pytest.mark.parametrize("verify", ["path_revealed", "ratio"])
 def test_rejection_accepts_what_a_twin_draws(verify: Verify) -> None:
     with_twin = SpeculativeDecoder(TARGET, target_model(), verify=verify)
     stats = with_twin.generate(PROMPT, max_new_tokens=24, **SAMPLED).stats
@@ -172,7 +172,7 @@ def test_rejection_accepts_what_a_twin_draws(verify: Verify) -> None:
 
 
 @pytest.mark.parametrize("positions", [6, 12])
-@pytest.mark.parametrize("verify", ["path-revealed", "point mass"])
+@pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
 def test_other_rules_with_filled_caches_and_short_memories(verify: Verify, positions: int) -> None:
     ngrams = NGramCache(max_entries=20)
     draft, length = draft_model(positions), Confidence(0.01, 4)
@@ -222,7 +222,7 @@ def law_of_two_tokens(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> tuple[
     return found, alone
 
 
-@pytest.mark.parametrize("verify", ["path-revealed", "point mass"])
+@pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
 def test_sampled_text_has_the_law_of_the_target(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
     found, alone = law_of_two_tokens(verify, monkeypatch)
     assert len(alone) == 9 and min(alone.values()) > 1e-3

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import random
+from pathlib import Path
 
+import pytest
 import torch
 
 from draftlib.dictionary import Snapshot
@@ -49,3 +52,47 @@ def test_it_follows_a_cache_that_grows_forgets_and_is_merged() -> None:
     other.commit()
     cache.merge(other)
     assert (2, 2) in {each.draft_tokens for each in cache} and same(keys, cache)
+
+
+def filled(*keys: tuple[int, ...]) -> NGramCache:
+    cache = NGramCache()
+    cache.bind(PAIR)
+    for key in keys:
+        cache.add(key, WORDS[key])
+    cache.commit()
+    return cache
+
+
+def test_it_follows_a_merge_that_adds_nothing_new() -> None:
+    """As many keys as before, in another order, so that the same node numbers mean other keys."""
+    cache = filled((0, 1), (1, 0), (2, 2))
+    keys = RoundKeys(PAIR, cache, 3, 7)
+    assert same(keys, cache)
+    cache.merge(filled((0, 1), (0, 1)))
+    assert len(cache) == 3 and same(keys, cache)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_follows_whatever_happens_to_the_cache(seed: int, tmp_path: Path) -> None:
+    """Additions, evictions, merges with new keys and without, warm starts: after each the right answers."""
+    dice = random.Random(seed)
+    cache = NGramCache(max_entries=dice.choice([2, 3, 50]), policy=dice.choice(["lfu", "lru"]))
+    cache.bind(PAIR)
+    keys = RoundKeys(PAIR, cache, 3, 7)
+    for _ in range(25):
+        some = dice.choices([*WORDS], k=dice.randint(1, 3))
+        action = dice.choice(["add", "add", "merge", "merge itself", "merge saved", "warm"])
+        if action == "add":
+            for key in some:
+                cache.add(key, WORDS[key])
+            cache.commit()
+        elif action == "merge":
+            cache.merge(filled(*some))
+        elif action == "merge itself":
+            cache.merge(cache)
+        elif action == "merge saved":
+            cache.save(tmp_path)
+            cache.merge(NGramCache.load(tmp_path, PAIR))
+        else:
+            cache.warm_start(PAIR)
+        assert same(keys, cache), action

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from draftlib.ngram_cache import NGram, NGramCache, Policy
-from draftlib.trie import Outline, Trie
+from draftlib.trie import Trie
 from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
@@ -78,7 +78,8 @@ def test_trie_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple))))
 @settings(deadline=None)
-def test_outline_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
+def test_what_lies_below_a_node_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> None:
+    """Asked after every change, so that no answer may be one of before."""
     trie, slow = Trie(), dict[tuple[int, ...], int]()
     for number, (insert, key) in enumerate(steps):
         if insert:
@@ -87,23 +88,10 @@ def test_outline_against_a_dict(steps: list[tuple[bool, tuple[int, ...]]]) -> No
         elif key in slow:
             trie.remove(trie.find(key))
             del slow[key]
-    outline = Outline(trie)
-    for way in {key[:length] for key in slow for length in range(len(key) + 1)} | {()}:
-        longer = [key for key in slow if key[: len(way)] == way and key != way]
-        assert sorted(outline.children(trie.find(way))) == sorted({key[len(way)] for key in longer})
-        assert outline.missing(trie.find(way)) == min((len(key) - len(way) for key in longer), default=0)
-
-
-def test_an_outline_knows_whether_it_is_of_today() -> None:
-    trie = Trie()
-    node = trie.insert((1, 2), 0)
-    before = Outline(trie)
-    assert before.changes == trie.changes
-    trie.remove(node)
-    assert (before.children(0), Outline(trie).children(0)) == ([1], [])
-    assert before.changes < trie.changes
-    trie.insert((1, 2), 0)
-    assert before.changes < trie.changes
+        for way in {key[:length] for key in slow for length in range(len(key) + 1)} | {()}:
+            longer = [key for key in slow if key[: len(way)] == way and key != way]
+            assert sorted(trie.children(trie.find(way))) == sorted({key[len(way)] for key in longer})
+            assert trie.missing(trie.find(way)) == min((len(key) - len(way) for key in longer), default=0)
 
 
 def test_trie_of_many_nodes_grows_shrinks_and_reuses() -> None:
@@ -201,26 +189,25 @@ def test_single_tokens_and_long_spellings_are_passed_over() -> None:
 
 
 class Slow:
-    """What the cache promises, with one dict and sorting."""
+    """What the cache promises, with one dict and sorting: (worth, clock) decide who goes."""
 
     def __init__(self, most: int, policy: Policy):
         self.most, self.policy = most, policy
-        self.entries: dict[tuple[int, ...], list[int]] = {}
-        self.clock = 0
+        self.entries: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.counts: dict[tuple[int, ...], int] = {}
+        self.clock = self.age = 0
 
     def add(self, key: tuple[int, ...]) -> None:
         self.clock += 1
-        entry = self.entries.setdefault(key, [0, 0])
-        entry[0], entry[1] = entry[0] + 1, self.clock
+        self.counts[key] = self.counts.get(key, 0) + 1
+        self.entries[key] = self.age + self.counts[key] if self.policy == "lfu" else 0, self.clock
 
     def commit(self) -> None:
         if len(self.entries) > self.most:
-            by_use = sorted(
-                self.entries,
-                key=lambda key: self.entries[key] if self.policy == "lfu" else self.entries[key][1:],
-            )
+            by_use = sorted(self.entries, key=lambda key: self.entries[key])
             for key in by_use[: len(by_use) - (self.most - self.most // 16)]:
-                del self.entries[key]
+                self.age = max(self.age, self.entries.pop(key)[0])
+                del self.counts[key]
 
 
 @given(
@@ -239,7 +226,7 @@ def test_eviction_against_a_slow_model(
             slow.add(key)
         cache.commit()
         slow.commit()
-        assert contents(cache) == {key: (target_of(key), entry[0]) for key, entry in slow.entries.items()}
+        assert contents(cache) == {key: (target_of(key), count) for key, count in slow.counts.items()}
         assert len(cache) == len(slow.entries) <= most
         seen = {key for key in slow.entries if cache.longest(key, 0) == (len(key), target_of(key))}
         assert seen == {*slow.entries}
@@ -251,6 +238,47 @@ def test_least_often_or_least_recently() -> None:
     assert {*contents(filled(*keys, max_entries=2, policy="lru"))} == {(0, 1), (1, 0)}
     assert filled(*keys, max_entries=2).evicted == 1
     assert [each.draft_tokens for each in filled(*keys)] == [(0, 0), (1, 0), (0, 1)]
+
+
+def said_often_and_then_other_things(policy: Policy) -> NGramCache:
+    """Two favourites, ten times each; then three other n-grams in turn, where only four have room."""
+    others = [(1, 0), (1, 1), (0, 0, 0)]
+    return filled(*[(0, 0), (0, 1)] * 10, *others * 12, max_entries=4, policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["lfu", "lru"])
+def test_old_favourites_leave(policy: Policy) -> None:
+    """Without ageing the three others would push one another out for ever."""
+    cache = said_often_and_then_other_things(policy)
+    assert {(1, 0), (1, 1), (0, 0, 0)} <= {*contents(cache)}
+
+
+def test_favourites_stay_for_a_while() -> None:
+    """What was said ten times outlives other things said once; for the least recently said, it is gone."""
+    once = [(1, 0), (1, 1), (0, 0, 0), (0, 0, 1), (0, 1, 0)]
+    for policy, stays in (("lfu", True), ("lru", False)):
+        cache = filled(*[(0, 0)] * 10, *once, max_entries=4, policy=policy)
+        assert ((0, 0) in contents(cache)) == stays
+
+
+def test_an_old_cache_takes_new_things_seriously() -> None:
+    """The age of the cache counts for what comes now: a new n-gram is worth as much as an old favourite."""
+    cache = said_often_and_then_other_things("lfu")
+    cache.add((0, 1, 1), target_of((0, 1, 1)))
+    cache.commit()
+    assert (0, 1, 1) in contents(cache)
+    assert contents(cache)[0, 1, 1][1] == 1  # counts are what they say
+
+
+def test_a_warm_start_of_an_old_cache_is_still_first_to_go() -> None:
+    cache = said_often_and_then_other_things("lfu")
+    before = {*contents(cache)}
+    cache.max_entries = 6
+    assert cache.warm_start(PAIR) == 2
+    cache.max_entries = 4
+    cache.add((1, 0), target_of((1, 0)))  # one that is there
+    cache.commit()
+    assert (1, 0) in before and {*contents(cache)} == before
 
 
 def test_memory_of_long_n_grams_of_nothing_in_common() -> None:
@@ -317,10 +345,9 @@ def test_merging_keeps_the_bounds() -> None:
     cache.merge(filled((0, 1), (1, 0), (1, 1), (1, 1), (0, 0, 0, 0), (0, 0, 0, 0)))
     assert {*contents(cache)} == {(0, 0), (1, 1)}
     assert cache.evicted == 2
-    cache.add((1, 0), target_of((1, 0)))
+    cache.add((1, 0), target_of((1, 0)))  # as good as (0, 0) now, and newer
     cache.commit()
-    assert (1, 0) not in contents(cache)
-    assert len(cache) == 2
+    assert {*contents(cache)} == {(1, 0), (1, 1)}
 
 
 def test_a_warm_entry_does_not_make_another_one_newer() -> None:
@@ -334,7 +361,7 @@ def test_a_warm_entry_does_not_make_another_one_newer() -> None:
 # --- files
 
 
-@given(keys=st.lists(KEYS, max_size=20), policy=st.sampled_from(["lfu", "lru"]))
+@given(keys=st.lists(KEYS, max_size=60), policy=st.sampled_from(["lfu", "lru"]))
 @settings(deadline=None, max_examples=20)
 def test_what_is_saved_comes_back(
     keys: list[tuple[int, ...]], policy: Policy, tmp_path_factory: pytest.TempPathFactory
@@ -347,12 +374,22 @@ def test_what_is_saved_comes_back(
     assert list(again) == list(cache)
     assert (again.max_entries, again.policy, again.max_length) == (8, policy, 4)
     assert again.count((0, 1)) >= 1
-    for each in (cache, again):  # later additions meet the same order of use
-        for key in ((1, 1), (1, 0, 1), (0, 0)):
+    later: list[tuple[int, ...]] = [(1, 1), (1, 0, 1), (0, 0), (0, 1, 1), (0, 1, 1), (1, 1, 0), (1, 1, 1)]
+    for key in later:  # they meet the same order of use, and push the same ones out
+        for each in (cache, again):
             each.add(key, target_of(key))
             each.commit()
-    assert list(again) == list(cache)
+        assert list(again) == list(cache)
     assert sorted(path.name for path in folder.iterdir()) == ["ngrams.json", "ngrams.safetensors"]
+
+
+def test_a_cache_of_before_ageing_is_read(tmp_path: Path) -> None:
+    filled((0, 0), (0, 1), (0, 1)).save(tmp_path)
+    path = tmp_path / "ngrams.safetensors"
+    content = save({name: each for name, each in load(path.read_bytes()).items() if name != "aged"})
+    path.write_bytes(content)
+    change_json(tmp_path, sha256=sha256(content).hexdigest())
+    assert list(NGramCache.load(tmp_path, PAIR)) == list(filled((0, 0), (0, 1), (0, 1)))
 
 
 def change_json(folder: Path, **parts: Any) -> None:
@@ -456,7 +493,8 @@ def test_entries_never_change_text(key: tuple[int, ...], target: int, message: s
     [{"max_entries": 0}, {"max_entries": 2.5}, {"max_entries": True}, {"max_length": 1}, {"policy": "fifo"}],
 )
 def test_settings_are_checked(arguments: dict[str, Any]) -> None:
-    with pytest.raises(DraftError, match=f"{next(iter(arguments))}=.*(or more|'lfu' or 'lru')"):
+    ((name, value),) = arguments.items()
+    with pytest.raises(DraftError, match=f"{name}.*{value}.*(or more|not a whole number|'lfu' or 'lru')"):
         NGramCache(**arguments)
 
 

@@ -272,6 +272,38 @@ class TestModels:
                 assert torch.equal(found, whole[:, start:stop]), (start, stop)
 
     @torch.inference_mode()
+    def test_the_number_of_threads_may_change_after_packing(
+        self, model: TextModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Kernels that treat odd numbers of rows in another way, on two threads only."""
+
+        def pack(weight: Tensor, bias: Tensor | None) -> packed.Product:
+            def product(x: Tensor) -> Tensor:
+                odd = torch.get_num_threads() == 2 and x.numel() // x.shape[-1] % 2
+                return linear(x, weight, bias) * (1.01 if odd else 1)
+
+            return product
+
+        for name in ("half_product", "reordered_product", "plain_product"):
+            monkeypatch.setattr(packed, name, pack)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            model = model.pack(stable=True)
+            tokens = torch.arange(3, 40)[None]
+            for threads in (1, 2, 1, 2):
+                torch.set_num_threads(threads)
+                cache = model.start(capacity=60)
+                model.decode(tokens[:, :30], cache)
+                whole = model.logits(model.decode(tokens[:, 30:], cache))
+                for place in range(7):
+                    cache.truncate(30 + place)
+                    alone = model.logits(model.decode(tokens[:, 30 + place, None], cache))
+                    assert torch.equal(alone[0, 0], whole[0, place]), (threads, place)
+        finally:
+            torch.set_num_threads(before)
+
+    @torch.inference_mode()
     def test_bfloat16_is_computed_in_float32_where_the_processor_has_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
