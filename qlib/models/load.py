@@ -93,8 +93,7 @@ def build(folder: Path) -> Model:
 
 def _refuse_quantized(folder: Path) -> None:
     """Raise a ModelError for a folder whose weights are codes, which says of which kind."""
-    own = folder / "manifest.json"
-    if own.is_file() and read_json(own).get("format") == "quantdraft":
+    if _is_own_manifest(folder / "manifest.json"):
         raise ModelError(f"{folder} is a quantized checkpoint of this library. Use qlib.load_quantized.")
     if not (folder / "config.json").is_file():
         return
@@ -110,6 +109,14 @@ def _refuse_quantized(folder: Path) -> None:
             f"{folder / 'config.json'}: quantization_config says that the weights are quantized ({kind}). "
             f"{FLOAT_NEEDED}{made}"
         )
+
+
+def _is_own_manifest(path: Path) -> bool:
+    """Tell this library's manifest from another file of that name: the usual one of a speech data list."""
+    try:
+        return read_json(path).get("format") == "quantdraft"
+    except ModelError:
+        return False
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:

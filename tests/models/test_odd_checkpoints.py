@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from odd_checkpoints import EMBEDDING, FAMILIES, HEAD, TEXTS, Edit, agree, edit, make, set_json
+from odd_checkpoints import EMBEDDING, FAMILIES, HEAD, TEXTS, Edit, agree, edit, make, ours, set_json
 from torch import Tensor
 
+import qlib
 from qlib.errors import ModelError
 from qlib.models.load import load_model
 
@@ -82,6 +83,17 @@ def test_tied_with_another_head_in_the_file(
         model = agree(folder, family)
     assert "two different tensors" in caplog.text and str(folder) in caplog.text
     assert not model.tied and model.config.tie_word_embeddings is False  # type: ignore[union-attr]
+
+
+def test_an_untied_model_survives_quantizing_and_saving(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0)
+
+    model = load_model(edit(make(tmp_path, "llama", tie_word_embeddings=True), change))
+    result = qlib.quantize(model, [], weight=qlib.Grid(8, 16), skip=["lm_head"], progress=False)
+    again = qlib.load_quantized(result.save(tmp_path / "w8"))
+    assert torch.equal(again.get_parameter("lm_head.weight"), model.get_parameter("lm_head.weight"))
+    assert torch.equal(ours(again, "llama"), ours(result.model, "llama"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
