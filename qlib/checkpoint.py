@@ -42,6 +42,7 @@ from qlib.linear import FakeQuantLinear
 from qlib.models.convert import read_json
 from qlib.models.download import sha256_of
 from qlib.models.load import build, fill, open_safetensors, read_tensors
+from qlib.models.placement import choose_device
 from qlib.models.structure import Model
 
 FORMAT, VERSION = "quantdraft", 2
@@ -97,7 +98,7 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Mo
         The folder is not such a checkpoint, its format is newer than this library, or a file is missing,
         damaged or changed; the message names the file or tensor.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), choose_device(device)
     manifest = _read_manifest(folder / "manifest.json")
     model, tensors = build(folder), read_tensors(folder)
     if sha256_of(folder / WEIGHTS) != manifest["sha256"]:

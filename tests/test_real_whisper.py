@@ -55,6 +55,20 @@ def test_tokens_equal_those_of_transformers(
     assert [list(each.tokens) for each in qlib.transcribe(model, short, batch_size=3)] == expected
 
 
+def test_a_list_of_end_tokens_changes_no_text(
+    model: Whisper, clips: list[qlib.Utterance], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for path in folder_of(model, checkpoint).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    steering = tmp_path / "generation_config.json"
+    values = json.loads(steering.read_text())
+    steering.unlink()
+    end = model.generation.end
+    steering.write_text(json.dumps(values | {"eos_token_id": [end, end + 1, end]}))
+    short = [clip for clip in clips if (clip.duration or 99) < 8][:4]
+    assert qlib.transcribe(load_model(tmp_path), short) == qlib.transcribe(model, short)
+
+
 def test_audio_longer_than_a_window_is_heard_to_the_end(
     tiny_en: Whisper, clips: list[qlib.Utterance]
 ) -> None:

@@ -19,11 +19,16 @@ def transformers_logits(folder: Path, tokens: Tensor, dtype: torch.dtype) -> Ten
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
     if dtype == torch.float64:
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = _exact_norm(module)
+        exact_norms(model)
     with torch.no_grad():
         return model(tokens).logits  # type: ignore[no-any-return]
+
+
+def exact_norms(model: nn.Module) -> None:
+    """Replace transformers' norms by their own formula, in the dtype of their input."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _exact_norm(module)  # type: ignore[method-assign]
 
 
 def _exact_norm(module: nn.Module) -> Any:

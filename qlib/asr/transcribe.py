@@ -176,9 +176,10 @@ def greedy(
         chosen = logits.argmax(-1).tolist()
         for row in reversed(range(len(alive))):
             text = alive[row]
-            if chosen[row] != generation.end:
+            ended = chosen[row] in generation.ends
+            if not ended:
                 texts[text].append(chosen[row])
-            if chosen[row] == generation.end or len(texts[text]) == limits[text]:
+            if ended or len(texts[text]) == limits[text]:
                 cache.drop(row)  # the last row moves here, in the cache and in both lists
                 alive[row], chosen[row] = alive[-1], chosen[-1]
                 alive.pop()

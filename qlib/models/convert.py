@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from qlib.errors import ModelError
+from qlib.models.config_values import MOST_TOKENS, ConfigValues
 from qlib.models.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
 from qlib.models.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.formats.tokenizer_json import mend_merges
 from qlib.models.moonshine import MoonshineConfig, MoonshineGeneration
+from qlib.models.progress import progress_bar
 
 VERSION = 1  # raise it when a conversion's result changes: folders made by another version are fetched again
 EMBEDDING = "model.decoder.embed_tokens.weight"
+MENDED = ("gpt-2", "smollm", None)  # splitting rules of tables in which every entry is made by one merge
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,10 @@ def whisper_from_ctranslate2(source: Path, target: Path, *, progress: bool = Fal
             f"{source / 'model.bin'} lacks the variable {error}. Is it a Whisper model?"
         ) from error
     config = whisper_config.whisper_config(tensors, heads, special)
-    generation = whisper_config.whisper_generation_config(config, special, read_json(source / "config.json"))
+    settings = ConfigValues(read_json(source / "config.json"), source / "config.json")
+    lists = ("suppress_ids", "suppress_ids_begin", "lang_ids")
+    ids = {key: list(settings.suppressed(key, MOST_TOKENS)) for key in lists}
+    generation = whisper_config.whisper_generation_config(config, special, settings.values | ids)
     if mended := mend_merges(tokenizer):
         log.info("tokenizer.json lacked %d merges, put back: %s", len(mended), mended)
     write_json(target / "config.json", config)
@@ -89,17 +94,54 @@ def llama_from_gguf(source: Path, target: Path, *, progress: bool = False) -> No
     MissingExtraError
         The `gguf` package is not installed.
     """
-    file = gguf.GgufFile(source / "model.gguf")
-    config, table = gguf.llama_config(file), tokenizer_json(file.metadata)
-    mend_merges(table)
+    text_from_gguf(source / "model.gguf", target, dtype=torch.bfloat16, progress=progress)
+
+
+def text_from_gguf(
+    path: Path, target: Path, *, dtype: torch.dtype | None = None, progress: bool = False
+) -> None:
+    """Convert a GGUF file of the Llama, Qwen 2, Qwen 3 or Gemma 3 architecture.
+
+    Parameters
+    ----------
+    path, target : Path
+        The file; existing folder that receives `model.safetensors`, `config.json`, `generation_config.json`,
+        `tokenizer.json` and, where the file has one, `chat_template.jinja`.
+    dtype : torch.dtype, optional
+        Type of all tensors. By default each keeps its own, and dequantized ones become float16.
+    progress : bool
+        Show a bar.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, of another architecture, or its tokenizer cannot be rebuilt.
+    MissingExtraError
+        The `gguf` package is not installed.
+    """
+    file = gguf.GgufFile(path)
+    config = gguf.text_config(file)
+    try:
+        table = tokenizer_json(file.metadata)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if file.metadata.get("tokenizer.ggml.pre") in MENDED:
+        mend_merges(table)
     write_json(target / "config.json", config)
-    write_json(target / "generation_config.json", gguf.llama_token_ids(file))
+    write_json(target / "generation_config.json", gguf.token_ids(file))
     write_json(target / "tokenizer.json", table)
     if template := file.metadata.get("tokenizer.chat_template"):
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tensors = tqdm(gguf.llama_tensors(file, config), "converting", len(file.tensors), disable=not progress)
-    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors}
-    save_tensors(rounded, target / "model.safetensors")
+    found = gguf.text_tensors(file, config)
+    bar = progress_bar(found, show=progress, desc="converting", total=len(file.tensors))
+    tensors = {name: _shorten(tensor, dtype or file.dtype(stored)) for name, stored, tensor in bar}
+    save_tensors(tensors, target / "model.safetensors")
+
+
+def _shorten(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another type, or as it is where that type does not reach its largest value."""
+    short = tensor.to(dtype).contiguous()
+    return short if short.isfinite().all() else tensor.contiguous()
 
 
 def moonshine_from_ort(source: Path, target: Path, *, progress: bool = False) -> None:

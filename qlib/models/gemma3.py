@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
+from qlib.models.config_values import MOST_LAYERS, MOST_POSITIONS, ConfigValues
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.packed_layer import PackedLayer
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
-from qlib.models.text_config import TextConfig, TextGeneration, check_supported, read_sizes
+from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -52,8 +53,8 @@ _SILENT = {
 _SUPPORTED = {
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
+    "attn_logit_softcapping": "null",
+    "final_logit_softcapping": "null",
     "use_bidirectional_attention": False,
 }
 
@@ -69,16 +70,18 @@ class Gemma3Config(TextConfig):
     local_rope: Rope  # of sliding layers
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Gemma3Config:
+    def from_dict(cls, values: Mapping[str, Any] | ConfigValues) -> Gemma3Config:
         """Read config.json; what this implementation cannot honour is an error."""
-        values = {**_SILENT, **{key: value for key, value in values.items() if value is not None}}
-        check_supported(values, _SUPPORTED)
+        values = ConfigValues.of(values)
+        stated = {key: value for key, value in values.values.items() if value is not None}
+        values = ConfigValues({**_SILENT, **stated}, values.file)
+        values.check(_SUPPORTED)
         sizes = read_sizes(values)
         full, local = _ropes(values)
         return cls(
             **sizes,
-            query_pre_attn_scalar=int(values["query_pre_attn_scalar"]),
-            sliding_window=int(values["sliding_window"]),
+            query_pre_attn_scalar=values.whole("query_pre_attn_scalar"),
+            sliding_window=values.whole("sliding_window", most=MOST_POSITIONS),
             layer_types=_layer_types(values, sizes["num_hidden_layers"]),
             rope=full,
             local_rope=local,
@@ -100,25 +103,30 @@ class Gemma3Config(TextConfig):
         }
 
 
-def _layer_types(values: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+def _layer_types(values: ConfigValues, layers: int) -> tuple[str, ...]:
     """Read what each layer sees; older files state that every n-th sees all."""
-    every = values["sliding_window_pattern"]
-    regular = [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)]
-    kinds = tuple(values.get("layer_types", regular))
-    if len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
+    kinds = values.words("layer_types", (FULL, SLIDING))
+    if kinds is None:
+        every = values.whole("sliding_window_pattern", most=MOST_LAYERS)
+        return tuple(FULL if (i + 1) % every == 0 else SLIDING for i in range(layers))
+    if len(kinds) != layers:
         raise ModelError(
-            f"config.json: layer_types must name {layers} layers, each {FULL!r} or {SLIDING!r}, "
-            f"and holds {len(kinds)}: {sorted(set(kinds))}."
+            f"{values.file}: layer_types must name {layers} layers (num_hidden_layers), each {FULL!r} or "
+            f"{SLIDING!r}, and holds {len(kinds)}: {sorted(set(kinds))}."
         )
     return kinds
 
 
-def _ropes(values: Mapping[str, Any]) -> tuple[Rope, Rope]:
+def _ropes(values: ConfigValues) -> tuple[Rope, Rope]:
     """Read the rotary settings of full and of sliding layers, in the newer or the older form."""
-    theta, local = values["rope_theta"], values["rope_local_base_freq"]
-    if newer := values.get("rope_parameters"):
-        return Rope.from_dict(newer.get(FULL), theta), Rope.from_dict(newer.get(SLIDING), local)
-    return Rope.from_dict(values.get("rope_scaling"), theta), Rope(local)
+    theta = values.number("rope_theta", 1e6, above=0)
+    local = values.number("rope_local_base_freq", 1e4, above=0)
+    newer = values.section("rope_parameters")
+    if newer is None:
+        return Rope.from_dict(values.section("rope_scaling"), theta), Rope(local)
+    if set(newer.values) - {FULL, SLIDING}:
+        raise values.refusal("rope_parameters", f"an object with {FULL!r} and {SLIDING!r}")
+    return Rope.from_dict(newer.section(FULL), theta), Rope.from_dict(newer.section(SLIDING), local)
 
 
 class Gemma3RMSNorm(RMSNorm):

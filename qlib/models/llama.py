@@ -24,21 +24,28 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
+from qlib.models.config_values import MOST_POSITIONS, ConfigValues
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.packed_layer import PackedLayer
-from qlib.models.rotary import Rope, Rotary
+from qlib.models.rotary import Rope, Rotary, read_rope
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups
-from qlib.models.text_config import TextConfig, TextGeneration, check_supported, read_sizes
+from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
 
-FULL = "full_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
+_QWEN_WINDOW = {"sliding_window": 4096, "max_window_layers": 28}
 # What a config.json means where it is silent, as its authors' code reads it.
 _SILENT: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, **_QWEN_WINDOW},
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        **_QWEN_WINDOW,
+    },
 }
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -58,23 +65,23 @@ class LlamaConfig(TextConfig):
     mlp_bias: bool = False
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
+    def from_dict(cls, values: Mapping[str, Any] | ConfigValues) -> LlamaConfig:
         """Read config.json; what this implementation cannot honour is an error."""
-        kind = values.get("model_type", "llama")
-        if kind not in _SILENT:
-            raise ModelError(f"config.json: model_type {kind!r} is not one of {list_names(_SILENT)}.")
-        values = {"tie_word_embeddings": False, **_SILENT[kind], **values}
-        values = {key: value for key, value in values.items() if value is not None}
-        check_supported(values, {"hidden_act": "silu", "partial_rotary_factor": 1.0})
-        _refuse_windows(kind, values)
-        rope = values.get("rope_parameters", values.get("rope_scaling"))
+        values = ConfigValues.of(values)
+        kind = values.get("model_type") or "llama"
+        if kind not in [*_SILENT]:
+            raise values.refusal("model_type", f"one of {list_names(_SILENT)}")
+        values = values.with_defaults(_SILENT[kind])
+        values.check({"hidden_act": "silu", "partial_rotary_factor": 1.0})
+        sizes = read_sizes(values)
+        _refuse_windows(kind, values, sizes["num_hidden_layers"], sizes["max_position_embeddings"])
         has_bias = kind in ("llama", "qwen3")
         return cls(
-            **read_sizes(values),
+            **sizes,
             model_type=kind,
-            rope=Rope.from_dict(rope, values.get("rope_theta", 10000.0)),
-            attention_bias=has_bias and bool(values.get("attention_bias", False)),
-            mlp_bias=kind == "llama" and bool(values.get("mlp_bias", False)),
+            rope=read_rope(values),
+            attention_bias=has_bias and values.flag("attention_bias", False),
+            mlp_bias=kind == "llama" and values.flag("mlp_bias", False),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,14 +104,27 @@ class LlamaConfig(TextConfig):
         return self.model_type == "qwen3"
 
 
-def _refuse_windows(kind: str, values: Mapping[str, Any]) -> None:
-    window = kind == "mistral" and "sliding_window" in values
-    other = set(values.get("layer_types", ())) - {FULL}
-    if window or values.get("use_sliding_window") or other:
+def _refuse_windows(kind: str, values: ConfigValues, layers: int, positions: int) -> None:
+    """Refuse layers that do not see the whole text; a window as wide as all positions hides nothing."""
+    found = values.words("layer_types", (FULL, SLIDING))
+    if found is not None and len(found) != layers:
+        raise values.refusal("layer_types", f"one entry for each of the {layers} layers")
+    uses = kind in ("qwen2", "qwen3") and values.flag("use_sliding_window", False)
+    if found is not None:
+        slides = SLIDING in found
+    elif kind == "mistral":
+        slides = True
+    else:
+        slides = uses and values.whole("max_window_layers", 0, least=0) < layers
+    stated = values.get("sliding_window") is not None
+    if not slides or (found is None and not stated):
+        return
+    window = values.whole("sliding_window", most=MOST_POSITIONS) if stated else 0
+    if not stated or window < positions:
         raise ModelError(
-            f"config.json: this {kind} model looks back through a sliding window "
-            f"({values.get('sliding_window')} tokens), which is not supported in this family. Use a "
-            "checkpoint whose layers all see the whole text."
+            f"{values.file}: this {kind} model looks back through a sliding window ({window or 'unknown'} of "
+            f"{positions} tokens), which is not supported in this family. Use a checkpoint whose layers all "
+            "see the whole text."
         )
 
 

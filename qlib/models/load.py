@@ -12,7 +12,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,98 +20,140 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qlib.errors import ModelError, list_names
-from qlib.models import registry
+from qlib.errors import ModelError, describe, list_names
+from qlib.models.config_values import ConfigValues
 from qlib.models.convert import read_json
 from qlib.models.gemma3 import Gemma3, Gemma3Config
 from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.locate import locate
 from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.placement import choose_device, choose_dtype
 from qlib.models.structure import Model
+from qlib.models.tensor_names import (
+    FLOAT_NEEDED,
+    StoredTensor,
+    by_model_name,
+    check_floats,
+    hint,
+    match,
+    to_dtype,
+)
 from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
 
 def load_model(
-    path_or_name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    path_or_name: str | Path,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> Model:
     """Load a model in evaluation mode.
 
     Parameters
     ----------
     path_or_name : str or Path
-        A folder in Hugging Face layout, or a registered name (``python -m qlib.models list``).
-    dtype : torch.dtype
-        Floating-point type of the weights in memory.
+        A folder in Hugging Face layout, a registered name (``python -m qlib.models list``), a ``.gguf`` file
+        (Llama, Qwen 2, Qwen 3, Gemma 3), or a folder of faster-whisper (CTranslate2). The last two are
+        converted once, into the cache.
+    dtype : torch.dtype or str
+        Floating-point type of the weights in memory: ``torch.float16``, ``"bfloat16"``, ...
     device : str or torch.device
         Where the weights go.
 
     Raises
     ------
     ModelError
-        The folder or name is unknown, a file is missing or damaged, the architecture is not supported,
-        or tensors are missing, unexpected or of another shape; the message names them.
+        The folder or name is unknown, the dtype or device is none of this machine, a file is missing or
+        damaged, the architecture or a setting is not supported, the weights are quantized or not finite, or
+        tensors are missing, unexpected or of another shape; the message names them.
     """
+    dtype, device = choose_dtype(dtype), choose_device(device)
     folder = locate(path_or_name)
+    _refuse_quantized(folder)
     model = build(folder)
     tensors = read_tensors(folder)
-    fill(model, tensors, dtype, torch.device(device), str(folder))
+    fill(model, tensors, dtype, device, str(folder))
     return model.eval()
-
-
-def locate(path_or_name: str | Path) -> Path:
-    """Return the folder of a checkpoint given as a path or as a registered name."""
-    folder = Path(path_or_name)
-    if folder.is_dir():
-        return folder
-    if str(path_or_name) in registry.ENTRIES:
-        return registry.path(str(path_or_name))
-    raise ModelError(
-        f"{str(path_or_name)!r} is neither a folder nor a registered model. "
-        f"Registered: {list_names(registry.ENTRIES, 20)}."
-    )
 
 
 def build(folder: Path) -> Model:
     """Return the model that a folder's config.json describes, on the meta device, without weights."""
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = ConfigValues(read_json(path), path)
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ModelError(
-            f"{folder / 'config.json'}: model_type {family!r} is not supported. "
-            f"Supported: {list_names(FAMILIES, 20)}."
+            f"{path}: model_type {family!r} is not supported. Supported: {list_names(FAMILIES, 20)}. Use a "
+            "checkpoint of one of these families."
         )
     with torch.device("meta"):
         return FAMILIES[family](folder, config)
 
 
-def read_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Return file and shape of every tensor of a checkpoint, without reading any.
+def _refuse_quantized(folder: Path) -> None:
+    """Raise a ModelError for a folder whose weights are codes, which says of which kind."""
+    if _is_own_manifest(folder / "manifest.json"):
+        raise ModelError(f"{folder} is a quantized checkpoint of this library. Use qlib.load_quantized.")
+    if not (folder / "config.json").is_file():
+        return
+    config = read_json(folder / "config.json")
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        bits = settings.get("bits") if isinstance(settings, dict) else None
+        kind = f"{method or 'unknown method'}{f', {bits} bits' if bits else ''}"
+        origin = config.get("_name_or_path")
+        made = f" It may have been made from {origin!r}." if isinstance(origin, str) and origin else ""
+        raise ModelError(
+            f"{folder / 'config.json'}: quantization_config says that the weights are quantized ({kind}). "
+            f"{FLOAT_NEEDED}{made}"
+        )
+
+
+def _is_own_manifest(path: Path) -> bool:
+    """Tell this library's manifest from another file of that name: the usual one of a speech data list."""
+    try:
+        return read_json(path).get("format") == "quantdraft"
+    except ModelError:
+        return False
+
+
+def read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return file, shape and type of every tensor of a checkpoint, without reading any.
 
     Shards are those of model.safetensors.index.json; a shard that is listed and missing is an error.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    else:
-        shards = ["model.safetensors"]
+    shards = _shards(index) if index.is_file() else ["model.safetensors"]
     missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing or not shards:
+    if missing:
         raise ModelError(
-            f"{folder} lacks {list_names(missing or ['model.safetensors'])}. Weights are read from "
-            "safetensors only; convert a pytorch_model.bin with save_pretrained(safe_serialization=True)."
+            f"{folder} lacks {list_names(missing)}. Weights are read from safetensors only; convert a "
+            "pytorch_model.bin with save_pretrained(safe_serialization=True)."
         )
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    found: dict[str, StoredTensor] = {}
     for shard in shards:
         with open_safetensors(folder / shard) as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
-                found[name] = (folder / shard, tuple(file.get_slice(name).get_shape()))
+                part = file.get_slice(name)
+                found[name] = StoredTensor(folder / shard, tuple(part.get_shape()), name, part.get_dtype())
     return found
+
+
+def _shards(index: Path) -> list[str]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(each, str) for each in table.values()):
+        raise ModelError(
+            f"{index}: weight_map is {describe(table)}, not an object with a file name for each tensor. "
+            "Download the file again."
+        )
+    return sorted(set(table.values()))
 
 
 def fill(
     model: Model,
-    tensors: dict[str, tuple[Path, tuple[int, ...]]],
+    tensors: Mapping[str, StoredTensor],
     dtype: torch.dtype,
     device: torch.device,
     where: str,
@@ -124,24 +166,42 @@ def fill(
     Raises
     ------
     ModelError
-        Tensors are missing, unexpected or of another shape.
+        Tensors are missing, unexpected, of another shape, no floats, or not finite.
     """
+    tensors = match(model, tensors, _equal_ties(model, tensors, dtype), where)
     wanted = {
         name: tuple(value.shape)
         for name, value in model.state_dict().items()
         if name not in model.tied and name not in present
     }
-    compare(wanted, {name: shape for name, (_, shape) in tensors.items() if name not in model.tied}, where)
+    compare(wanted, {name: stored.shape for name, stored in tensors.items()}, where)
+    check_floats(tensors, where)
     state: dict[str, Tensor] = {}
-    for path in sorted({path for path, _ in tensors.values()}):
+    for path in sorted({stored.path for stored in tensors.values()}):
         with open_safetensors(path) as file:
             for name in wanted:
-                if tensors[name][0] == path:
-                    value = file.get_tensor(name)
-                    state[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+                if (stored := tensors[name]).path == path:
+                    state[name] = to_dtype(file.get_tensor(stored.name), dtype, stored).to(device)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()
     model.requires_grad_(False)
+
+
+def _equal_ties(model: Model, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[str, bool]:
+    """Tell, for each tied parameter of which the file has both tensors, whether they are the same."""
+    found = by_model_name(model, tensors)
+    pairs = {
+        tied: (found[tied], found[other]) for tied, other in model.tied.items() if {tied, other} <= {*found}
+    }
+    return {
+        tied: torch.equal(*(read_tensor(each).to(dtype) for each in pair)) for tied, pair in pairs.items()
+    }
+
+
+def read_tensor(stored: StoredTensor) -> Tensor:
+    """Return one tensor of a checkpoint as it is stored."""
+    with open_safetensors(stored.path) as file:
+        return file.get_tensor(stored.name)  # type: ignore[no-any-return]
 
 
 def compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
@@ -162,7 +222,7 @@ def compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]
         raise ModelError(
             f"The tensors of {where} are not those that its config.json describes. "
             + "; ".join(problems)
-            + ". Check that the two files belong together, and download the checkpoint again."
+            + f". {hint(missing, unexpected)}"
         )
 
 
@@ -186,30 +246,34 @@ class open_safetensors:  # noqa: N801  (reads as a function)
         self.file.__exit__(*exception)
 
 
-def _whisper(folder: Path, config: dict[str, Any]) -> Whisper:
-    generation = WhisperGeneration.from_dict(_steering(folder, config))
-    return Whisper(WhisperConfig.from_dict(config), generation, read_tokenizer(folder))
+def _whisper(folder: Path, config: ConfigValues) -> Whisper:
+    sizes, tokenizer = WhisperConfig.from_dict(config), read_tokenizer(folder)
+    generation = WhisperGeneration.from_dict(_steering(folder, config), sizes.vocab_size, tokenizer)
+    return Whisper(sizes, generation, tokenizer)
 
 
-def _moonshine(folder: Path, config: dict[str, Any]) -> Moonshine:
-    generation = MoonshineGeneration.from_dict(_steering(folder, config))
-    return Moonshine(MoonshineConfig.from_dict(config), generation, read_tokenizer(folder))
+def _moonshine(folder: Path, config: ConfigValues) -> Moonshine:
+    sizes = MoonshineConfig.from_dict(config)
+    generation = MoonshineGeneration.from_dict(_steering(folder, config), sizes.vocab_size)
+    return Moonshine(sizes, generation, read_tokenizer(folder))
 
 
-def _llama(folder: Path, config: dict[str, Any]) -> Llama:
-    generation = TextGeneration.from_dict(_steering(folder, config))
-    return Llama(LlamaConfig.from_dict(config), generation, read_tokenizer(folder), _chat_template(folder))
+def _llama(folder: Path, config: ConfigValues) -> Llama:
+    sizes = LlamaConfig.from_dict(config)
+    generation = TextGeneration.from_dict(_steering(folder, config), sizes.vocab_size)
+    return Llama(sizes, generation, read_tokenizer(folder), _chat_template(folder))
 
 
-def _gemma3(folder: Path, config: dict[str, Any]) -> Gemma3:
-    generation = TextGeneration.from_dict(_steering(folder, config))
-    return Gemma3(Gemma3Config.from_dict(config), generation, read_tokenizer(folder), _chat_template(folder))
+def _gemma3(folder: Path, config: ConfigValues) -> Gemma3:
+    sizes = Gemma3Config.from_dict(config)
+    generation = TextGeneration.from_dict(_steering(folder, config), sizes.vocab_size)
+    return Gemma3(sizes, generation, read_tokenizer(folder), _chat_template(folder))
 
 
-def _steering(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _steering(folder: Path, config: ConfigValues) -> ConfigValues:
     """Return what steers decoding: generation_config.json over config.json."""
     steering = folder / "generation_config.json"
-    return {**config, **(read_json(steering) if steering.is_file() else {})}
+    return ConfigValues(read_json(steering), steering, config) if steering.is_file() else config
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -226,7 +290,7 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None  # a list holds several, by purpose
 
 
-Builder = Callable[[Path, dict[str, Any]], Model]
+Builder = Callable[[Path, ConfigValues], Model]
 FAMILIES: dict[str, Builder] = {
     "whisper": _whisper,
     "moonshine": _moonshine,

@@ -24,7 +24,7 @@ them, and a configuration that asks for them is an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,8 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, list_names
+from qlib.errors import ModelError
 from qlib.models.cache import KVCache
+from qlib.models.config_values import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_TOKENS,
+    MOST_WIDTH,
+    ConfigValues,
+    divide,
+)
 from qlib.models.layers import embedding
 from qlib.models.speech import (
     Cross,
@@ -54,6 +62,17 @@ MIN_SAMPLES = 895  # 56 ms: what one frame hears
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [T, pairs]
 
 
+_MOST = {
+    "vocab_size": MOST_TOKENS,
+    "hidden_size": MOST_WIDTH,
+    "intermediate_size": MOST_WIDTH,
+    "encoder_num_hidden_layers": MOST_LAYERS,
+    "encoder_num_attention_heads": MOST_HEADS,
+    "decoder_num_hidden_layers": MOST_LAYERS,
+    "decoder_num_attention_heads": MOST_HEADS,
+}
+
+
 @dataclass(frozen=True)
 class MoonshineConfig:
     """Sizes, named as in config.json."""
@@ -70,30 +89,44 @@ class MoonshineConfig:
     rope_theta: float = 10_000.0
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MoonshineConfig:
+    def from_dict(cls, values: Mapping[str, Any] | ConfigValues) -> MoonshineConfig:
         """Read config.json; keys that this implementation cannot honour are errors."""
-        rope = values.get("rope_parameters") or {}  # newer files keep the rotary settings together
-        supported = {
-            "encoder_hidden_act": "gelu",
-            "decoder_hidden_act": "silu",
-            "attention_bias": False,
-            "tie_word_embeddings": True,
-            "rope_scaling": None,
-            "rope_type": "default",
-            "encoder_num_key_value_heads": values.get("encoder_num_attention_heads"),
-            "decoder_num_key_value_heads": values.get("decoder_num_attention_heads"),
+        values = ConfigValues.of(values)
+        if rope := values.section("rope_parameters"):  # newer files keep the rotary settings together
+            stated = {key: value for key, value in rope.values.items() if value is not None}
+            values = ConfigValues({**values.values, **stated}, values.file)
+        values.require(_MOST, "a Moonshine")
+        sizes = {name: values.whole(name, most=most) for name, most in _MOST.items()}
+        widths = {
+            side: divide(values, "hidden_size", f"{side}_num_attention_heads")
+            for side in ("encoder", "decoder")
         }
-        found = {key: value for key, value in {**values, **rope}.items() if value is not None}
-        for key, only in supported.items():
-            if found.get(key, only) != only:
-                raise ModelError(f"config.json: {key}={found[key]!r} is not supported, only {only!r}.")
-        names = [field.name for field in fields(cls)]
-        if missing := [name for name in names[:7] if name not in found]:
-            raise ModelError(f"config.json lacks {list_names(missing)}. Is this a Moonshine checkpoint?")
-        return cls(
-            **{name: int(found[name]) for name in names[:8] if name in found},
-            **{name: float(found[name]) for name in names[8:] if name in found},  # type: ignore[arg-type]
+        values.check(
+            {
+                "encoder_hidden_act": "gelu",
+                "decoder_hidden_act": "silu",
+                "attention_bias": False,
+                "tie_word_embeddings": True,
+                "rope_scaling": "null",
+                "rope_type": "default",
+                "encoder_num_key_value_heads": sizes["encoder_num_attention_heads"],
+                "decoder_num_key_value_heads": sizes["decoder_num_attention_heads"],
+            }
         )
+        config = cls(
+            **sizes,
+            max_position_embeddings=values.whole("max_position_embeddings", 512),
+            partial_rotary_factor=values.number("partial_rotary_factor", 0.9, above=0, most=1),
+            rope_theta=values.number("rope_theta", 10_000.0, above=0),
+        )
+        for side, width in widths.items():
+            turned = 2 * config.rotary_pairs(sizes[f"{side}_num_attention_heads"])
+            if not 0 < turned <= width:
+                raise values.refusal(
+                    "partial_rotary_factor",
+                    f"a share of a head's {width} channels ({side}) in whole pairs; this one turns {turned}",
+                )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -114,21 +147,35 @@ class MoonshineGeneration:
     end: int  # </s>
     suppress: tuple[int, ...] = ()  # never chosen; Moonshine has none
     suppress_first: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()  # ids that end a text as well
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return (self.end, *self.other_ends)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MoonshineGeneration:
-        """Read generation_config.json, or a config.json that carries the same keys."""
-        try:
-            return cls(start=values["decoder_start_token_id"], end=values["eos_token_id"])
-        except KeyError as error:
-            raise ModelError(f"generation_config.json lacks {error}, which decoding needs.") from error
+    def from_dict(
+        cls, values: Mapping[str, Any] | ConfigValues, vocabulary: int = MOST_TOKENS
+    ) -> MoonshineGeneration:
+        """Read generation_config.json, or a config.json with the same keys; ids are below `vocabulary`."""
+        values = ConfigValues.of(values)
+        start = values.id("decoder_start_token_id", vocabulary)
+        ends = values.ids("eos_token_id", vocabulary)
+        if start is None or not ends:
+            lacking = "decoder_start_token_id" if start is None else "eos_token_id"
+            raise ModelError(
+                f"{values.file} lacks {lacking!r}, which decoding needs. Copy the file from where the "
+                "weights came from."
+            )
+        return cls(start, ends[0], other_ends=ends[1:])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of generation_config.json."""
         return {
             "bos_token_id": self.start,
             "decoder_start_token_id": self.start,
-            "eos_token_id": self.end,
+            "eos_token_id": list(self.ends) if self.other_ends else self.end,
             "pad_token_id": self.end,
         }
 

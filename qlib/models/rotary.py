@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError, list_names
+from qlib.models.config_values import MOST_POSITIONS, ConfigValues
 
 # What each kind of scaling must state, by the names in config.json.
 _SCALING: dict[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ class Rope:
     original_max_position_embeddings: int = 8192  # context before the scaling
 
     @classmethod
-    def from_dict(cls, scaling: Mapping[str, Any] | None, theta: float = 10000.0) -> Rope:
+    def from_dict(cls, scaling: Mapping[str, Any] | ConfigValues | None, theta: float = 10000.0) -> Rope:
         """Read `rope_scaling` (older files) or `rope_parameters` of config.json.
 
         Parameters
@@ -55,17 +56,35 @@ class Rope:
         ModelError
             A kind of scaling that is not supported, or a number that it needs and does not have.
         """
-        scaling = scaling or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind not in _SCALING:
+        if scaling is None:
+            return cls(theta)
+        if not isinstance(scaling, ConfigValues):
+            scaling = ConfigValues(scaling, "config.json: the rotary scaling")
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        if kind not in [*_SCALING]:
             raise ModelError(
-                f"config.json: rotary scaling of type {kind!r} is not supported. "
-                f"Supported: {list_names(_SCALING)}."
+                f"{scaling.file}: rotary scaling of type {kind!r} is not supported. "
+                f"Supported: {list_names(_SCALING)}. Use a checkpoint with one of these."
             )
-        if missing := [name for name in _SCALING[kind] if name not in scaling]:
-            raise ModelError(f"config.json: rotary scaling of type {kind!r} lacks {list_names(missing)}.")
-        own = {name: scaling[name] for name in ("rope_theta", *_SCALING[kind]) if name in scaling}
-        return cls(**{"rope_theta": theta, **own, "rope_type": kind})
+        if missing := [name for name in _SCALING[kind] if scaling.get(name) is None]:
+            raise ModelError(
+                f"{scaling.file}: rotary scaling of type {kind!r} lacks {list_names(missing)}. Copy "
+                "config.json from where the weights came from."
+            )
+        # Without a scaling, the reference implementation turns all channels whatever this number says.
+        if kind != "default":
+            scaling.check({"partial_rotary_factor": 1.0})
+        own: dict[str, Any] = {
+            name: scaling.whole(name, most=MOST_POSITIONS)
+            if name == "original_max_position_embeddings"
+            else scaling.number(name, 0, above=0)
+            for name in _SCALING[kind]
+        }
+        if kind == "llama3" and own["low_freq_factor"] >= own["high_freq_factor"]:
+            raise scaling.refusal(
+                "high_freq_factor", f"a number above low_freq_factor={own['low_freq_factor']:g}"
+            )
+        return cls(scaling.number("rope_theta", theta, above=0), kind, **own)
 
     def scaling(self) -> dict[str, Any] | None:
         """Return `rope_scaling` of config.json; None where nothing is scaled."""
@@ -87,6 +106,12 @@ class Rope:
             keep = keep.clamp(0, 1)
             return (1 - keep) * plain / self.factor + keep * plain
         return plain
+
+
+def read_rope(values: ConfigValues) -> Rope:
+    """Return the rotary settings of a config.json, in the older form, the newer one, or both (older wins)."""
+    scaling = values.section("rope_scaling") or values.section("rope_parameters")
+    return Rope.from_dict(scaling, values.number("rope_theta", 10000.0, above=0))
 
 
 class Rotary:

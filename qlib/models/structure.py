@@ -147,6 +147,21 @@ class Model(nn.Module):
             parent, _, child = name.rpartition(".")
             setattr(self.get_submodule(parent), child, self.get_parameter(other))
 
+    def untie(self, where: str) -> None:
+        """Give tied parameters tensors of their own, before a checkpoint `where` they differ is read.
+
+        Raises
+        ------
+        ModelError
+            The family always ties them.
+        """
+        tied, other = next(iter(self.tied.items()))
+        raise ModelError(
+            f"{where}: {tied} and {other} are two different tensors, and a {type(self).__name__} here has "
+            "one for both. Remove the first from the file if it is a leftover; else this checkpoint cannot "
+            "be used."
+        )
+
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""
         raise NotImplementedError

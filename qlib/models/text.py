@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,12 @@ class TextModel(Model):
         self._threads = 0  # for which `_stable` was found
         self._activations: torch.dtype | None = None  # of hidden states, where it is not the weights'
         self.tie()
+
+    def untie(self, where: str) -> None:
+        """Give the head a weight of its own, in the configuration as well."""
+        self.tied = {}
+        self.config = replace(self.config, tie_word_embeddings=False)
+        self.lm_head.weight = nn.Parameter(self.model.embed_tokens.weight.detach().clone())
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations, tokenizer, chat template."""

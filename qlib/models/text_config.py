@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qlib.errors import ModelError, list_names
+from qlib.errors import ModelError
+from qlib.models.config_values import (
+    MOST_HEADS,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    MOST_TOKENS,
+    ConfigValues,
+    divide,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,16 @@ class TextConfig:
         raise NotImplementedError
 
 
-def read_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+_MOST = {
+    "vocab_size": MOST_TOKENS,
+    "num_hidden_layers": MOST_LAYERS,
+    "num_attention_heads": MOST_HEADS,
+    "max_position_embeddings": MOST_POSITIONS,
+}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def read_sizes(values: ConfigValues) -> dict[str, Any]:
     """Return the fields of `TextConfig` from config.json; `num_key_value_heads` and `head_dim` may be absent.
 
     Raises
@@ -37,37 +54,34 @@ def read_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     ModelError
         A size is missing, not a whole number above 0, or does not divide as it must.
     """
-    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    if missing := [name for name in [*names, "max_position_embeddings"] if values.get(name) is None]:
-        raise ModelError(f"config.json lacks {list_names(missing)}. Is this a text model's checkpoint?")
-    heads, width = values["num_attention_heads"], values["hidden_size"]
-    sizes = {name: values[name] for name in [*names, "max_position_embeddings"]}
-    sizes["num_key_value_heads"] = values.get("num_key_value_heads") or heads
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ModelError(f"config.json: {name}={size!r} is not a whole number above 0.")
-    sizes["head_dim"] = values.get("head_dim") or width // heads
-    if not values.get("head_dim") and width % heads:
-        raise ModelError(f"config.json: hidden_size={width} does not divide into {heads} heads.")
+    names = [*_SIZES, "max_position_embeddings"]
+    values.require(names, "a text model's")
+    sizes = {
+        name: values.whole(name, most=_MOST[name]) if name in _MOST else values.whole(name) for name in names
+    }
+    heads = sizes["num_attention_heads"]
+    stated = values.get("head_dim") is not None
+    sizes["head_dim"] = (
+        values.whole("head_dim", most=MOST_HEADS)
+        if stated
+        else divide(values, "hidden_size", "num_attention_heads")
+    )
+    sizes["num_key_value_heads"] = values.whole("num_key_value_heads", heads, most=MOST_HEADS)
     if heads % sizes["num_key_value_heads"]:
         raise ModelError(
-            f"config.json: {heads} query heads cannot share {sizes['num_key_value_heads']} key/value heads "
+            f"{values.file}: {heads} query heads cannot share {sizes['num_key_value_heads']} key/value heads "
             "evenly. Check num_attention_heads and num_key_value_heads."
         )
     if sizes["head_dim"] % 2:
-        raise ModelError(f"config.json: head_dim={sizes['head_dim']} is odd; rotary positions need pairs.")
+        raise ModelError(
+            f"{values.file}: head_dim={sizes['head_dim']} is odd; rotary positions need pairs. Check "
+            "head_dim, hidden_size and num_attention_heads."
+        )
     return {
         **sizes,
-        "rms_norm_eps": float(values.get("rms_norm_eps", 1e-6)),
-        "tie_word_embeddings": bool(values["tie_word_embeddings"]),
+        "rms_norm_eps": values.number("rms_norm_eps", 1e-6, above=0.0),
+        "tie_word_embeddings": values.flag("tie_word_embeddings", False),
     }
-
-
-def check_supported(values: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Refuse settings of config.json that are present and not what this implementation computes."""
-    for key, only in supported.items():
-        if values.get(key, only) != only:
-            raise ModelError(f"config.json: {key}={values[key]!r} is not supported, only {only!r}.")
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,16 @@ class TextGeneration:
     pad: int | None = None
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextGeneration:
-        """Read the three ids; each may be absent."""
-        eos = values.get("eos_token_id")
-        ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-        return cls(values.get("bos_token_id"), ends, values.get("pad_token_id"))
+    def from_dict(
+        cls, values: Mapping[str, Any] | ConfigValues, vocabulary: int = MOST_TOKENS
+    ) -> TextGeneration:
+        """Read the three ids, each below the size of the vocabulary; each may be absent.
+
+        Padding of -1, as some older files have it, means none.
+        """
+        values = ConfigValues.of(values)
+        pad = None if values.get("pad_token_id") == -1 else values.id("pad_token_id", vocabulary)
+        return cls(values.id("bos_token_id", vocabulary), values.ids("eos_token_id", vocabulary), pad)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of generation_config.json."""

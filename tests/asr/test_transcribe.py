@@ -78,6 +78,22 @@ def with_generation(model: Whisper, generation: object) -> Whisper:
     return changed
 
 
+def test_any_of_several_ends_ends_a_text(model: Whisper) -> None:
+    tokens = transcribe(model, [noise(1)])[0].tokens
+    end = next(token for token in tokens[3:] if token not in tokens[:3])
+    for generation in (
+        replace(model.generation, other_ends=(end,)),
+        replace(model.generation, end=end, other_ends=(model.generation.end,)),
+    ):
+        found = transcribe(with_generation(model, generation), [noise(1)])[0].tokens
+        assert found == tokens[: tokens.index(end)]
+
+
+def test_an_encoder_of_another_length_is_refused_before_any_work() -> None:
+    with pytest.raises(ModelError, match=r"has 20 positions .* hears 0\.4 s; .* windows of 30 s.* 1500"):
+        transcribe(tiny_whisper(frames=20), [noise(1)])
+
+
 def test_text_ends_when_the_positions_are_used_up(model: Whisper) -> None:
     forever = with_generation(model, replace(model.generation, suppress=(model.generation.end,)))
     tokens = transcribe(forever, [noise(1), noise(2)])[1].tokens

@@ -1,0 +1,103 @@
+"""Checkpoints of other programs, converted once into the cache: a .gguf file, a CTranslate2 folder.
+
+A conversion is found again by the content of the files that it was made of: a changed file gives a new one,
+and a file that moved or was copied the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+from qlib.errors import FileError, ModelError
+from qlib.models import convert, store
+from qlib.models.download import sha256_of
+
+log = logging.getLogger(__name__)
+_CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")
+_OWN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def is_ctranslate2(folder: Path) -> bool:
+    """Tell whether a folder holds CTranslate2's weights and none of the Hugging Face layout."""
+    return (folder / "model.bin").is_file() and not any((folder / name).is_file() for name in _OWN_WEIGHTS)
+
+
+def converted(source: Path) -> Path:
+    """Return the folder in Hugging Face layout that was, or now is, made of a foreign checkpoint.
+
+    Parameters
+    ----------
+    source : Path
+        A .gguf file, or a folder with `model.bin`, `config.json` and `tokenizer.json`.
+
+    Raises
+    ------
+    ModelError
+        A file is missing, damaged, or of an architecture that is not read.
+    FileError
+        The source cannot be read, or the cache cannot be written.
+    MissingExtraError
+        A .gguf file needs the `gguf` package.
+    """
+    try:
+        name, hashes = _identity(source)
+        folder = store.model_dir(name)
+        if _complete(folder):
+            return folder
+        with store.locked(name):
+            if not _complete(folder):  # another process may have just made it
+                with store.workspace(name) as work:
+                    store.install(_build(source, work, hashes), name)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(
+            f"{source} cannot be converted into the cache {store.cache_dir()}: {error}. Make room there, or "
+            "set QUANTDRAFT_CACHE to a folder that can be written."
+        ) from error
+    return folder
+
+
+def _identity(source: Path) -> tuple[str, dict[str, str]]:
+    """Return the name in the cache, and the sha256 of each file that the result depends on."""
+    if source.is_dir():
+        if missing := [name for name in _CTRANSLATE2 if not (source / name).is_file()]:
+            raise ModelError(
+                f"{source} holds CTranslate2's model.bin and lacks {', '.join(missing)}. Copy tokenizer.json "
+                "from the model that it was converted from, and config.json from where model.bin came from."
+            )
+        hashes = {name: sha256_of(source / name) for name in _CTRANSLATE2}
+    else:
+        hashes = {"model.gguf": sha256_of(source)}
+    key = json.dumps([convert.VERSION, sorted(hashes.items())])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    stem = re.sub(r"[^\w.-]+", "_", source.resolve().stem, flags=re.ASCII)[:60].lstrip(".")
+    return f"converted-{stem}-{digest}", hashes
+
+
+def _build(source: Path, work: Path, hashes: dict[str, str]) -> Path:
+    """Convert inside the folder `work` and return the finished folder."""
+    log.info("converting %s", source)
+    built = work / "built"
+    built.mkdir()
+    if source.is_dir():
+        convert.whisper_from_ctranslate2(source, built)
+    else:
+        convert.text_from_gguf(source, built, progress=True)
+    sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
+    origin = {"source": str(source.resolve()), "sha256": hashes, "converter": convert.VERSION, "files": sizes}
+    convert.write_json(built / "origin.json", origin)
+    return built
+
+
+def _complete(folder: Path) -> bool:
+    """Tell whether a conversion is there with all of its files."""
+    try:
+        sizes = convert.read_json(folder / "origin.json")["files"].items()
+        return all((folder / name).stat().st_size == size for name, size in sizes)
+    except (OSError, ModelError, KeyError, AttributeError):
+        return False
