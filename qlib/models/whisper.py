@@ -238,7 +238,7 @@ class WhisperEncoder(nn.Module):
         if features.shape[1:] != (self.conv1.in_channels, frames):
             raise ModelError(
                 f"Features have shape {tuple(features.shape)}; this checkpoint reads "
-                f"[batch, {self.conv1.in_channels}, {frames}]: pad or cut the audio to 30 s."
+                f"[batch, {self.conv1.in_channels}, {frames}]: pad or cut the audio to {frames / 100:g} s."
             )
         x = F.gelu(self.conv2(F.gelu(self.conv1(features))))
         return x.transpose(1, 2) + self.embed_positions.weight
