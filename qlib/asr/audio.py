@@ -19,18 +19,17 @@ Frames that hear padding only are known without a Fourier transform (their power
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlib.errors import DataError, require_extra
+from qlib.asr.audio_file import SAMPLE_RATE, audio_blocks
+from qlib.errors import DataError
 
-SAMPLE_RATE = 16_000  # samples per second
 N_FFT = 400  # samples per frame: 25 ms
 HOP = 160  # samples from frame to frame: 10 ms
 CHUNK_SECONDS = 30  # what the encoder hears at once
@@ -43,10 +42,9 @@ MAX_BINS = 128  # finer bands than this fall between the lines of the Fourier tr
 PAUSE_SECONDS = 0.25  # longer than the closure of a "p" or "t", shorter than the pause between two phrases
 POWER_FLOOR = 1e-10  # log10 of silence is -10
 LOG_RANGE = 8.0  # powers of ten kept below the loudest band of a window
-MAX_PEAK = 4.0  # full scale is 1; resampling and lossy formats overshoot a little, never by 12 dB
 
 
-def read_audio(path: str | Path) -> Tensor:
+def read_audio(path: str | Path, offset: float | None = None, duration: float | None = None) -> Tensor:
     """Read a recording as 16 kHz mono.
 
     Channels are averaged; another rate is then resampled by soxr (the ``asr`` extra, not needed at 16 kHz).
@@ -55,6 +53,8 @@ def read_audio(path: str | Path) -> Tensor:
     ----------
     path : str or Path
         Any format that libsndfile reads: wav, flac, ogg, mp3, ...
+    offset, duration : float, optional
+        Seconds, of a segment: see `qlib.asr.audio_file.audio_blocks`. No more than it is read.
 
     Returns
     -------
@@ -68,21 +68,8 @@ def read_audio(path: str | Path) -> Tensor:
     MissingExtraError
         The rate is not 16 kHz and soxr is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: there is no such audio file. Check the path, or the folder it is relative to."
-        )
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error}). Convert it to wav or flac.") from error
-    audio = torch.from_numpy(samples.mean(axis=1))
-    _check_samples(audio, path)
-    if rate == SAMPLE_RATE:
-        return audio
-    soxr = require_extra("soxr", "asr", f"{path}: resampling from {rate} Hz to {SAMPLE_RATE} Hz")
-    return torch.from_numpy(soxr.resample(audio.numpy(), rate, SAMPLE_RATE))
+    blocks = list(audio_blocks(Path(path), offset, duration))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def split_windows(audio: Tensor, seconds: float = CHUNK_SECONDS) -> list[Tensor]:
@@ -104,23 +91,46 @@ def split_windows(audio: Tensor, seconds: float = CHUNK_SECONDS) -> list[Tensor]
     list of Tensor
         Views of `audio`, at least one, each at most `seconds` long; joined they are `audio` again.
     """
+    return list(stream_windows([audio], seconds))
+
+
+def stream_windows(blocks: Iterable[Tensor], seconds: float = CHUNK_SECONDS) -> Iterator[Tensor]:
+    """Yield the windows of `split_windows` of a recording that comes in blocks.
+
+    A cut needs only the samples of one window and the next block, so an hour takes no more memory than a
+    minute.
+    """
     if seconds < 1:
         raise DataError(
             f"split_windows: seconds={seconds:g} is too short for a word. Use 1 or more, 30 for Whisper."
         )
-    _check_waveform(audio)
-    window, pause = int(seconds * SAMPLE_RATE), int(PAUSE_SECONDS * SAMPLE_RATE)
-    windows = []
-    while len(audio) > window:
-        first = window - window // 3
-        # Running sum of energy, float64: differences of it are the energies of all stretches at once.
-        total = audio[first:window].double().square().cumsum(0)
-        energy = total[pause:] - total[:-pause]
-        quietest = len(energy) - 1 - int(energy.flip(0).argmin())
-        cut = first + 1 + quietest + pause // 2
-        windows.append(audio[:cut])
-        audio = audio[cut:]
-    return [*windows, audio]
+    rest = torch.zeros(0)
+    for block in blocks:
+        check_waveform(block)
+        rest = torch.cat([rest, block]) if len(rest) else block
+        while len(rest) > seconds * SAMPLE_RATE:
+            cut = _pause(rest, int(seconds * SAMPLE_RATE))
+            yield rest[:cut]
+            rest = rest[cut:]
+    yield rest
+
+
+def _pause(audio: Tensor, window: int) -> int:
+    """Return where the first `window` samples are cut."""
+    first, pause = window - window // 3, int(PAUSE_SECONDS * SAMPLE_RATE)
+    # Running sum of energy, float64: differences of it are the energies of all stretches at once.
+    total = audio[first:window].double().square().cumsum(0)
+    energy = total[pause:] - total[:-pause]
+    quietest = len(energy) - 1 - int(energy.flip(0).argmin())
+    return first + 1 + quietest + pause // 2
+
+
+def is_silent(window: Tensor) -> bool:
+    """Return whether a window has no sound at all: no sample, or the same value everywhere.
+
+    That is what a muted microphone writes. A model makes up words for it, so it is not asked.
+    """
+    return not len(window) or bool((window == window[0]).all())
 
 
 @lru_cache(maxsize=4)
@@ -180,7 +190,7 @@ def log_mel(audio: Tensor, bins: int = 80) -> Tensor:
     return log_mel_batch([audio], bins)[0]
 
 
-def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80) -> Tensor:
+def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80, frames: int = N_FRAMES) -> Tensor:
     """Whisper's input features of several windows of any lengths, each exactly as `log_mel` gives it alone.
 
     Parameters
@@ -189,11 +199,13 @@ def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80) -> Tensor:
         B waveforms ``[samples]``, or one tensor ``[B, samples]``; each at most 30 s.
     bins : int
         Mel bands: 80 or 128.
+    frames : int
+        Frames of 10 ms that the encoder hears at once; other checkpoints than OpenAI's may differ.
 
     Returns
     -------
     Tensor
-        ``[B, bins, 3000]`` float32 on the device of the audio.
+        ``[B, bins, frames]`` float32 on the device of the audio.
 
     Raises
     ------
@@ -202,7 +214,7 @@ def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80) -> Tensor:
     """
     if not len(audios):
         raise DataError("log_mel_batch: no waveform was given. Pass at least one.")
-    features = torch.empty(len(audios), bins, N_FRAMES, dtype=torch.float32, device=audios[0].device)
+    features = torch.empty(len(audios), bins, frames, dtype=torch.float32, device=audios[0].device)
     for audio, out in zip(audios, features, strict=True):
         # One at a time: the cost follows each clip's own length, and no clip changes another's last bit.
         _write_log_mel(audio, out)
@@ -210,20 +222,23 @@ def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80) -> Tensor:
 
 
 def _write_log_mel(audio: Tensor, out: Tensor) -> None:
-    _check_waveform(audio)
-    if len(audio) > CHUNK_SAMPLES:
+    check_waveform(audio)
+    frames = out.shape[1]
+    if len(audio) > frames * HOP:
         raise DataError(
-            f"log_mel: the audio lasts {len(audio) / SAMPLE_RATE:.2f} s, the encoder hears {CHUNK_SECONDS}. "
+            f"log_mel: the audio lasts {len(audio) / SAMPLE_RATE:.2f} s, the encoder hears "
+            f"{frames / FRAMES_PER_SECOND:g}. "
             "Cut it by split_windows first."
         )
     # Frames centred more than half a frame after the audio's end hear zeros only.
-    heard = min(-(-(len(audio) + N_FFT) // HOP), N_FRAMES)
+    heard = min(-(-(len(audio) + N_FFT) // HOP), frames)
     half = N_FFT // 2
     window = torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device)
     padded = pad(audio.float()[None], (0, heard * HOP - len(audio)))
     padded = pad(padded, (half, half), mode="reflect")[0]
-    frames = padded.unfold(0, N_FFT, HOP)[:heard] * window
-    spectrum = torch.fft.rfft(frames)  # [heard, 201], in half the time of torch.stft
+    spectrum = torch.fft.rfft(
+        padded.unfold(0, N_FFT, HOP)[:heard] * window
+    )  # [heard, 201], in half the time of torch.stft
     power = spectrum.real.square() + spectrum.imag.square()
     mel = mel_filters(len(out)).to(audio.device) @ power.T  # [bins, heard]
     out[:, :heard] = mel.clamp(min=POWER_FLOOR).log10()
@@ -236,20 +251,10 @@ def _write_log_mel(audio: Tensor, out: Tensor) -> None:
     out.clamp_(min=peak.item() - LOG_RANGE).add_(4.0).div_(4.0)
 
 
-def _check_waveform(audio: Tensor) -> None:
+def check_waveform(audio: Tensor) -> None:
+    """Refuse what is no tensor of samples."""
     if audio.dim() != 1 or not audio.is_floating_point():
         raise DataError(
             f"expected one waveform [samples] of floats, got {list(audio.shape)} {audio.dtype}. "
             "Average the channels and scale to [-1, 1], as read_audio does."
         )
-
-
-def _check_samples(audio: Tensor, path: Path) -> None:
-    if not len(audio):
-        raise DataError(f"{path}: the recording is empty, it has 0 samples. Remove it from the list.")
-    peak = audio.abs().max().item()
-    if not math.isfinite(peak):
-        bad = int((~audio.isfinite()).sum())
-        raise DataError(f"{path}: {bad} of {len(audio)} samples are NaN or infinite. Export it again.")
-    if peak > MAX_PEAK:
-        raise DataError(f"{path}: samples reach {peak:g}, full scale is 1. Divide a float file by its range.")

@@ -12,12 +12,14 @@ short clips they would outvote the speech. One in `SILENCE_STRIDE` counts. Moons
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qlib.asr.audio import split_windows
+from qlib.asr.audio import stream_windows
 from qlib.asr.datasets import Utterance
 from qlib.asr.recognizer import (
     Recognizer,
@@ -26,16 +28,21 @@ from qlib.asr.recognizer import (
     encoder_input,
     positions,
     transcript_tokens,
+    window_seconds,
 )
-from qlib.asr.transcribe import transcribe
-from qlib.errors import DataError
+from qlib.asr.transcribe import language_of, transcribe
+from qlib.errors import DataError, ModelError
 from qlib.models.speech import SpeechBatch
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
 
+HASHED_AT_ONCE = 1 << 20  # bytes
+
 
 @torch.no_grad()  # not inference mode: methods that learn need tensors that autograd may keep
-def speech_batches(model: Model, utterances: Sequence[Utterance], language: str = "en") -> list[SpeechBatch]:
+def speech_batches(
+    model: Model, utterances: Sequence[Utterance], language: str | None = None
+) -> list[SpeechBatch]:
     """Return teacher-forced batches, one for each utterance or window of one.
 
     Parameters
@@ -45,8 +52,8 @@ def speech_batches(model: Model, utterances: Sequence[Utterance], language: str 
     utterances : sequence of Utterance
         One longer than 30 s is cut at pauses; its text cannot be cut along without timestamps, so the
         model transcribes each window.
-    language : str
-        Of a multilingual checkpoint's prompt.
+    language : str, optional
+        Of a multilingual checkpoint's prompt; if not given, each utterance's own, English where it has none.
 
     Raises
     ------
@@ -59,20 +66,29 @@ def speech_batches(model: Model, utterances: Sequence[Utterance], language: str 
     if not utterances:
         raise DataError("The calibration list is empty. Pass some transcribed recordings: 32 are usual.")
     recognizer, tokenizer = as_recognizer(model)
-    prompt = recognizer.generation.prompt(language)
+    prompts = [_prompt(recognizer, each, language) for each in utterances]
     return [
         _batch(recognizer, audio, [*prompt, *tokens], where)
-        for utterance in utterances
-        for audio, tokens, where in _pieces(recognizer, tokenizer, utterance, len(prompt), language)
+        for utterance, (code, prompt) in zip(utterances, prompts, strict=True)
+        for audio, tokens, where in _pieces(recognizer, tokenizer, utterance, len(prompt), code)
     ]
+
+
+def _prompt(model: Recognizer, utterance: Utterance, language: str | None) -> tuple[str, list[int]]:
+    """Return an utterance's language and the prompt in it."""
+    code = language_of(utterance, language)
+    try:
+        return code, model.generation.prompt(code)
+    except ModelError as error:
+        raise ModelError(f"{utterance.place}: {error}") from error
 
 
 def _pieces(
     model: Recognizer, tokenizer: Tokenizer, utterance: Utterance, prompt_length: int, language: str
 ) -> Iterator[tuple[Tensor, Sequence[int], str]]:
     """Yield waveform, transcript and name of each window, one for up to 30 s."""
-    audio, where = utterance.read(), _where(utterance)
-    windows = split_windows(audio)
+    where = utterance.place
+    windows = list(stream_windows(utterance.blocks(), window_seconds(model)))
     if len(windows) == 1 and utterance.text is not None:
         tokens = transcript_tokens(model, tokenizer, utterance.text)
         room = positions(model) - prompt_length
@@ -81,9 +97,9 @@ def _pieces(
                 f"{where}: the text has {len(tokens)} tokens, the decoder has room for {room}. "
                 "Does the text belong to this recording?"
             )
-        yield audio, tokens, where
+        yield windows[0], tokens, where
         return
-    heard = transcribe(model, windows, language=language)
+    heard = transcribe(model, windows, language=language, progress=False)
     for number, (window, each) in enumerate(zip(windows, heard, strict=True), 1):
         yield window, each.tokens, where if len(windows) == 1 else f"{where}, window {number}"
 
@@ -100,11 +116,27 @@ def _batch(model: Recognizer, audio: Tensor, tokens: Sequence[int], where: str) 
     )
 
 
-def _where(utterance: Utterance) -> str:
-    return utterance.where or utterance.id or str(utterance.audio)
-
-
 def fingerprint(utterances: Sequence[Utterance]) -> str:
-    """Return a sha256 over ids and texts, in order: the same list gives the same calibration."""
-    lines = "\n".join(f"{each.id}\t{each.text}" for each in utterances)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    """Return a sha256 over all that calibration depends on, in order: texts, languages, segments and sound.
+
+    Of the sound, the files are hashed and not the samples, so nothing is decoded twice. A file that is not
+    there is another one than any that is; `speech_batches` says what is wrong with it.
+    """
+    digest = hashlib.sha256()
+    files: dict[Path, str] = {}
+    for each in utterances:
+        if each.audio not in files:
+            files[each.audio] = _file_hash(each.audio)
+        known = [each.id, each.text, each.language, each.offset, each.duration, files[each.audio]]
+        digest.update(json.dumps(known).encode())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()

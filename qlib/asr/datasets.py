@@ -1,70 +1,110 @@
 """Lists of recordings with their transcripts: manifests and the LibriSpeech folder layout.
 
-Three layouts, one result, a list of `Utterance`:
+Four layouts, one result, a list of `Utterance`:
 
 - JSON lines (``.jsonl``, ``.json``): one object a line, ``{"audio": "a.flac", "text": "..."}``;
+- CSV (``.csv``) with a header line, comma or semicolon, texts that hold one in double quotes;
 - TSV (``.tsv``) with a header line, as Common Voice has it: columns ``path`` and ``sentence``, no quoting;
 - LibriSpeech: ``speaker/chapter/speaker-chapter.trans.txt`` beside the flac files.
 
-Names understood, the first one present counts: the audio is ``audio``, ``audio_filepath`` or ``path``; the
-text is ``text``, ``sentence`` or ``transcript``. Optional: ``id``, ``source``, ``split``, ``duration`` (s).
+Names understood, the first one present counts: `AUDIO_KEYS`, `TEXT_KEYS` and `LANGUAGE_KEYS`. Optional:
+``id``, ``source``, ``split``, and in seconds ``offset`` and ``duration``. These two mean what they mean in
+NeMo's manifests: the utterance is that part of the recording, and no more than it is read.
 
-Everything that can be wrong with a list is found while it is read: every line is parsed and every audio file
-looked up before the first one is opened, so that a long evaluation cannot fail at its last line.
+Everything that can be wrong with a list is found while it is read: every line is parsed, every audio file
+looked up, and every segment compared with its file's length before the first sound is read, so that a long
+evaluation cannot fail at its last line.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from qlib.asr.audio import read_audio
-from qlib.errors import DataError
+from qlib.asr.audio_file import audio_blocks, audio_seconds, segment_seconds
+from qlib.errors import DataError, describe, list_names, whole_number
 
-AUDIO_KEYS = ("audio", "audio_filepath", "path")
-TEXT_KEYS = ("text", "sentence", "transcript")
+AUDIO_KEYS = ("audio", "audio_filepath", "path", "file_name", "audio_path")
+TEXT_KEYS = ("text", "sentence", "transcript", "transcription")
+LANGUAGE_KEYS = ("language", "lang", "locale")
+
+Row = dict[str, object]
+
+log = logging.getLogger("qlib")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording of a list, and what is said in it."""
+    """One recording of a list or a segment of one, and what is said in it."""
 
     audio: Path  # the file
-    text: str | None  # what is said; None where the list does not tell
-    id: str  # as the list has it, else the file's name without its ending
+    text: str | None = None  # what is said; None where the list does not tell
+    id: str = ""  # as the list has it, else the file's name without its ending, and the segment
     source: str = ""  # where the recording comes from
     split: str = ""  # what it is for, such as "calibration" or "test"
     duration: float | None = None  # seconds, as the list has it
     where: str = ""  # file and line of the list, for error messages
+    offset: float | None = None  # seconds from the file's beginning; None for the whole file
+    language: str = ""  # as the list has it: a code, a name or a locale; empty where it does not tell
 
-    def read(self) -> Tensor:
-        """Read the recording: ``[samples]`` float32 at 16 kHz.
+    def __post_init__(self) -> None:
+        if not isinstance(self.audio, str | Path) or not str(self.audio):
+            raise DataError(f"Utterance: audio is {describe(self.audio)}. Give the path of an audio file.")
+        if not isinstance(self.text, str | None):
+            raise DataError(f"Utterance: text is {describe(self.text)}. Give what is said, or None.")
+        object.__setattr__(self, "audio", Path(self.audio))
+        if not self.id:
+            object.__setattr__(self, "id", f"{self.audio.stem}{self._segment()}")
+
+    def _segment(self) -> str:
+        """Return what tells the segments of one recording apart."""
+        if self.offset is None:
+            return ""
+        return f"@{self.offset:.3f}" + ("" if self.duration is None else f"+{self.duration:.3f}")
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages: file and line of the list, or else its id."""
+        return self.where or self.id
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the sound in blocks of up to 60 s: ``[samples]`` float32 at 16 kHz.
 
         Raises
         ------
         DataError
-            As `qlib.asr.audio.read_audio`, with file and line of the list in front.
+            As `qlib.asr.audio_file.audio_blocks`, with file and line of the list in front.
         """
         try:
-            return read_audio(self.audio)
+            yield from audio_blocks(self.audio, self.offset, self.duration)
         except DataError as error:
             raise DataError(f"{self.where}: {error}" if self.where else str(error)) from error
+
+    def read(self) -> Tensor:
+        """Read all of it: ``[samples]`` float32 at 16 kHz; errors are those of `blocks`."""
+        blocks = list(self.blocks())
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def read_manifest(
     path: str | Path, limit: int | None = None, audio_root: str | Path | None = None
 ) -> list[Utterance]:
-    """Read a manifest in JSON lines or TSV (the module's docstring has both layouts).
+    """Read a manifest in JSON lines, CSV or TSV (the module's docstring has the layouts).
 
     Parameters
     ----------
     path : str or Path
-        The manifest, ``.jsonl``, ``.json`` or ``.tsv``, in UTF-8.
+        The manifest, ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``, in UTF-8.
     limit : int, optional
         Take the first so many lines only.
     audio_root : str or Path, optional
@@ -78,15 +118,22 @@ def read_manifest(
     Raises
     ------
     DataError
-        The manifest is missing, empty or damaged, or an audio file does not exist; names file and line.
+        The manifest is missing, empty or damaged, an audio file does not exist, or a segment does not lie in
+        its file; names file and line.
     """
-    path = Path(path)
-    root = path.parent if audio_root is None else Path(audio_root)
-    readers = {".jsonl": _json_rows, ".json": _json_rows, ".tsv": _tsv_rows}
+    path = _path(path, "read_manifest", "a manifest")
+    root = path.parent if audio_root is None else _path(audio_root, "read_manifest", "audio_root")
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not a manifest. Name the file in it, or use read_librispeech.")
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: {path.suffix or 'no ending'} is not a manifest. Use .jsonl, .json or .tsv.")
+        raise DataError(
+            f"{path}: {path.suffix or 'no ending'} is not a manifest. Use .jsonl, .json, .csv or .tsv."
+        )
     rows = readers[path.suffix.lower()](path)
-    return _checked((_utterance(row, root, where) for where, row in rows), path, limit)
+    found = _checked((as_utterance(row, root, where) for where, row in rows), path, limit)
+    _check_segments(found, path)
+    return found
 
 
 def read_librispeech(folder: str | Path, limit: int | None = None) -> list[Utterance]:
@@ -109,13 +156,41 @@ def read_librispeech(folder: str | Path, limit: int | None = None) -> list[Utter
     DataError
         No such folder, no transcript in it, or an audio file that does not exist; names file and line.
     """
-    folder = Path(folder)
+    folder = _path(folder, "read_librispeech", "a folder")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Give the one that holds the speakers' folders.")
     transcripts = sorted(folder.rglob("*.trans.txt"))
     if not transcripts:
         raise DataError(f"{folder}: no *.trans.txt in it or below. Give a folder in LibriSpeech's layout.")
     return _checked((u for path in transcripts for u in _librispeech_chapter(path)), folder, limit)
+
+
+def check_utterances(utterances: Iterable[Utterance], caller: str) -> list[Utterance]:
+    """Return utterances as a list, or say what was given instead and what to do.
+
+    Raises
+    ------
+    DataError
+        No list, an empty one, or an entry that is no `Utterance`: names its position.
+    """
+    if isinstance(utterances, str | Path):
+        raise DataError(
+            f"{caller}: utterances is {describe(utterances)}. Read a manifest first: qlib.read_manifest(...)."
+        )
+    if isinstance(utterances, Utterance) or not isinstance(utterances, Iterable):
+        raise DataError(
+            f"{caller}: utterances is {describe(utterances)}, not a list. Put a single utterance into a list."
+        )
+    found = list(utterances)
+    if not found:
+        raise DataError(f"{caller}: the list of utterances is empty. Pass one or more.")
+    for number, each in enumerate(found, 1):
+        if not isinstance(each, Utterance):
+            raise DataError(
+                f"{caller}: entry {number} of {len(found)} is {describe(each)}, not an utterance: what is "
+                'said must be known. Pass qlib.Utterance("a.wav", "what is said") or qlib.read_manifest.'
+            )
+    return found
 
 
 def require_text(utterances: Sequence[Utterance]) -> list[str]:
@@ -129,28 +204,40 @@ def require_text(utterances: Sequence[Utterance]) -> list[str]:
     texts = []
     for utterance in utterances:
         if utterance.text is None:
-            place = utterance.where or utterance.id
-            raise DataError(f"{place}: no transcript. Add it under one of the names {', '.join(TEXT_KEYS)}.")
+            names = ", ".join(TEXT_KEYS)
+            raise DataError(f"{utterance.place}: no transcript. Add it under one of the names {names}.")
         texts.append(utterance.text)
     return texts
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file and line number, line) of every line that is not blank."""
+def _path(path: object, caller: str, name: str) -> Path:
+    if not isinstance(path, str | Path):
+        raise DataError(f"{caller}: {name} is {describe(path)}. Give the path as a text or a Path.")
+    return Path(path)
+
+
+def _text(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file. Check the path.")
     try:
         # utf-8-sig: a byte order mark, as spreadsheets write it, would otherwise become part of a name.
-        text = path.read_text(encoding="utf-8-sig")
+        # newline: line ends inside a quoted text stay as they are.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file and line number, line) of every line that is not blank."""
     # Not splitlines(): it also splits at characters that JSON allows inside a string, such as U+2028.
+    text = _text(path).replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     for where, line in _lines(path):
         try:
             row = json.loads(line)
@@ -161,26 +248,59 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         yield where, row
 
 
-def _tsv_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    lines = _lines(path)
-    header = next(lines, ("", ""))[1].split("\t")
-    for where, line in lines:
-        cells = line.split("\t")
-        if len(cells) != len(header):
+def _tsv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    lines = ((where, line.split("\t")) for where, line in _lines(path))
+    return _table_rows(lines, "Use single tabs, no quotes.")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    text = _text(path)
+    header = next(iter(text.lstrip().splitlines()), "")
+    # Spreadsheets of many countries write semicolons, for the comma is in their numbers.
+    delimiter = ";" if ";" in header and "," not in header else ","
+    return _table_rows(
+        _csv_lines(path, text, delimiter), 'Put a text that holds the separator in double quotes ("...").'
+    )
+
+
+def _csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"  # a quoted text may go on for several lines
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
             raise DataError(
-                f"{where}: {len(cells)} columns, the header has {len(header)}. Use single tabs, no quotes."
-            )
+                f"{where}: not CSV ({error}). Close all quotes, and double those in a text."
+            ) from error
+        if any(cell.strip() for cell in cells):
+            yield where, cells
+
+
+def _table_rows(lines: Iterator[tuple[str, list[str]]], remedy: str) -> Iterator[tuple[str, Row]]:
+    where, header = next(lines, ("", []))
+    header = [name.strip() for name in header]
+    if len(set(header)) < len(header):
+        twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+        raise DataError(f"{where}: the header has {list_names(map(repr, twice))} more than once. Rename one.")
+    for where, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} columns, the header has {len(header)}. {remedy}")
         # An empty optional cell is one that is not there.
         yield where, {k: v for k, v in zip(header, cells, strict=True) if v or k in TEXT_KEYS}
 
 
-def _utterance(row: dict[str, object], root: Path, where: str) -> Utterance:
+def as_utterance(row: Mapping[str, object], root: Path, where: str) -> Utterance:
+    """Return the utterance that a manifest's row describes; `where` goes in front of errors."""
     audio = _first(row, AUDIO_KEYS)
     if audio is None:
         raise DataError(
-            f"{where}: no audio path (found: {', '.join(row) or 'nothing'}). Call it {AUDIO_KEYS[0]!r}."
+            f"{where}: no audio path (found: {', '.join(row) or 'nothing'}). Call it {AUDIO_KEYS[0]!r}; "
+            "the first line of a table names its columns."
         )
-    text = _first(row, TEXT_KEYS)
+    text, language = _first(row, TEXT_KEYS), _first(row, LANGUAGE_KEYS)
     for value in (audio, text):
         if value is not None and not isinstance(value, str):
             raise DataError(
@@ -188,30 +308,46 @@ def _utterance(row: dict[str, object], root: Path, where: str) -> Utterance:
             )
     if not audio:
         raise DataError(f"{where}: the audio path is empty. Name a file.")
+    if not isinstance(language, str | None):
+        raise DataError(f'{where}: language is {describe(language)}, not a text such as "de".')
     return Utterance(
         audio=root / str(audio),
         text=None if text is None else str(text),
-        id=str(row.get("id") or Path(str(audio)).stem),
+        id=_name(row.get("id")),
         source=str(row.get("source") or ""),
         split=str(row.get("split") or ""),
-        duration=_seconds(row.get("duration"), where),
+        duration=_seconds(row, "duration", where),
         where=where,
+        offset=_seconds(row, "offset", where),
+        language=(language or "").strip(),
     )
 
 
-def _first(row: dict[str, object], names: Iterable[str]) -> object:
+def _first(row: Mapping[str, object], names: Iterable[str]) -> object:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _seconds(value: object, where: str) -> float | None:
+def _name(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _seconds(row: Mapping[str, object], name: str, where: str) -> float | None:
+    """Return a number of seconds, 0 allowed for the offset only; None where there is none."""
+    value = row.get(name)
     if value is None:
         return None
     try:
-        return float(str(value))
+        seconds = math.nan if isinstance(value, bool) else float(str(value))
     except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise DataError(f"{where}: {name} {value!r} is not a number. Give seconds, or leave it out.")
+    if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
         raise DataError(
-            f"{where}: duration {value!r} is not a number. Give seconds, or leave it out."
-        ) from None
+            f"{where}: {name} {value!r} is no length of time. Give seconds"
+            f"{' above 0' if name == 'duration' else ', 0 or more'}, or leave it out."
+        )
+    return seconds
 
 
 def _librispeech_chapter(path: Path) -> Iterator[Utterance]:
@@ -221,8 +357,8 @@ def _librispeech_chapter(path: Path) -> Iterator[Utterance]:
 
 
 def _checked(utterances: Iterator[Utterance], origin: Path, limit: int | None) -> list[Utterance]:
-    if limit is not None and limit < 1:
-        raise DataError(f"{origin}: limit={limit} leaves nothing to read. Use 1 or more, or None for all.")
+    if limit is not None:
+        limit = whole_number(limit, f"{origin}: limit", DataError, 1, remedy="Use None for all lines.")
     found = list(islice(utterances, limit))
     if not found:
         raise DataError(f"{origin}: no utterance in it. Write one a line.")
@@ -234,3 +370,33 @@ def _checked(utterances: Iterator[Utterance], origin: Path, limit: int | None) -
             "Check the paths, and the folder that they are relative to."
         )
     return found
+
+
+def _check_segments(utterances: Sequence[Utterance], origin: Path) -> None:
+    """Compare offsets and durations with the files, and utterances of one file with one another."""
+    lengths: dict[Path, float] = {}
+    seen: dict[tuple[Path, float | None, float | None], Utterance] = {}
+    cut = []
+    for each in utterances:
+        place = (each.audio, each.offset, each.duration if each.offset is not None else None)
+        if (other := seen.setdefault(place, each)).text != each.text:
+            raise DataError(
+                f"{each.where}: the same recording {each.audio.name} as in {other.where}, with another text. "
+                "Tell where each of them is: offset and duration, in seconds."
+            )
+        if each.offset is None and each.duration is None:
+            continue
+        try:
+            if each.audio not in lengths:
+                lengths[each.audio] = audio_seconds(each.audio)
+            seconds = segment_seconds(each.audio, lengths[each.audio], each.offset, each.duration)
+        except DataError as error:
+            raise DataError(f"{each.where}: {error}") from error
+        if seconds is not None and each.offset is None:
+            cut.append(f"{each.where}: {seconds:g} of {lengths[each.audio]:.2f} s")
+    if cut:
+        log.warning(
+            "%s: %d of %d utterances have a duration shorter than their file, and no offset. Only that much "
+            "is read, as in NeMo: %s. If the whole file is meant, leave the duration out.",
+            origin, len(cut), len(utterances), list_names(cut, 1),
+        )  # fmt: skip

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from qlib.asr.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_batch
-from qlib.errors import ModelError
+from qlib.asr.audio import CHUNK_SECONDS, FRAMES_PER_SECOND, HOP, log_mel_batch
+from qlib.asr.audio_file import SAMPLE_RATE
+from qlib.errors import ModelError, describe
 from qlib.models.moonshine import MIN_SAMPLES, Moonshine, count_frames
 from qlib.models.speech import SpeechCache
-from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.whisper import Whisper
 
@@ -35,7 +36,7 @@ TOKENS_PER_SECOND = 6.5  # at most, of a Moonshine transcript
 SILENCE_STRIDE = 4  # chosen on whisper-tiny.en: none of the silence and all of it are both worse
 
 
-def as_recognizer(model: Model) -> tuple[Recognizer, Tokenizer]:
+def as_recognizer(model: Any) -> tuple[Recognizer, Tokenizer]:
     """Return the model as what it is, and its tokenizer.
 
     Raises
@@ -44,10 +45,11 @@ def as_recognizer(model: Model) -> tuple[Recognizer, Tokenizer]:
         The model does not transcribe speech, has no tokenizer, or does not hear windows of 30 s.
     """
     if not isinstance(model, Whisper | Moonshine):
-        raise ModelError(
-            f"A {type(model).__name__} does not transcribe speech. Load a Whisper or Moonshine checkpoint, "
-            "for example whisper-tiny.en."
-        )
+        kind = describe(model) if isinstance(model, str | None) else f"A {type(model).__name__}"
+        remedy = "Load a Whisper or Moonshine checkpoint, for example qlib.load_model('whisper-tiny.en')."
+        if isinstance(getattr(model, "model", None), Whisper | Moonshine):
+            remedy = "Pass its .model."
+        raise ModelError(f"{kind[0].upper()}{kind[1:]} does not transcribe speech. {remedy}")
     if isinstance(model, Whisper) and (heard := model.config.max_source_positions) != WHISPER_POSITIONS:
         raise ModelError(
             f"This Whisper's encoder has {heard} positions (max_source_positions) and hears {heard / 50:g} s; "
@@ -64,6 +66,30 @@ def positions(model: Recognizer) -> int:
     return model.config.max_position_embeddings
 
 
+def window_seconds(model: Recognizer) -> float:
+    """Return how many seconds the encoder hears at once: 30, or what Whisper's positions say.
+
+    Raises
+    ------
+    ModelError
+        The encoder hears less than a second.
+    """
+    if isinstance(model, Moonshine):
+        return CHUNK_SECONDS
+    seconds = encoder_frames(model) / FRAMES_PER_SECOND
+    if seconds < 1:
+        raise ModelError(
+            f"The encoder has {model.config.max_source_positions} positions and hears {seconds:g} s at once, "
+            "too short for a word. Take a checkpoint with 50 or more; OpenAI's have 1500."
+        )
+    return seconds
+
+
+def encoder_frames(model: Whisper) -> int:
+    """Return how many frames of features the encoder reads: two a position."""
+    return 2 * model.config.max_source_positions
+
+
 def token_limits(model: Recognizer, windows: Sequence[Tensor], prompt_length: int) -> list[int]:
     """Return how many tokens each window's transcript may have, without prompt and end."""
     room = positions(model) - prompt_length
@@ -73,10 +99,10 @@ def token_limits(model: Recognizer, windows: Sequence[Tensor], prompt_length: in
 
 
 def encoder_input(model: Recognizer, windows: Sequence[Tensor]) -> list[Tensor]:
-    """Return what the encoder reads of each window ``[samples]`` of up to 30 s: ``[1, ...]``."""
+    """Return what the encoder reads of each window ``[samples]``: ``[1, ...]``."""
     weight = model.model.decoder.embed_tokens.weight
     if isinstance(model, Whisper):
-        features = log_mel_batch(windows, model.config.num_mel_bins)
+        features = log_mel_batch(windows, model.config.num_mel_bins, encoder_frames(model))
         return [each[None] for each in features.to(weight.device, weight.dtype)]
     waveforms = (pad(window, (0, max(0, MIN_SAMPLES - len(window)))) for window in windows)
     return [waveform[None].to(weight.device, weight.dtype) for waveform in waveforms]
@@ -109,7 +135,7 @@ def counted_frames(model: Recognizer, samples: int) -> Tensor:
     if isinstance(model, Moonshine):
         return torch.ones(count_frames(max(samples, MIN_SAMPLES)), dtype=torch.bool)
     places = torch.arange(model.config.max_source_positions)
-    heard = -(-samples // (CHUNK_SAMPLES // len(places)))
+    heard = -(-samples // (2 * HOP))
     return (places < heard) | (places % SILENCE_STRIDE == 0)
 
 

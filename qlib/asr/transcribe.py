@@ -6,31 +6,46 @@
 
 Windows of like length stand in one batch, because a batch runs until its longest text ends. A text that
 has ended leaves the batch at once, so the others get faster.
+
+Recordings are read in blocks, and their windows wait until `SECONDS_TOGETHER` of sound are there to be
+sorted. So the memory does not grow with the number of recordings, nor with their length. A window of
+digital silence is not sent through the model: its text is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qlib.asr.audio import SAMPLE_RATE, read_audio, split_windows
-from qlib.asr.datasets import Utterance, require_text
-from qlib.asr.recognizer import Recognizer, as_recognizer, encode_speech, start_decoding, token_limits
+from qlib.asr.audio import CHUNK_SECONDS, is_silent, stream_windows
+from qlib.asr.audio_file import SAMPLE_RATE
+from qlib.asr.datasets import Utterance, check_utterances, require_text
+from qlib.asr.languages import language_code
+from qlib.asr.recognizer import (
+    Recognizer,
+    as_recognizer,
+    encode_speech,
+    start_decoding,
+    token_limits,
+    window_seconds,
+)
+from qlib.asr.recordings import Recording, Source, as_sources
 from qlib.asr.wer import WerResult, score
-from qlib.errors import DataError
+from qlib.errors import DataError, ModelError, whole_number
 from qlib.models.packed import reordered_product
+from qlib.models.progress import progress_bar
 from qlib.models.speech import SpeechCache
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
 
-SORTED_TOGETHER = 32  # batches whose waveforms are in memory at once and share out their windows by length
+SECONDS_TOGETHER = 1800  # of sound in memory at once, 115 MB, whose windows are sorted by length
+DEFAULT_LANGUAGE = "en"
 
-Recording = str | Path | Tensor | Utterance
 Head = Callable[[Tensor], Tensor]
 
 
@@ -49,12 +64,12 @@ class Transcript:
 @torch.inference_mode()
 def transcribe(
     model: Model,
-    recordings: Sequence[Recording],
+    recordings: Iterable[Recording],
     *,
     batch_size: int = 8,
-    language: str = "en",
+    language: str | None = None,
     task: str = "transcribe",
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[Transcript]:
     """Transcribe recordings greedily, without timestamps.
 
@@ -62,54 +77,64 @@ def transcribe(
     ----------
     model : Model
         A Whisper or Moonshine with its tokenizer, float or quantized.
-    recordings : sequence
-        Paths, utterances, or waveforms ``[samples]`` at 16 kHz. Longer than 30 s is cut at pauses.
+    recordings : iterable
+        Paths, utterances, waveforms ``[samples]`` at 16 kHz (tensors, or NumPy arrays of floats or int16), or
+        ``{"array": samples, "sampling_rate": rate}``; see `qlib.asr.recordings`. Longer than 30 s is cut at
+        pauses. A list is checked before the work begins, a generator as it goes.
     batch_size : int
         Windows decoded side by side. More is faster and takes more memory.
-    language, task : str
-        For multilingual checkpoints, for example ``"en"`` and ``"transcribe"``.
+    language : str, optional
+        For multilingual checkpoints: a code (``"de"``) or an English name (``"german"``). If not given, each
+        utterance's own, and English where it has none.
+    task : str
+        For multilingual checkpoints: ``"transcribe"``, or ``"translate"`` to English.
     progress : bool
-        Show a progress bar over the windows.
+        Show a progress bar over the recordings.
 
     Returns
     -------
     list of Transcript
-        One for each recording, in order. No samples give an empty text.
+        One for each recording, in order. No samples give an empty text, and so does digital silence.
 
     Raises
     ------
     DataError
-        A recording cannot be read.
+        A recording cannot be read; where it is of the wrong kind, the message names its position.
     ModelError
         The model is no speech recognizer, has no tokenizer, or does not know the language or task.
     """
-    if isinstance(recordings, str | Path | Tensor | Utterance):
-        raise DataError("transcribe takes a list of recordings: put the single one into a list.")
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size} is not a number of windows. Use 1 or more.")
+    batch_size = whole_number(batch_size, "batch_size", DataError, 1, remedy="It counts windows: 8 is usual.")
     recognizer, tokenizer = as_recognizer(model)
-    prompt = recognizer.generation.prompt(language, task)
-    # Every step runs through the large head. This layout takes no time to make, so any call profits.
-    head: Head = recognizer.proj_out
-    if isinstance(head, nn.Linear):
-        head = reordered_product(head.weight, None) or head
-    transcripts: list[Transcript] = []
-    with tqdm(total=len(recordings), desc="transcribe", unit="clip", disable=not progress) as bar:
-        for start in range(0, len(recordings), SORTED_TOGETHER * batch_size):
-            audios = [read(each) for each in recordings[start : start + SORTED_TOGETHER * batch_size]]
-            heard = _transcribe_waveforms(recognizer, head, audios, batch_size, prompt)
-            transcripts += [_join(tokenizer, *each) for each in zip(audios, heard, strict=True)]
-            bar.update(len(audios))
-    return transcripts
+    seconds = window_seconds(recognizer)
+    prompts = _Prompts(recognizer, language, task)
+    sources = as_sources(recordings, "transcribe")
+    if isinstance(sources, Sized):  # a list: errors come before the work
+        for source in sources:
+            prompts.of(source)
+    total = len(sources) if isinstance(sources, Sized) else None
+    with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar:
+        queue = _Queue(recognizer, batch_size, bar)
+        samples: list[int] = []  # of each recording
+        for number, source in enumerate(sources):
+            prompt = prompts.of(source)
+            samples.append(0)
+            queue.begin(number)
+            for window in stream_windows(source.blocks(), seconds):
+                samples[-1] += len(window)
+                if not is_silent(window):
+                    queue.add(number, window, prompt)
+            queue.finish(number)
+        queue.decode()
+    return [_join(tokenizer, length, queue.texts.get(number, [])) for number, length in enumerate(samples)]
 
 
 def evaluate_wer(
     model: Model,
-    utterances: Sequence[Utterance],
+    utterances: Iterable[Utterance],
     *,
     batch_size: int = 8,
-    language: str = "en",
-    progress: bool = False,
+    language: str | None = None,
+    progress: bool = True,
 ) -> WerResult:
     """Transcribe utterances and score the texts against their references.
 
@@ -117,30 +142,52 @@ def evaluate_wer(
     ----------
     model : Model
         The model to judge, a Whisper or Moonshine.
-    utterances : sequence of Utterance
+    utterances : iterable of Utterance
         Each with a reference text; those whose reference is empty are left out of the score.
-    batch_size, language, progress
+    batch_size, progress
         As for `transcribe`.
+    language : str, optional
+        As for `transcribe`. It also decides how a text is normalized and whether words or characters are
+        counted: see `qlib.asr.wer.score`.
 
     Raises
     ------
     DataError
-        No utterances, one without a reference, or all references empty.
+        No utterances, an entry that is none, one without a reference, or all references empty.
     """
-    references = require_text(utterances)
-    transcripts = transcribe(model, utterances, batch_size=batch_size, language=language, progress=progress)
-    return score(references, [transcript.text for transcript in transcripts])
+    as_recognizer(model)
+    listed = check_utterances(utterances, "evaluate_wer")
+    references = require_text(listed)
+    transcripts = transcribe(model, listed, batch_size=batch_size, language=language, progress=progress)
+    return score(
+        references,
+        [transcript.text for transcript in transcripts],
+        languages=[language_of(each, language) for each in listed],
+        ids=[each.id for each in listed],
+    )
 
 
-def read(recording: Recording) -> Tensor:
-    """Return the waveform of a recording, `[samples]` at 16 kHz."""
-    if isinstance(recording, Utterance):
-        return recording.read()
-    return recording if isinstance(recording, Tensor) else read_audio(recording)
+def language_of(source: Source, language: str | None = None) -> str:
+    """Return the code of a recording's language: the one asked for, else its own, else English.
+
+    Raises
+    ------
+    ModelError
+        The language asked for is unknown.
+    DataError
+        The recording's own is unknown; the message names its place in the list.
+    """
+    if language is not None:
+        return language_code(language, error=ModelError)
+    return language_code(source.language, source.place) if source.language else DEFAULT_LANGUAGE
 
 
 def greedy(
-    model: Recognizer, head: Head, cache: SpeechCache, prompt: Sequence[int], limits: Sequence[int]
+    model: Recognizer,
+    head: Head,
+    cache: SpeechCache,
+    prompt: Sequence[int] | Sequence[Sequence[int]],
+    limits: Sequence[int],
 ) -> list[list[int]]:
     """Decode by always taking the most probable token.
 
@@ -153,7 +200,7 @@ def greedy(
     cache : SpeechCache
         New, over the encoder states of B windows; used up.
     prompt : sequence of int
-        What each text begins with.
+        What every text begins with; or one such sequence for each row, all equally long.
     limits : sequence of int
         The most new tokens of each row, 1 or more.
 
@@ -167,11 +214,12 @@ def greedy(
     banned_first = torch.tensor(generation.suppress_first, dtype=torch.long, device=device)
     texts: list[list[int]] = [[] for _ in limits]
     alive = list(range(len(texts)))  # which text each row of the batch belongs to
-    tokens = torch.tensor([list(prompt)] * len(texts), device=device)
+    tokens = torch.tensor(prompt, device=device).expand(len(texts), -1)
+    begun = tokens.shape[1]
     while alive:
         logits = head(model.decode(tokens, cache)[:, -1])
         logits.index_fill_(1, banned, -torch.inf)
-        if cache.length == len(prompt):
+        if cache.length == begun:
             logits.index_fill_(1, banned_first, -torch.inf)
         chosen = logits.argmax(-1).tolist()
         for row in reversed(range(len(alive))):
@@ -188,30 +236,90 @@ def greedy(
     return texts
 
 
-def _transcribe_waveforms(
-    model: Recognizer, head: Head, audios: Sequence[Tensor], batch_size: int, prompt: Sequence[int]
-) -> list[list[list[int]]]:
-    """Return each recording's texts, one for each of its windows; windows of like length go together."""
-    windows = [
-        (i, window) for i, audio in enumerate(audios) for window in split_windows(audio) if len(window)
-    ]
-    heard: list[list[int]] = [[] for _ in windows]
-    order = sorted(range(len(windows)), key=lambda w: len(windows[w][1]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        waveforms = [windows[w][1] for w in batch]
-        limits = token_limits(model, waveforms, len(prompt))
-        states, mask = encode_speech(model, waveforms)
-        cache = start_decoding(model, states, mask, len(prompt) + max(limits))
-        for w, tokens in zip(batch, greedy(model, head, cache, prompt, limits), strict=True):
-            heard[w] = tokens
-    mine: list[list[list[int]]] = [[] for _ in audios]
-    for (i, _), tokens in zip(windows, heard, strict=True):
-        mine[i].append(tokens)
-    return mine
+class _Prompts:
+    """The prompt of each language that occurs."""
+
+    def __init__(self, model: Recognizer, language: str | None, task: str) -> None:
+        self.model, self.language, self.task = model, language, task
+        self.known: dict[str, list[int]] = {}
+        if language is not None:
+            model.generation.prompt(language_code(language, error=ModelError), task)
+
+    def of(self, source: Source) -> list[int]:
+        """Return the tokens that a recording's texts begin with."""
+        code = language_of(source, self.language)
+        if code not in self.known:
+            try:
+                self.known[code] = self.model.generation.prompt(code, self.task)
+            except ModelError as error:
+                own = self.language is None and source.language
+                raise ModelError(f"{source.place}: {error}" if own else str(error)) from error
+        return self.known[code]
 
 
-def _join(tokenizer: Tokenizer, audio: Tensor, parts: list[list[int]]) -> Transcript:
+@dataclass
+class _Window:
+    """A piece of a recording that waits to be decoded, and then its text."""
+
+    recording: int
+    samples: Tensor
+    prompt: Sequence[int]
+    tokens: list[int] = field(default_factory=list)
+
+
+class _Queue:
+    """Windows that wait until enough are there to be sorted by length."""
+
+    def __init__(self, model: Recognizer, batch_size: int, bar: tqdm[object]) -> None:
+        self.model, self.batch_size, self.bar = model, batch_size, bar
+        # Every step runs through the large head. This layout takes no time to make, so any call profits.
+        self.head: Head = model.proj_out
+        if isinstance(model.proj_out, nn.Linear):
+            self.head = reordered_product(model.proj_out.weight, None) or model.proj_out
+        self.texts: dict[int, list[list[int]]] = {}  # of each recording, one for each of its windows
+        self._waiting: list[_Window] = []
+        self._held = 0  # samples
+        self._room = SAMPLE_RATE * max(SECONDS_TOGETHER, batch_size * CHUNK_SECONDS)
+        self._open: Counter[int] = Counter()  # of each recording: its windows here, and 1 while it is read
+
+    def begin(self, recording: int) -> None:
+        """Note that a recording's windows are to come."""
+        self._open[recording] += 1
+
+    def add(self, recording: int, window: Tensor, prompt: Sequence[int]) -> None:
+        """Take the next window of a recording; decode all that wait if there is no room for more."""
+        self._waiting.append(_Window(recording, window, prompt))
+        self._open[recording] += 1
+        self._held += len(window)
+        if self._held >= self._room:
+            self.decode()
+
+    def finish(self, recording: int) -> None:
+        """Count one window of a recording as decoded, or its reading as done; the bar counts recordings."""
+        self._open[recording] -= 1
+        if not self._open[recording]:
+            self.bar.update()
+
+    def decode(self) -> None:
+        """Decode all windows that wait; those of like length go together."""
+        order = sorted(self._waiting, key=lambda window: len(window.samples), reverse=True)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            waveforms, prompts = [each.samples for each in batch], [each.prompt for each in batch]
+            limits = token_limits(self.model, waveforms, len(prompts[0]))
+            states, mask = encode_speech(self.model, waveforms)
+            cache = start_decoding(self.model, states, mask, len(prompts[0]) + max(limits))
+            for window, tokens in zip(
+                batch, greedy(self.model, self.head, cache, prompts, limits), strict=True
+            ):
+                window.tokens = tokens
+                self.finish(window.recording)
+        for window in self._waiting:
+            self.texts.setdefault(window.recording, []).append(window.tokens)
+        self._waiting, self._held = [], 0
+
+
+def _join(tokenizer: Tokenizer, samples: int, parts: list[list[int]]) -> Transcript:
     """Put the tokens of a recording's windows together."""
     text = " ".join(filter(None, (tokenizer.decode(tokens).strip() for tokens in parts)))
-    return Transcript(text, tuple(token for tokens in parts for token in tokens), len(audio) / SAMPLE_RATE)
+    return Transcript(text, tuple(token for tokens in parts for token in tokens), samples / SAMPLE_RATE)

@@ -120,7 +120,8 @@ def test_silence_and_nothing_do_not_crash(model: Whisper) -> None:
 def test_more_recordings_than_one_sorting_holds(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     audios = [noise(0.2 * (i % 3 + 1), i) for i in range(7)]
     expected = transcribe(model, audios, batch_size=2)
-    monkeypatch.setattr("qlib.asr.transcribe.SORTED_TOGETHER", 1)
+    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 0)
+    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 0.5)  # room for one second
     assert transcribe(model, audios, batch_size=2) == expected
 
 
@@ -176,8 +177,8 @@ def test_moonshine_equals_the_slow_loop_for_every_batch_size(moonshine: Moonshin
 def test_moonshine_stops_where_no_speech_could_go_on() -> None:
     model = tiny_moonshine()
     model.model.decoder.norm.weight.zero_()  # all logits are equal: the same token for ever
-    silence, blip, long = transcribe(model, [torch.zeros(16_001), torch.zeros(40), noise(20)])
-    assert (len(silence.tokens), len(blip.tokens)) == (7, 1)
+    second, blip, long = transcribe(model, [noise(16_001 / SAMPLE_RATE), noise(40 / SAMPLE_RATE), noise(20)])
+    assert (len(second.tokens), len(blip.tokens)) == (7, 1)
     assert len(long.tokens) == model.config.max_position_embeddings - 1, "130 are more than its positions"
 
 
