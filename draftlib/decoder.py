@@ -32,6 +32,7 @@ from draftlib.keys import RoundKeys
 from draftlib.metrics import Seconds, Stats, Step
 from draftlib.ngram_cache import NGramCache
 from draftlib.noise import Dice, Noise
+from draftlib.prompt import Prompt, draft_tokens, read_prompt, target_tokens
 from draftlib.propose import (
     Coupled,
     Draft,
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Verify = Literal["exact", "path-revealed", "point mass", "ratio"]
-Prompt = str | Sequence[int]
 OnText = Callable[[str], None]
 _FIVE = FixedLength(5)
 
@@ -178,9 +178,11 @@ class SpeculativeDecoder:
 
         Parameters
         ----------
-        prompt : str or sequence of int
-            A user's words, to which the checkpoint's chat markers are added unless ``raw=True``; or target
-            tokens, continued as they stand.
+        prompt : str, sequence of messages, or sequence of int
+            A user's words, or a conversation such as ``[{"role": "user", "content": "Hello"}]``, put into
+            the checkpoint's chat template. With ``raw=True`` (or where the model has no template) a text,
+            continued behind the start token that the tokenizer puts in front of it. Or target tokens,
+            continued as they stand.
         on_text : callable, optional
             Gets the text piece by piece, as soon as nothing can change it any more.
         **options
@@ -189,7 +191,10 @@ class SpeculativeDecoder:
         Raises
         ------
         DraftError
-            The prompt is empty, too long or not in the vocabulary; an option is out of its range.
+            The prompt is empty, too long, of another type or not in the vocabulary; an option is out of its
+            range.
+        ModelError
+            The chat template does not take the conversation, or is damaged.
         """
         output = self._finish(_Answer(self, prompt, Settings(**options), on_text, drafting=True))
         if output.stats.warning:
@@ -240,15 +245,7 @@ class SpeculativeDecoder:
         return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
 
     def _target_prompt(self, prompt: Prompt, settings: Settings) -> list[int]:
-        if not prompt:
-            raise DraftError(
-                "The prompt is empty: there is nothing to continue. Pass at least one character."
-            )
-        if isinstance(prompt, str):
-            chat = None if settings.raw else self.target.chat
-            tokens = self._target_tokenizer.encode(chat.prompt(prompt) if chat else prompt)
-        else:
-            tokens = list(prompt)
+        tokens = target_tokens(self.target, prompt, settings.raw)
         size, positions = self.target.config.vocab_size, self.target.config.max_position_embeddings
         if wrong := [str(token) for token in tokens if not 0 <= token < size]:
             raise DraftError(
@@ -262,13 +259,11 @@ class SpeculativeDecoder:
         return tokens
 
     def _draft_text(self, prompt: Prompt, tokens: Sequence[int], settings: Settings) -> ReverseTranslator:
-        """Return the drafter's view of the prompt: its own chat markers where both models have some."""
-        if isinstance(prompt, str) and not settings.raw and self.target.chat and self.draft.chat:
-            own = self._draft_tokenizer.encode(self.draft.chat.prompt(prompt))
-            return ReverseTranslator(self.vocabulary, own)
-        text = ReverseTranslator(self.vocabulary)
+        """Return the drafter's view of the prompt: by its own template and with its own start token."""
+        own, rest = draft_tokens(self.draft, self.target, prompt, tokens, settings.raw)
+        text = ReverseTranslator(self.vocabulary, own)
         # What the prompt says is no n-gram yet: the cache holds what the target emits.
-        text.append([token for token in tokens if token < len(self.vocabulary.target_bytes)])
+        text.append([token for token in rest if token < len(self.vocabulary.target_bytes)])
         return text
 
 
@@ -284,6 +279,7 @@ class _Answer:
         drafting: bool,
     ):
         self.decoder, self.settings = decoder, settings
+        prompt = read_prompt(prompt)
         self._prompt = decoder._target_prompt(prompt, settings)
         target = decoder.target
         # The last token of an answer needs no position: nothing is computed from it.
