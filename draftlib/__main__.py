@@ -234,7 +234,7 @@ def _common(command: argparse.ArgumentParser) -> None:
     add("--top-p", type=float)
     add("--seed", type=int, default=0)
     add("--stop", nargs="*", default=(), metavar="TEXT", help="texts that end the answer")
-    add("--raw", action="store_true", help="no chat markers around the prompt")
+    add("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     add("--json", action="store_true", help="JSON lines instead of text")
 
 

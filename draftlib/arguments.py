@@ -6,8 +6,7 @@ names the argument, what it is, and what belongs there.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from draftlib.ngram_cache import NGramCache
 from qlib.errors import DraftError, describe, did_you_mean
 from qlib.models.text import TextModel
 
-Prompt = str | Sequence[int]
 OnText = Callable[[str], None]
 
 
@@ -94,91 +92,6 @@ def text_sink(on_text: Any) -> OnText | None:
         f"on_text is {describe(on_text)}, not a function of one text. Pass one, for example "
         "on_text=lambda text: print(text, end='')."
     )
-
-
-# --- prompts
-
-
-def one_prompt(prompt: Any, name: str = "The prompt") -> Any:
-    """Return a string as it is, token ids as a list of int, and chat messages as a list of them.
-
-    Raises
-    ------
-    DraftError
-        It is none of these, or it is several prompts.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, (np.ndarray, Tensor)):
-        return _ids_of_array(prompt, name)
-    if isinstance(prompt, bytes):
-        raise DraftError(f"{name} is {describe(prompt)}. Decode it first: prompt.decode().")
-    if isinstance(prompt, (Mapping, Set)) or not isinstance(prompt, Iterable):
-        raise DraftError(
-            f"{name} is {describe(prompt)}. Pass a string, a list of token ids, or a list of chat messages."
-        )
-    parts = list(prompt)
-    if parts and all(isinstance(part, Mapping) for part in parts):
-        return parts
-    return [_token_id(part, place, parts, name) for place, part in enumerate(parts)]
-
-
-def _token_id(part: Any, place: int, parts: list[Any], name: str) -> int:
-    """Return one token id of a prompt."""
-    if isinstance(part, (str, list, tuple)):
-        raise DraftError(
-            f"{name} is {describe(parts)}, which looks like several prompts. Use generate_many for them."
-        )
-    try:
-        if isinstance(part, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(part)
-    except TypeError:
-        raise DraftError(
-            f"{name} is {describe(parts)}, and number {place} in it is {describe(part)}, not a token id. "
-            "Token ids are whole numbers."
-        ) from None
-
-
-def _ids_of_array(prompt: Any, name: str) -> list[int]:
-    """Return the token ids of a tensor or array, [T] or [1, T]."""
-    row = prompt[0] if prompt.ndim == 2 and len(prompt) == 1 else prompt
-    if row.ndim != 1:
-        many = " Use generate_many for several prompts." if prompt.ndim == 2 else ""
-        raise DraftError(f"{name} is {describe(prompt)}: token ids have one dimension.{many}")
-    ids = row.tolist()
-    if not all(type(token) is int for token in ids):
-        raise DraftError(f"{name} is {describe(prompt)}: token ids are whole numbers.")
-    return ids  # type: ignore[no-any-return]
-
-
-def several_prompts(prompts: Any) -> Iterable[Any]:
-    """Return an iterable of prompts; one prompt alone is refused.
-
-    Raises
-    ------
-    DraftError
-        It is no iterable of prompts. A list is looked through, an iterator as it is used up.
-    """
-    if isinstance(prompts, (str, bytes)):
-        raise DraftError(
-            f"generate_many answers several prompts, and got one, {describe(prompts)}. Use generate, or put "
-            "it into a list."
-        )
-    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
-        raise DraftError(
-            f"generate_many answers several prompts, and got {describe(prompts)}. Pass a list of strings or "
-            "of lists of token ids."
-        )
-    parts = prompts.tolist() if isinstance(prompts, (np.ndarray, Tensor)) else prompts
-    if not isinstance(parts, Sequence):
-        return parts
-    if parts and all(isinstance(each, (int, np.integer, Mapping)) for each in parts):
-        raise DraftError(
-            f"generate_many answers several prompts, and got {describe(prompts)}, which is one. Use "
-            "generate, or put it into a list."
-        )
-    return [one_prompt(prompt, f"Prompt {place}") for place, prompt in enumerate(parts)]
 
 
 # --- names

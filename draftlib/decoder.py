@@ -30,10 +30,7 @@ from torch import Tensor
 
 from draftlib.arguments import (
     OnText,
-    Prompt,
     ngram_cache,
-    one_prompt,
-    several_prompts,
     text_model,
     text_sink,
 )
@@ -41,6 +38,7 @@ from draftlib.keys import RoundKeys
 from draftlib.metrics import Seconds, Stats, Step
 from draftlib.ngram_cache import NGramCache
 from draftlib.noise import Dice, Noise
+from draftlib.prompt import Prompt, draft_tokens, read_prompt, several_prompts, target_tokens
 from draftlib.propose import (
     Coupled,
     Draft,
@@ -238,9 +236,11 @@ class SpeculativeDecoder:
 
         Parameters
         ----------
-        prompt : str or sequence of int
-            A user's words, to which the checkpoint's chat markers are added unless ``raw=True``; or target
-            tokens (a list, or a tensor or array of one dimension), continued as they stand.
+        prompt : str, sequence of messages, or sequence of int
+            A user's words, or a conversation such as ``[{"role": "user", "content": "Hello"}]``, put into
+            the checkpoint's chat template. With ``raw=True`` (or where the model has no template) a text,
+            continued behind the start token that the tokenizer puts in front of it. Or target tokens (a
+            list, or a tensor or array of one dimension), continued as they stand.
         on_text : callable, optional
             Gets the text piece by piece, as soon as nothing can change it any more.
         **options
@@ -251,6 +251,8 @@ class SpeculativeDecoder:
         DraftError
             The prompt is empty, too long or not in the vocabulary; an option is unknown, of the wrong type
             or out of its range.
+        ModelError
+            The chat template does not take the conversation, or is damaged.
         """
         settings = Settings.of(options, "generate", ["on_text"])
         output = self._finish(_Answer(self, prompt, settings, on_text, drafting=True))
@@ -320,15 +322,7 @@ class SpeculativeDecoder:
         return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
 
     def _target_prompt(self, prompt: Prompt, settings: Settings) -> list[int]:
-        if not prompt:
-            raise DraftError(
-                "The prompt is empty: there is nothing to continue. Pass at least one character."
-            )
-        if isinstance(prompt, str):
-            chat = None if settings.raw else self.target.chat
-            tokens = self._target_tokenizer.encode(chat.prompt(prompt) if chat else prompt)
-        else:
-            tokens = list(prompt)
+        tokens = target_tokens(self.target, prompt, settings.raw)
         size, positions = self.target.config.vocab_size, self.target.config.max_position_embeddings
         if wrong := [str(token) for token in tokens if not 0 <= token < size]:
             raise DraftError(
@@ -342,13 +336,11 @@ class SpeculativeDecoder:
         return tokens
 
     def _draft_text(self, prompt: Prompt, tokens: Sequence[int], settings: Settings) -> ReverseTranslator:
-        """Return the drafter's view of the prompt: its own chat markers where both models have some."""
-        if isinstance(prompt, str) and not settings.raw and self.target.chat and self.draft.chat:
-            own = self._draft_tokenizer.encode(self.draft.chat.prompt(prompt))
-            return ReverseTranslator(self.vocabulary, own)
-        text = ReverseTranslator(self.vocabulary)
+        """Return the drafter's view of the prompt: by its own template and with its own start token."""
+        own, rest = draft_tokens(self.draft, self.target, prompt, tokens, settings.raw)
+        text = ReverseTranslator(self.vocabulary, own)
         # What the prompt says is no n-gram yet: the cache holds what the target emits.
-        text.append([token for token in tokens if token < len(self.vocabulary.target_bytes)])
+        text.append([token for token in rest if token < len(self.vocabulary.target_bytes)])
         return text
 
 
@@ -364,7 +356,7 @@ class _Answer:
         drafting: bool,
     ):
         self.decoder, self.settings = decoder, settings
-        prompt, on_text = one_prompt(prompt), text_sink(on_text)
+        prompt, on_text = read_prompt(prompt), text_sink(on_text)
         self._prompt = decoder._target_prompt(prompt, settings)
         target = decoder.target
         # The last token of an answer needs no position: nothing is computed from it.

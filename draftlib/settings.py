@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
         Texts and token ids that end the answer, besides the target's own ending. The text stops in front of
         them.
     raw : bool
-        Continue the prompt as it stands, without the checkpoint's chat markers around it.
+        Continue the prompt as plain text, without the checkpoint's chat template around it.
     """
 
     max_new_tokens: int

@@ -1,4 +1,4 @@
-"""Calibration data for a text model: texts as it reads them, one a batch."""
+"""Calibration data for a text model: texts as it reads them, start token included, one a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qlib.errors import DataError
 from qlib.models.text import TextBatch, TextModel
 from qlib.models.tokenizer import need_tokenizer
 
-LENGTH = 512  # tokens of a text that count; the rest is cut off
+LENGTH = 512  # tokens of a text that count, its start token included; the rest is cut off
 
 
 def text_batches(model: TextModel, texts: Sequence[str]) -> list[TextBatch]:
@@ -22,7 +22,8 @@ def text_batches(model: TextModel, texts: Sequence[str]) -> list[TextBatch]:
     model : TextModel
         Gives the tokenizer and the device.
     texts : sequence of str
-        Like what the model will read and write in use: prompts together with good answers.
+        Like what the model will read and write in use: prompts together with good answers. The tokenizer
+        puts its start token in front, as it does in use.
 
     Raises
     ------
@@ -37,9 +38,10 @@ def text_batches(model: TextModel, texts: Sequence[str]) -> list[TextBatch]:
     device = next(model.parameters()).device
     batches = []
     for number, text in enumerate(texts, start=1):
-        tokens = torch.tensor([tokenizer.encode(text)[:LENGTH]], dtype=torch.long, device=device)
-        if tokens.shape[1] == 0:
+        ids = tokenizer.encode(text, special=True)
+        if len(ids) <= len(tokenizer.start) + len(tokenizer.end):
             raise DataError(f"Calibration text {number} of {len(texts)} is empty. Leave it out.")
+        tokens = torch.tensor([ids[:LENGTH]], dtype=torch.long, device=device)
         batches.append(TextBatch(tokens, torch.ones_like(tokens, dtype=torch.bool), f"text {number}"))
     return batches
 

@@ -15,7 +15,12 @@ import pytest
 from code_rules import PACKAGES, ROOT, Source, imports, sources
 
 CORE = ["torch", "numpy", "safetensors", "soundfile", "jiwer", "tqdm", "tokenizers"]
-EXTRAS = {"asr": ["whisper-normalizer", "soxr"], "gguf": ["gguf"], "plots": ["matplotlib"]}
+EXTRAS = {
+    "asr": ["whisper-normalizer", "soxr"],
+    "gguf": ["gguf"],
+    "chat": ["jinja2"],
+    "plots": ["matplotlib"],
+}
 OPTIONAL = [name for extra in EXTRAS.values() for name in extra]
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", "transformers"]
 FIRST_PARTY = {*PACKAGES, "__future__"}

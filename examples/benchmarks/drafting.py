@@ -28,6 +28,7 @@ from tqdm import tqdm
 import draftlib
 from draftlib.__main__ import DTYPES, read_prompts
 from draftlib.metrics import Stats
+from draftlib.prompt import target_tokens
 from qlib.models import load_model
 from qlib.models.load import locate
 from qlib.models.text import TextModel
@@ -139,9 +140,7 @@ class Drafting:
     def plain_not_stable(self, prompt: str) -> int:
         """Answer by the target alone, packed for speed only: what row stability costs."""
         model = self.not_stable
-        assert model.tokenizer is not None
-        text = model.chat.prompt(prompt) if model.chat else prompt
-        tokens = torch.tensor([model.tokenizer.encode(text)])
+        tokens = torch.tensor([target_tokens(model, prompt, raw=False)])
         cache = model.start(capacity=tokens.shape[1] + self.tokens)
         count, token = 0, -1
         while count < self.tokens and token not in model.generation.eos:
@@ -167,11 +166,12 @@ def peers(options: argparse.Namespace) -> dict[str, Answer]:
     dtype = DTYPES[options.dtype]
     target, draft = (AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for folder in folders)
     texts = [PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json") for folder in folders]
-    chat = load_model(options.target).chat
+    model = load_model(options.target)
+    assert isinstance(model, TextModel)
 
     @torch.inference_mode()
     def generate(prompt: str, **assistant: Any) -> int:
-        tokens = texts[0](chat.prompt(prompt) if chat else prompt, return_tensors="pt")["input_ids"]
+        tokens = torch.tensor([target_tokens(model, prompt, raw=False)])
         settings = {"max_new_tokens": options.tokens, "do_sample": False, **assistant}
         found = target.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
         return int(found.shape[1] - tokens.shape[1])

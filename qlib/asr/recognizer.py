@@ -31,7 +31,6 @@ from qlib.models.whisper import Whisper
 
 Recognizer = Whisper | Moonshine
 
-WHISPER_POSITIONS = CHUNK_SAMPLES // 320  # of 20 ms each
 TOKENS_PER_SECOND = 6.5  # at most, of a Moonshine transcript
 SILENCE_STRIDE = 4  # chosen on whisper-tiny.en: none of the silence and all of it are both worse
 
@@ -42,7 +41,7 @@ def as_recognizer(model: Any) -> tuple[Recognizer, Tokenizer]:
     Raises
     ------
     ModelError
-        The model does not transcribe speech, has no tokenizer, or does not hear windows of 30 s.
+        The model does not transcribe speech, or has no tokenizer.
     """
     if not isinstance(model, Whisper | Moonshine):
         kind = describe(model) if isinstance(model, str | None) else f"A {type(model).__name__}"
@@ -50,12 +49,6 @@ def as_recognizer(model: Any) -> tuple[Recognizer, Tokenizer]:
         if isinstance(getattr(model, "model", None), Whisper | Moonshine):
             remedy = "Pass its .model."
         raise ModelError(f"{kind[0].upper()}{kind[1:]} does not transcribe speech. {remedy}")
-    if isinstance(model, Whisper) and (heard := model.config.max_source_positions) != WHISPER_POSITIONS:
-        raise ModelError(
-            f"This Whisper's encoder has {heard} positions (max_source_positions) and hears {heard / 50:g} s; "
-            f"recordings are heard in windows of 30 s, which take {WHISPER_POSITIONS}. Use a checkpoint with "
-            "that number; no cutting of the audio helps."
-        )
     return model, need_tokenizer(model.tokenizer)
 
 

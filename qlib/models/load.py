@@ -38,7 +38,9 @@ from qlib.models.tensor_names import (
     match,
     to_dtype,
 )
-from qlib.models.text_config import TextGeneration
+from qlib.models.text import TextModel
+from qlib.models.text_config import TextConfig, TextGeneration
+from qlib.models.text_tokenizer import read_chat_template, read_text_tokenizer
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
@@ -258,16 +260,22 @@ def _moonshine(folder: Path, config: ConfigValues) -> Moonshine:
     return Moonshine(sizes, generation, read_tokenizer(folder))
 
 
-def _llama(folder: Path, config: ConfigValues) -> Llama:
-    sizes = LlamaConfig.from_dict(config)
-    generation = TextGeneration.from_dict(_steering(folder, config), sizes.vocab_size)
-    return Llama(sizes, generation, read_tokenizer(folder), _chat_template(folder))
+def _llama(folder: Path, config: ConfigValues) -> TextModel:
+    return _text_model(folder, config, Llama, LlamaConfig.from_dict(config))
 
 
-def _gemma3(folder: Path, config: ConfigValues) -> Gemma3:
-    sizes = Gemma3Config.from_dict(config)
+def _gemma3(folder: Path, config: ConfigValues) -> TextModel:
+    return _text_model(folder, config, Gemma3, Gemma3Config.from_dict(config))
+
+
+def _text_model(
+    folder: Path, config: ConfigValues, kind: Callable[..., TextModel], sizes: TextConfig
+) -> TextModel:
     generation = TextGeneration.from_dict(_steering(folder, config), sizes.vocab_size)
-    return Gemma3(sizes, generation, read_tokenizer(folder), _chat_template(folder))
+    template, file = read_chat_template(folder)
+    model = kind(sizes, generation, read_text_tokenizer(folder, config.values, generation), template)
+    model.template_file = str(file)
+    return model
 
 
 def _steering(folder: Path, config: ConfigValues) -> ConfigValues:
@@ -279,15 +287,6 @@ def _steering(folder: Path, config: ConfigValues) -> ConfigValues:
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """Return the folder's tokenizer, or None where it has no tokenizer.json."""
     return Tokenizer.from_folder(folder) if (folder / "tokenizer.json").is_file() else None
-
-
-def _chat_template(folder: Path) -> str | None:
-    """Return the folder's chat template: its own file, or (older checkpoints) in tokenizer_config.json."""
-    if (own := folder / "chat_template.jinja").is_file():
-        return own.read_text(encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
-    template = read_json(settings).get("chat_template") if settings.is_file() else None
-    return template if isinstance(template, str) else None  # a list holds several, by purpose
 
 
 Builder = Callable[[Path, ConfigValues], Model]

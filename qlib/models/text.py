@@ -9,6 +9,7 @@ A family adds its configuration, its layer, and what a scale may be folded into.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
-from qlib.models.chat import ChatMarkers
+from qlib.models.chat import Chat
 from qlib.models.layers import (
     Attention,
     Reach,
@@ -60,7 +61,7 @@ class TextCore(nn.Module):
 
 
 class TextModel(Model):
-    """A decoder-only model with its tokenizer, token ids and chat markers.
+    """A decoder-only model with its tokenizer, token ids and chat template.
 
     Parameters
     ----------
@@ -77,8 +78,8 @@ class TextModel(Model):
 
     Attributes
     ----------
-    chat : ChatMarkers or None
-        Role markers, where the tokenizer has them.
+    template_file : str
+        Where the template comes from, for messages.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class TextModel(Model):
         self.generation = generation
         self.tokenizer = tokenizer
         self.chat_template = chat_template
-        self.chat = ChatMarkers.find(tokenizer, chat_template)
+        self.template_file = "the chat template"
         self.config = config
         self.model = core
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -109,12 +110,22 @@ class TextModel(Model):
         self.config = replace(self.config, tie_word_embeddings=False)
         self.lm_head.weight = nn.Parameter(self.model.embed_tokens.weight.detach().clone())
 
+    @property
+    def chat(self) -> Chat | None:
+        """How the model wants to be talked to; None where it has neither a template nor role markers."""
+        return Chat.find(self.tokenizer, self.chat_template, self.template_file)
+
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations, tokenizer, chat template."""
         ids = self.generation.to_dict()
         write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        if self.tokenizer is not None and self.tokenizer.named:
+            # The template needs these names; the class says that tokenizer.json counts as it stands.
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.tokenizer.named}
+            content = json.dumps(settings, indent=1, ensure_ascii=False)
+            (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
 
     def reach(
         self, start: int, new: int, hidden: Tensor, stable: Stable | None = None
