@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
 from qlib.calibrate import Visit, count_blocks, walk
-from qlib.checkpoint import put, save_quantized, stored_bits
+from qlib.checkpoint import save_quantized
 from qlib.errors import DataError, QuantError
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
@@ -33,7 +34,8 @@ from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
 from qlib.plan import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
-from qlib.resume import FinishedBlocks
+from qlib.resume import finished_blocks
+from qlib.stored_layer import put, stored_bits
 from qlib.text import fingerprint_texts, text_batches
 
 
@@ -94,7 +96,8 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
     QuantError
         Anything that cannot be done as asked, before the work begins: unknown methods or an impossible
         chain, a pattern that matches nothing, nothing left to quantize, a group larger than a layer, a NaN
-        weight, a missing calibration list, a work folder of another run. The message names the layers.
+        weight, a missing calibration list, a work folder of another run or in use by one. The message names
+        the layers.
     DataError
         A calibration recording that cannot be used.
     """
@@ -118,13 +121,14 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
         "seed": seed,
         "calibration": None if calib is None else {"utterances": len(calib), "sha256": _hash(texts, speech)},
     }
-    finished = None if work is None else FinishedBlocks(Path(work), settings, model)
-    batches = _batches(model, texts, speech) if looks else []
-    quantized = copy.deepcopy(model)
-    reports: list[LayerReport] = []
-    with tqdm(
-        total=count_blocks(model), desc=f"{chain.name} {weight}", unit="block", disable=not progress
-    ) as bar:
+    with contextlib.ExitStack() as held:
+        finished = held.enter_context(finished_blocks(work, settings, model))
+        batches = _batches(model, texts, speech) if looks else []
+        quantized = copy.deepcopy(model)
+        reports: list[LayerReport] = []
+        bar = held.enter_context(
+            tqdm(total=count_blocks(model), desc=f"{chain.name} {weight}", unit="block", disable=not progress)
+        )
 
         def show(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3g}")
