@@ -297,7 +297,9 @@ class NGramCache:
         Raises
         ------
         DraftError
-            The cache is not bound to a pair of vocabularies.
+            The cache is not bound to a pair of vocabularies, or the folder holds other files and no cache.
+        FileError
+            The disk is full, or may not be written.
         """
         vocabulary_map = self._bound()
         self.commit()

@@ -7,12 +7,13 @@
     last     int64 [N]                clock when last emitted; below 0 for entries of a warm start
     aged     int64 [N]                age of the cache when last emitted, less its age when saved: 0 or less
 
-`ngrams.json` names the pair of vocabularies and holds the sha256 of the numbers, so that damage is noticed.
+`ngrams.json` names the pair of vocabularies and holds the sha256 of the numbers, and one of itself, so that
+damage is noticed. The folder is replaced as a whole (`qlib.models.files`): a reader finds the old cache or
+the new one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from draftlib.vocab import VocabularyMap
-from qlib.errors import DraftError, list_names
+from qlib.errors import DraftError, ModelError, list_names
+from qlib.models.files import SEAL, atomic_folder, current, digest_of, identity, parse_json, sealed, sha256_of
 
-VERSION = 1
+VERSION = 2  # 1 had no hash of ngrams.json
+READABLE = (1, 2)
+ATTEMPTS = 20  # to read a folder that others write to meanwhile
 SETTINGS = {"max_entries", "policy", "max_length"}
 _NUMBERS, _REST = "ngrams.safetensors", "ngrams.json"
 Row = tuple[tuple[int, ...], int, int, int, int]  # draft tokens, target token, count, last, aged
@@ -79,8 +83,15 @@ class Table:
 
 
 def write(folder: Path, table: Table, settings: dict[str, Any], clock: int, pair: VocabularyMap) -> None:
-    """Write both files; a reader finds either the old cache, the new one, or that they do not fit."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write both files at once: whatever happens, the folder holds the old cache or the new one.
+
+    Raises
+    ------
+    DraftError
+        The folder holds other files and no n-gram cache.
+    FileError
+        The disk is full, or may not be written.
+    """
     numbers = save(dict(vars(table)))
     rest = {
         "version": VERSION,
@@ -88,47 +99,62 @@ def write(folder: Path, table: Table, settings: dict[str, Any], clock: int, pair
         "vocabularies": str(pair),
         "clock": clock,
         "settings": settings,
-        "sha256": hashlib.sha256(numbers).hexdigest(),
+        "sha256": sha256_of(numbers),
     }
-    for name, content in ((_NUMBERS, numbers), (_REST, (json.dumps(rest, indent=1) + "\n").encode())):
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        part.replace(folder / name)
+    with atomic_folder(folder, _our_files) as fresh:
+        (fresh / _NUMBERS).write_bytes(numbers)
+        (fresh / _REST).write_text(json.dumps(sealed(rest), indent=1) + "\n", encoding="utf-8")
+
+
+def _our_files(folder: Path) -> list[str]:
+    """Return the names of the files of a cache; refuse a folder that holds others and no cache."""
+    names = [_NUMBERS, _REST]
+    if not folder.is_dir():
+        raise DraftError(f"{folder} is a file. An n-gram cache is saved in a folder: choose another name.")
+    others = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - {*names}
+    try:
+        known = {"version", "pair", "sha256"} <= parse_json(
+            (folder / _REST).read_bytes(), folder / _REST
+        ).keys()
+    except (OSError, ModelError):
+        known = not others  # nothing else is there: an empty folder, or a damaged cache
+    if not known:
+        held = list_names(sorted(others)) or f"a {_REST} of another kind"
+        raise DraftError(f"{folder} holds {held} and no n-gram cache. Choose another folder for it.")
+    return names
 
 
 def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]:
     """Return the entries, the settings and the clock.
+
+    A folder that is replaced meanwhile gives the older cache or the newer one.
 
     Raises
     ------
     DraftError
         A file is missing, damaged or of another version, or the cache belongs to another pair.
     """
+    for _ in range(ATTEMPTS):
+        place = current(folder, _REST)
+        before = identity(place / _REST)
+        try:
+            return _read(place, pair)
+        except DraftError:
+            if current(folder, _REST) == place and identity(place / _REST) == before:
+                raise
+    raise DraftError(f"{folder} was replaced {ATTEMPTS} times while it was read. Wait for who writes there.")
+
+
+def _read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]:
     try:
-        rest = dict(json.loads((folder / _REST).read_bytes()))
+        rest = parse_json((folder / _REST).read_bytes(), folder / _REST)
         numbers = (folder / _NUMBERS).read_bytes()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ModelError) as error:
         raise DraftError(
-            f"{folder} holds no n-gram cache that can be read: {error}. Save it again."
+            f"{folder} holds no n-gram cache that can be read: {error} Save it again."
         ) from error
-    kinds = {"version": int, "pair": str, "clock": int, "settings": dict, "sha256": str}
-    wrong = [key for key, kind in kinds.items() if not isinstance(rest.get(key), kind)]
-    if wrong or {*rest["settings"]} != SETTINGS:
-        raise DraftError(
-            f"{folder / _REST} is damaged: check {list_names(wrong or ['settings'], 9)}. "
-            "Save the cache again."
-        )
-    if rest["version"] != VERSION:
-        raise DraftError(
-            f"{folder / _REST} has version {rest['version']}, this release reads {VERSION}. "
-            "Collect a new cache."
-        )
-    if rest["pair"] != pair.fingerprint:
-        raise DraftError(
-            f"The n-gram cache in {folder} belongs to another pair of vocabularies: "
-            f"{rest.get('vocabularies', '?')} This pair: {pair} Collect a new cache for it."
-        )
-    if hashlib.sha256(numbers).hexdigest() != rest["sha256"]:
+    _check_rest(rest, folder / _REST, pair)
+    if sha256_of(numbers) != rest["sha256"]:
         raise DraftError(
             f"{folder / _NUMBERS} is damaged: its {len(numbers):,} bytes do not have the sha256 that "
             f"{_REST} names. Delete the folder and collect a new cache."
@@ -142,3 +168,28 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]
     except (SafetensorError, TypeError, ValueError) as error:
         raise DraftError(f"{folder / _NUMBERS} is damaged: {error}. Delete the folder.") from error
     return table, rest["settings"], rest["clock"]
+
+
+def _check_rest(rest: dict[str, Any], path: Path, pair: VocabularyMap) -> None:
+    """Raise a DraftError unless `ngrams.json` is whole, of a known version, and this pair's."""
+    kinds = {"version": int, "pair": str, "clock": int, "settings": dict, "sha256": str}
+    wrong = [key for key, kind in kinds.items() if type(rest.get(key)) is not kind]
+    if wrong or {*rest["settings"]} != SETTINGS:
+        raise DraftError(
+            f"{path} is damaged: check {list_names(wrong or ['settings'], 9)}. Save the cache again."
+        )
+    if rest["version"] not in READABLE:
+        raise DraftError(
+            f"{path} has version {rest['version']}, this release reads {list_names(map(str, READABLE))}. "
+            "Collect a new cache."
+        )
+    if rest["pair"] != pair.fingerprint:
+        raise DraftError(
+            f"The n-gram cache in {path.parent} belongs to another pair of vocabularies: "
+            f"{rest.get('vocabularies', '?')} This pair: {pair} Collect a new cache for it."
+        )
+    if rest.get(SEAL) != (digest_of(rest) if rest["version"] > 1 else None):
+        raise DraftError(
+            f"{path} is damaged: it does not have the sha256 that it names. Delete the folder and collect a "
+            "new cache."
+        )

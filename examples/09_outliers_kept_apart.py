@@ -19,12 +19,12 @@ from drawing import BLUE, GREEN, GREY, ORANGE, canvas, save
 from torch import Tensor
 
 from qlib.activation import KeepColumns, PerToken
-from qlib.checkpoint import stored_bits
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods.quik import quik
 from qlib.methods.second_order import hessian
 from qlib.methods.spqr import spqr
+from qlib.stored_layer import stored_bits
 
 ROWS, COLUMNS, TOKENS = 128, 128, 1000
 LARGE, ODD = 4, 0.01  # inputs that are 40 times larger; share of weights that are 6 times larger

@@ -43,9 +43,10 @@ from tqdm import tqdm
 
 from qlib.errors import DataError, DraftError, QlibError
 from qlib.models import Tokenizer
+from qlib.models.files import atomic_file, mend, read_json, write_json
 from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.text_config import TextGeneration
-from qlib.models.tiny import write_folder
+from qlib.models.tiny import FILES, write_folder
 
 END = "<|endoftext|>"
 CHAT = ("<|im_start|>", "<|im_end|>")  # special tokens where the text has them
@@ -135,9 +136,10 @@ def prepare(documents: list[str], settings: Settings, folder: Path) -> tuple[Tok
                 f"The text is too short: it has {len(stream):,} tokens, and blocks of {settings.context} "
                 f"take at least {least:,}, some of them held out. Pass more text, or a smaller --context."
             )
-        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        np.save(folder / "unfinished.npy", stream)
-        (folder / "unfinished.npy").replace(path)
+        with atomic_file(folder / "tokenizer.json") as fresh:
+            fresh.write_text(tokenizer.to_json(), encoding="utf-8")
+        with atomic_file(path) as fresh:
+            np.save(fresh, stream)
     return Tokenizer.from_folder(folder), torch.from_numpy(np.load(path))
 
 
@@ -237,9 +239,8 @@ def train(model: Llama, stream: Tensor, settings: Settings, checkpoint: Path) ->
             if step % settings.every == 0 or step == settings.steps:
                 loss = held_out_loss(model, held_out, settings)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                aside = checkpoint.with_suffix(".unfinished")  # a run killed here keeps the older one whole
-                torch.save({**state, "step": step, "loss": loss}, aside)
-                aside.replace(checkpoint)
+                with atomic_file(checkpoint) as fresh:  # a run killed here keeps the older one whole
+                    torch.save({**state, "step": step, "loss": loss}, fresh)
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{found.item():.3f}", held_out=f"{loss:.3f}")
     return loss
@@ -247,9 +248,10 @@ def train(model: Llama, stream: Tensor, settings: Settings, checkpoint: Path) ->
 
 def open_run(out: Path, identity: dict[str, Any]) -> Path:
     """Return the folder of a new run, or of the same run begun before."""
+    mend(out, lambda _: FILES)  # a run killed while it wrote the drafter left the training aside
     note = out / "training" / "run.json"
     if note.is_file():
-        other = json.loads(note.read_text(encoding="utf-8"))
+        other = read_json(note)
         changes = [
             f"{name} {other.get(name)} -> {new}" for name, new in identity.items() if other.get(name) != new
         ]
@@ -261,7 +263,7 @@ def open_run(out: Path, identity: dict[str, Any]) -> Path:
     elif out.exists() and not (out.is_dir() and all(path.name == "training" for path in out.iterdir())):
         raise DraftError(f"{out} exists and holds no run of this script. Choose another --out.")
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+    write_json(note, identity)
     return note.parent
 
 

@@ -1,6 +1,7 @@
 """Quantized checkpoints: packed codes in safetensors, everything else readable in a manifest.
 
-    manifest.json           format, settings, versions, and per layer: grid, activation grid, shape
+    manifest.json           format, settings, versions, per layer: grid, activation grid, shape; a hash of
+                            every other file, and one of itself
     model.safetensors       NAME.codes (packed bits), NAME.scale, NAME.zero, NAME.index, and float tensors
     config.json, generation_config.json, tokenizer.json
 
@@ -8,18 +9,16 @@ Reading gives the same model bit for bit: scales are stored in float32 as they a
 packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
 16-bit checkpoint and were not changed).
 
-A folder appears whole or not at all: it is written beside its place as .NAME.partial and then renamed. What
-a killed run leaves under that name is removed by the next one.
+A folder is the old checkpoint or the new one, whatever happens while it is written: see
+`qlib.models.files`. Whatever is read is hashed, so a checkpoint that was changed does not load.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import platform
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +26,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.activation import describe, restore
-from qlib.errors import ModelError, QuantError, list_names
-from qlib.grid import (
-    Grid,
-    QuantizedWeight,
-    SecondLevel,
-    from_unsigned,
-    pack,
-    to_unsigned,
-    unpack,
-)
+from qlib.errors import ModelError, QlibError, QuantError, list_names
 from qlib.linear import FakeQuantLinear
-from qlib.models.convert import read_json
-from qlib.models.download import sha256_of
-from qlib.models.load import build, fill, open_safetensors, read_tensors
+from qlib.models import registry
+from qlib.models.files import (
+    SEAL,
+    atomic_folder,
+    current,
+    digest_of,
+    disk_errors,
+    identity,
+    open_safetensors,
+    read_json,
+    sealed,
+    sha256_of,
+)
+from qlib.models.load import build, fill, read_tensors
 from qlib.models.placement import choose_device
 from qlib.models.structure import Model
+from qlib.stored_layer import put, restored_layer, shorten, stored_layer
+from qlib.version import library_version
 
-FORMAT, VERSION = "quantdraft", 2
-WEIGHTS = "model.safetensors"
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone
+READABLE = (2, 3)
+MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
+DTYPES = {str(each).removeprefix("torch."): each for each in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+)}  # fmt: skip
+READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "model.safetensors.index.json")  # fmt: skip
+"""What loading a model looks for besides the weights: any of them decides what is loaded."""
+ATTEMPTS = 20  # to read a folder that others write to meanwhile
 
 
 def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -57,14 +69,18 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
     model : Model
         With at least one `FakeQuantLinear`.
     folder : str or Path
-        Created; an older quantized checkpoint there is replaced once the new one is complete.
+        Created; an older quantized checkpoint there is replaced once the new one is complete, and files in it
+        that are not the checkpoint's stay.
     settings : mapping, optional
         How the model was made, for the manifest.
 
     Raises
     ------
     QuantError
-        Nothing in the model is quantized, or the folder holds something else than such a checkpoint.
+        Nothing in the model is quantized, a layer holds NaN or infinite scales, or the folder holds something
+        else than such a checkpoint.
+    FileError
+        The disk is full, or may not be written.
     """
     folder = Path(folder)
     model.require_unpacked("saved")
@@ -73,124 +89,38 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
         raise QuantError(
             "The model has no quantized layer. Quantize it first: qlib.quantize(model, ...).save(folder)."
         )
-    if folder.exists() and not (folder / "manifest.json").is_file():
-        raise QuantError(
-            f"{folder} exists and is not a quantized checkpoint. Choose another folder, or remove it."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        _write(model, layers, work, settings or {})
-        _swap(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with atomic_folder(folder, _our_files) as fresh:
+        _write(model, layers, fresh, settings or {})
     return folder
 
 
 def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """Read a checkpoint that `save_quantized` wrote: same codes, same logits, in evaluation mode.
 
+    A folder that is replaced meanwhile gives the older model or the newer one, never parts of both.
+
     Raises
     ------
     ModelError
         The folder is not such a checkpoint, its format is newer than this library, or a file is missing,
         damaged or changed; the message names the file or tensor.
+    FileError
+        A file may not be read.
     """
     folder, device = Path(folder), choose_device(device)
-    manifest = _read_manifest(folder / "manifest.json")
-    model, tensors = build(folder), read_tensors(folder)
-    if sha256_of(folder / WEIGHTS) != manifest["sha256"]:
-        raise ModelError(f"{folder / WEIGHTS} was changed or damaged since it was saved. Make it again.")
-    dtype = getattr(torch, manifest["dtype"])
-    placed: set[str] = set()
-    with open_safetensors(folder / WEIGHTS) as file:
-        for name, about in manifest["layers"].items():
-            mine = [part for part in about["tensors"] if tensors.pop(f"{name}.{part}", None)]
-            if missing := set(about["tensors"]) - set(mine):
-                raise ModelError(
-                    f"{folder / WEIGHTS} lacks the {list_names(sorted(missing))} of {name}. Make it again."
-                )
-            layer = restored_layer({part: file.get_tensor(f"{name}.{part}") for part in mine}, about, dtype)
-            put(model, name, layer)
-            placed |= {f"{name}.{key}" for key in layer.state_dict()}
-    fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
-    return model.to(device).eval()
-
-
-def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
-    """Return what a layer's weight takes on disk, by the names of `QuantizedWeight.tensors`.
-
-    Codes and whole zeros are packed. What can be computed is left out: the codes of columns that stay in
-    float, the group of each column where groups are neighbours, and scales and zeros of which a second level
-    is kept. Positions of outliers are stored as gaps, 16 bits each where they fit.
-    """
-    weight, grid = layer.quantized, layer.grid
-    tensors = {name: value.contiguous() for name, value in weight.tensors().items()}
-    codes = weight.codes
-    if weight.columns is not None:
-        codes = codes[:, _others(weight.columns, codes.shape[1])]
-    tensors["codes"] = pack(to_unsigned(codes, grid), grid.bits)
-    if weight.zero is not None and not weight.zero.is_floating_point():
-        tensors["zero"] = pack(weight.zero, grid.bits)
-    if weight.index is not None and torch.equal(weight.index.cpu(), grid.group_index(layer.in_features)):
-        del tensors["index"]
-    if weight.outliers is not None:
-        tensors["outliers"] = weight.outliers.diff(prepend=weight.outliers.new_zeros(1))
-    for name in {"index", "outliers", "columns"} & tensors.keys():
-        tensors[name] = _short_integers(tensors[name])
-    if weight.second is not None:
-        del tensors["scale"], tensors["zero"]
-        for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
-            tensors[f"{part}_codes"] = pack(level.codes, weight.second.grid.bits)
-            tensors.pop(f"{part}_index", None)
-    return tensors
-
-
-def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> QuantizedWeight:
-    """Undo `stored_tensors`; `about` is the layer's entry in the manifest."""
-    grid, (rows, columns) = Grid(**about["grid"]), about["shape"]
-    second = None if about.get("second") is None else Grid(**about["second"])
-    tensors = {name: value for name, value in stored.items() if name != "bias"}
-    for name in {"index", "outliers", "columns"} & tensors.keys():
-        tensors[name] = tensors[name].long()
-    if "outliers" in tensors:
-        tensors["outliers"] = tensors["outliers"].cumsum(0)
-    kept = tensors.get("columns", torch.empty(0, dtype=torch.long))
-    codes = unpack(tensors["codes"], grid.bits, (rows, columns - len(kept)))
-    tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
-    tensors["codes"][:, _others(kept, columns)] = from_unsigned(codes, grid)
-    if second is not None:
-        for part in ("scale", "zero"):
-            packed = tensors[f"{part}_codes"]
-            tensors[f"{part}_codes"] = unpack(packed, second.bits, (len(grid.slices(columns)), rows))
-            if tensors[f"{part}_scale"].shape[1] > 1:
-                tensors[f"{part}_index"] = second.group_index(rows)
-        tensors["scale"], tensors["zero"] = SecondLevel.from_tensors(tensors, second).decode()
-    if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
-        tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
-    if "index" not in tensors and tensors["scale"].shape[1] > 1:
-        tensors["index"] = grid.group_index(columns)
-    return QuantizedWeight.from_tensors(tensors, second, tuple(about["notes"]))
-
-
-def _others(columns: Tensor, count: int) -> Tensor:
-    """Return a mask [count] of the columns that are not among those given."""
-    mask = torch.ones(count, dtype=torch.bool, device=columns.device)
-    mask[columns] = False
-    return mask
-
-
-def _short_integers(values: Tensor) -> Tensor:
-    """Return whole numbers >= 0 in the shortest dtype that holds them."""
-    largest = int(values.max()) if values.numel() else 0
-    return values.to(torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32)
-
-
-def stored_bits(layer: FakeQuantLinear) -> int:
-    """Return the bits that a layer's weight takes on disk, without its bias."""
-    return 8 * sum(tensor.nbytes for tensor in stored_tensors(layer).values())
+    for _ in range(ATTEMPTS):
+        with disk_errors("read", folder):
+            place = _find(folder)
+        before = identity(place / MANIFEST)
+        try:
+            model = _read(place)
+        except (QlibError, OSError):
+            if current(folder, MANIFEST) == place and identity(place / MANIFEST) == before:
+                raise
+            log.info("%s was replaced while it was read; reading it again", folder)
+        else:
+            return model.to(device).eval()
+    raise ModelError(f"{folder} was replaced {ATTEMPTS} times while it was read. Wait for who writes there.")
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -198,32 +128,12 @@ def folder_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
-def shorten(tensor: Tensor) -> Tensor:
-    """Return a float tensor in 16 bits if that changes no value, else as it is."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
-            short = tensor.to(dtype)
-            if torch.equal(short.to(tensor.dtype), tensor):
-                return short
-    return tensor
+# --- writing
 
 
-def restored_layer(
-    stored: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype
-) -> FakeQuantLinear:
-    """Return the layer of which `stored_layer` gave the tensors, here without the name, and the entry."""
-    bias = stored.get("bias")
-    activation = restore(about["activation"])
-    return FakeQuantLinear(
-        restored(stored, about),
-        Grid(**about["grid"]),
-        None if bias is None else bias.to(dtype),
-        activation,
-        dtype,
-    )
-
-
-def _write(model: Model, layers: dict[str, FakeQuantLinear], work: Path, settings: Mapping[str, Any]) -> None:
+def _write(
+    model: Model, layers: dict[str, FakeQuantLinear], fresh: Path, settings: Mapping[str, Any]
+) -> None:
     tensors: dict[str, Tensor] = {}
     about = {}
     for name, layer in layers.items():
@@ -232,72 +142,162 @@ def _write(model: Model, layers: dict[str, FakeQuantLinear], work: Path, setting
     for name, value in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and name not in model.tied:
             tensors[name] = shorten(value.detach().cpu()).contiguous()
-    save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+    model.save_description(fresh)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "sha256": sha256_of(work / WEIGHTS),
+        "files": {file.name: sha256_of(file) for file in sorted(fresh.iterdir())},
         "settings": dict(settings),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "quantdraft": version("quantdraft"),
+            "quantdraft": library_version(),
         },
         "layers": about,
     }
-    model.save_description(work)
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
-
-
-def stored_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a layer as it stands on disk: its tensors by full name, on the CPU, and the manifest's entry."""
-    tensors = stored_tensors(layer)
-    if layer.bias is not None:
-        tensors["bias"] = shorten(layer.bias.detach())
-    about = {
-        "grid": asdict(layer.grid),
-        "activation": describe(layer.activation),
-        "shape": [layer.out_features, layer.in_features],
-        "second": None if layer.second is None else asdict(layer.second),
-        "tensors": list(tensors),
-        "notes": list(layer.notes),
-    }
-    return {f"{name}.{part}": value.cpu() for part, value in tensors.items()}, about
+    (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
 def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
 
 
+def _our_files(folder: Path) -> list[str]:
+    """Return the names of a checkpoint's files, the manifest last; refuse a folder that is no checkpoint."""
+    foreign = f"{folder} exists and is not a quantized checkpoint. Choose another folder, or remove it."
+    if not folder.is_dir():
+        raise QuantError(foreign)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ModelError as error:
+        raise QuantError(f"{foreign} ({error})" if (folder / MANIFEST).exists() else foreign) from error
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("layers"), dict):
+        raise QuantError(f"{foreign} (Its {MANIFEST} is of another kind.)")
+    listed = manifest.get("files")
+    if isinstance(listed, dict) and manifest.get(SEAL) == digest_of(manifest):
+        names = [name for name in listed if name == Path(name).name]
+    else:
+        names = [WEIGHTS, "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
+    return [*names, MANIFEST]
+
+
+# --- reading
+
+
+def _find(folder: Path) -> Path:
+    """Return where a checkpoint lies; a folder that holds none is an error that says what it holds."""
+    place = current(folder, MANIFEST)
+    if not place.is_dir():
+        if str(folder) in registry.ENTRIES:
+            raise ModelError(
+                f"{folder} is the name of a float model. Load it by qlib.load_model({str(folder)!r})."
+            )
+        what = "is a file, not the folder of a checkpoint" if place.exists() else "does not exist"
+        raise ModelError(f"{folder} {what}. Pass a folder that result.save(folder) wrote.")
+    if not (place / MANIFEST).is_file():
+        if (place / "config.json").is_file():
+            raise ModelError(
+                f"{folder} is a float checkpoint: it has a config.json and no {MANIFEST}. "
+                "Load it by qlib.load_model(folder)."
+            )
+        raise ModelError(
+            f"{folder} holds no checkpoint: neither {MANIFEST} nor config.json is there. Pass a folder that "
+            "result.save(folder) wrote."
+        )
+    return place
+
+
+def _read(folder: Path) -> Model:
+    """Read a checkpoint; an error if a file is not the one that was hashed."""
+    path = folder / MANIFEST
+    first = identity(path)
+    manifest = _read_manifest(path)
+    names = [*manifest["files"]]
+    seen = {name: identity(folder / name) for name in names} | {MANIFEST: first}
+    _check_files(folder, manifest)
+    model, tensors = build(folder), read_tensors(folder)
+    dtype = DTYPES[manifest["dtype"]]
+    placed: set[str] = set()
+    with open_safetensors(folder / WEIGHTS) as file:
+        for name, about in manifest["layers"].items():
+            try:
+                layer = _read_layer(file, tensors, model, name, about, dtype)
+            except ModelError as error:
+                raise ModelError(
+                    f"{path} and {WEIGHTS} do not give the layer {name}: {error}. Copy or make the "
+                    "checkpoint again."
+                ) from error
+            put(model, name, layer)
+            placed |= {f"{name}.{key}" for key in layer.state_dict()}
+    fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
+    if changed := [name for name in seen if identity(folder / name) != seen[name]]:
+        raise ModelError(f"{folder / changed[0]} was changed while it was read. Load the checkpoint again.")
+    return model
+
+
+def _read_layer(
+    file: Any, tensors: dict[str, Any], model: Model, name: str, about: Any, dtype: torch.dtype
+) -> FakeQuantLinear:
+    """Return one layer; its tensors are taken out of `tensors`."""
+    try:
+        like = model.get_submodule(name)
+    except AttributeError as error:
+        raise ModelError("this architecture does not have it") from error
+    if not isinstance(about, dict) or not isinstance(about.get("tensors"), list):
+        raise ModelError("its entry is damaged: check tensors")
+    parts = [str(part) for part in about["tensors"]]
+    if missing := sorted(part for part in parts if tensors.pop(f"{name}.{part}", None) is None):
+        raise ModelError(f"{WEIGHTS} lacks the {list_names(missing)} of {name}")
+    return restored_layer({part: file.get_tensor(f"{name}.{part}") for part in parts}, about, like, dtype)
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest whose format is known and that was not changed."""
     manifest = read_json(path)
     found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
+    if found[0] != FORMAT or type(found[1]) is not int or found[1] not in READABLE:
         raise ModelError(
-            f"{path} has format and version {found}; this library reads {(FORMAT, VERSION)}. "
-            "Load a float checkpoint by qlib.load_model."
+            f"{path} has format and version {found}; this library reads {FORMAT!r}, versions "
+            f"{list_names(map(str, READABLE))}. Load a float checkpoint by qlib.load_model."
         )
-    for key in ("layers", "dtype", "sha256"):
-        if key not in manifest:
+    kinds: dict[str, type] = {"layers": dict, "dtype": str}
+    kinds |= {"sha256": str} if found[1] == 2 else {"files": dict, SEAL: str}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
             raise ModelError(f"{path} lacks {key!r}. Copy or make the checkpoint again.")
-    return manifest
+    if manifest["dtype"] not in DTYPES:
+        raise ModelError(
+            f"{path}: dtype {manifest['dtype']!r} is none of {list_names(DTYPES)}. Copy it again."
+        )
+    if manifest.get(SEAL) != (digest_of(manifest) if found[1] > 2 else None):  # 2 had none
+        raise ModelError(
+            f"{path} was changed or damaged since it was saved. Copy or make the checkpoint again."
+        )
+    return manifest if found[1] > 2 else manifest | {"files": {WEIGHTS: manifest["sha256"]}}
 
 
-def put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of a name."""
-    parent, _, child = name.rpartition(".")
-    try:
-        setattr(model.get_submodule(parent), child, layer)
-    except AttributeError as error:
-        raise ModelError(f"manifest.json names {name}, which this architecture does not have.") from error
-
-
-def _swap(work: Path, folder: Path) -> None:
-    """Rename the finished folder into place; an older checkpoint steps aside first and is then removed."""
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    work.rename(folder)  # a run killed just before this line leaves .old, which goes only now
-    shutil.rmtree(old, ignore_errors=True)
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise a ModelError unless every file is there and is the one that was saved."""
+    for name, wanted in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise ModelError(f"{file} is missing; it was there when the checkpoint was saved. Copy it again.")
+        if name == WEIGHTS:
+            with open_safetensors(file):  # where it is cut short, this error says more
+                pass
+        with disk_errors("read", file):
+            found = sha256_of(file)
+        if found != wanted:
+            raise ModelError(
+                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved. "
+                "Copy or make the checkpoint again."
+            )
+    if manifest["version"] > 2 and (strange := [
+        name for name in READ if name not in manifest["files"] and (folder / name).exists()
+    ]):  # fmt: skip
+        raise ModelError(
+            f"{folder / strange[0]} is not one of the checkpoint's files, and would change what is loaded. "
+            "Remove it, or save the model again with it."
+        )

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
 from qlib.calibrate import Visit, count_blocks, walk
-from qlib.checkpoint import put, save_quantized, stored_bits
+from qlib.checkpoint import save_quantized
 from qlib.errors import QuantError, true_or_false, whole_number
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
@@ -35,8 +36,9 @@ from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
 from qlib.plan import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
-from qlib.resume import FinishedBlocks
+from qlib.resume import finished_blocks
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
+from qlib.stored_layer import put, stored_bits
 from qlib.text import fingerprint_texts, text_batches
 
 
@@ -110,8 +112,8 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
         Anything that cannot be done as asked, before the work begins: arguments of another type, unknown
         methods or an impossible chain, a grid or layer that a method cannot round, a pattern that matches
         nothing, nothing left to quantize, a group larger than a layer, a NaN weight, a missing calibration
-        list, a work folder of another run or a method that does not tell it apart. The message names the
-        layers. Later: a method that returns something else than it promised.
+        list, a work folder of another run or in use by one, a method that does not tell runs apart. The
+        message names the layers. Later: a method that returns something else than it promised.
     DataError
         A calibration entry of another kind, or a recording that cannot be used; the message counts from 1.
     """
@@ -142,15 +144,15 @@ def quantize(  # noqa: PLR0913  (each argument is a decision that only the calle
         "calibration": None if data is None else {"utterances": len(data), "sha256": _hash(data)},
     }
     show_bar = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
-    finished = None
     if folder is not None:
         chain.check_resumable()
-        finished = FinishedBlocks(folder, settings, model)
-    batches = _batches(model, data or []) if looks else []
-    quantized = copy.deepcopy(model)
-    reports: list[LayerReport] = []
-    blocks, title = count_blocks(model), f"{chain.name} {weight}"
-    with progress_bar(show=show_bar, total=blocks, desc=title, unit="block") as bar:
+    with contextlib.ExitStack() as held:
+        finished = held.enter_context(finished_blocks(folder, settings, model))
+        batches = _batches(model, data or []) if looks else []
+        quantized = copy.deepcopy(model)
+        reports: list[LayerReport] = []
+        blocks, title = count_blocks(model), f"{chain.name} {weight}"
+        bar = held.enter_context(progress_bar(show=show_bar, total=blocks, desc=title, unit="block"))
 
         def show(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3g}")

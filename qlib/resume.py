@@ -1,17 +1,19 @@
 """Blocks that are finished, on disk, so that a killed run goes on where it stopped.
 
-    work/run.json              what is being done: methods, grids, calibration, hash of the float weights
+    work/run.json              what is done: methods, grids, calibration, hash of the float weights, versions
     work/NAME.safetensors      one finished block: packed codes of its layers, float tensors that changed
 
-A block's file appears whole or not at all. The blocks are read back in order and run as usual, so what
-comes after them sees the same bits, and the result is that of a run that was never interrupted.
+A block's file appears whole or not at all, and holds its name, its run and a hash of all it says. The blocks
+are read back in order and run as usual, so what comes after them sees the same bits, and the result is that
+of a run that was never interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,57 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.checkpoint import put, restored_layer, stored_layer
-from qlib.errors import QuantError
+from qlib.errors import ModelError, QuantError
 from qlib.linear import FakeQuantLinear
-from qlib.models.convert import read_json, write_json
-from qlib.models.load import open_safetensors
+from qlib.models.files import (
+    BusyError,
+    atomic_file,
+    digest_of,
+    disk_errors,
+    locked,
+    open_safetensors,
+    read_json,
+    write_json,
+)
 from qlib.report import LayerReport
+from qlib.stored_layer import DAMAGE, put, restored_layer, stored_layer
+from qlib.version import library_version
+
+FLOAT = "float:"  # before the names of float tensors in a block's file
+
+
+@contextmanager
+def finished_blocks(
+    folder: str | Path | None, settings: Mapping[str, Any], model: nn.Module
+) -> Iterator[FinishedBlocks | None]:
+    """Yield the finished blocks of a run, and keep other runs out of its folder; None without a folder.
+
+    Raises
+    ------
+    QuantError
+        Another run is at work in the folder, or it belongs to a run with other settings; the message names
+        the first difference.
+    FileError
+        The folder may not be written.
+    """
+    if folder is None:
+        yield None
+        return
+    folder = Path(folder)
+    with disk_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder / "run", wait=False)
+    try:
+        with disk_errors("write", folder):
+            lock.__enter__()
+    except BusyError as error:
+        raise QuantError(
+            f"Another run is at work in {folder} right now. Wait until it ends, or choose another folder."
+        ) from error
+    try:
+        yield FinishedBlocks(folder, settings, model)
+    finally:
+        lock.__exit__(None, None, None)
 
 
 class FinishedBlocks:
@@ -34,7 +81,7 @@ class FinishedBlocks:
     Parameters
     ----------
     folder : Path
-        Created. It belongs to one run: another model, method, grid or calibration list is refused.
+        It belongs to one run: another model, method, grid or calibration list is refused.
     settings : mapping
         What decides the result, as it stands in the manifest.
     model : nn.Module
@@ -43,17 +90,20 @@ class FinishedBlocks:
     Raises
     ------
     QuantError
-        The folder belongs to a run with other settings; the message names the first difference.
+        The folder belongs to a run with other settings, the message names the first difference; or nobody can
+        tell to which run its blocks belong.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], model: nn.Module) -> None:
         self.folder = folder
-        run = json.loads(json.dumps({**settings, "weights": hash_weights(model), "torch": torch.__version__}))
-        folder.mkdir(parents=True, exist_ok=True)
+        versions = {"torch": torch.__version__, "quantdraft": library_version()}
+        run: dict[str, Any] = json.loads(json.dumps({**settings, "weights": hash_weights(model), **versions}))
+        self.run = digest_of(run)
         file = folder / "run.json"
-        if not file.is_file():
+        found = _read_run(file) if file.exists() else None
+        if found is None:
             write_json(file, run)
-        elif (found := read_json(file)) != run:
+        elif found != run:
             key = next(key for key in {**run, **found} if run.get(key) != found.get(key))
             raise QuantError(
                 f"{folder} holds another run: {key} was {found.get(key)!r} and is {run.get(key)!r} now. "
@@ -63,7 +113,15 @@ class FinishedBlocks:
     def save(
         self, block: str, model: nn.Module, changed: Collection[str], reports: Collection[LayerReport]
     ) -> None:
-        """Write one block: its quantized layers, named by their reports, and changed float parameters."""
+        """Write one block: its quantized layers, named by their reports, and changed float parameters.
+
+        Raises
+        ------
+        QuantError
+            A layer that could not be read back.
+        FileError
+            The disk is full, or may not be written.
+        """
         tensors: dict[str, Tensor] = {}
         about = {}
         for report in reports:
@@ -74,34 +132,89 @@ class FinishedBlocks:
             tensors |= stored
         state = model.state_dict()
         kept = [name for name in changed if name in state and name.rpartition(".")[0] not in about]
-        tensors |= {f"float:{name}": state[name].cpu().contiguous() for name in kept}
-        partial = self.folder / f".{block}.partial"
-        save_file(tensors, partial, metadata={"layers": json.dumps(about)})
-        partial.replace(self._file(block))
+        tensors |= {f"{FLOAT}{name}": state[name].cpu().contiguous() for name in kept}
+        said = {"block": block, "run": self.run, "layers": json.dumps(about)}
+        with atomic_file(self._file(block)) as fresh:
+            save_file(tensors, fresh, metadata={**said, "sha256": _hash_block(tensors, said)})
 
     def load(self, block: str, model: nn.Module) -> list[LayerReport] | None:
-        """Put a finished block into the model and return its reports, or None if it was not finished."""
-        if not self._file(block).is_file():
+        """Put a finished block into the model and return its reports, or None if it was not finished.
+
+        Raises
+        ------
+        QuantError
+            The file is damaged, or another block's, or another run's.
+        """
+        path = self._file(block)
+        if not path.exists():
             return None
-        reports = []
-        with open_safetensors(self._file(block)) as file:
-            names = set(file.keys())
-            for name in sorted(names):
-                if name.startswith("float:"):
-                    parameter = model.get_parameter(name.removeprefix("float:"))
-                    with torch.no_grad():
-                        parameter.copy_(file.get_tensor(name))
-            for name, about in json.loads(file.metadata()["layers"]).items():
-                stored = {part: file.get_tensor(f"{name}.{part}") for part in about["tensors"]}
-                old = model.get_submodule(name).weight
-                assert isinstance(old, Tensor)
-                put(model, name, restored_layer(stored, about, old.dtype).to(old.device))
-                report = about["report"]
-                reports.append(LayerReport(**{**report, "notes": tuple(report["notes"])}))
-        return reports
+        try:
+            said, tensors = _read_block(path)
+            self._check(block, said, tensors)
+            return _put_block(model, said, tensors)
+        except DAMAGE as error:
+            raise QuantError(
+                f"{path} does not give the finished block {block}: {error}. Remove this file, and the block "
+                "is computed again."
+            ) from error
+
+    def _check(self, block: str, said: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+        if said.get("sha256") != _hash_block(tensors, said):
+            raise ModelError("it is damaged, or was changed since it was written")
+        if said["block"] != block:
+            raise ModelError(f"it holds the block {said['block']}")
+        if said["run"] != self.run:
+            raise ModelError("it belongs to another run")
 
     def _file(self, block: str) -> Path:
         return self.folder / f"{block}.safetensors"
+
+
+def _read_run(file: Path) -> dict[str, Any] | None:
+    """Return what a folder's run is; None if that cannot be read and nothing would be lost."""
+    try:
+        return read_json(file)
+    except ModelError as error:
+        if blocks := sorted(file.parent.glob("*.safetensors")):
+            raise QuantError(
+                f"{file} cannot be read ({error}), so nobody knows to which run the {len(blocks)} finished "
+                f"blocks in {file.parent} belong. Remove the folder and begin again, or choose another one."
+            ) from error
+        return None
+
+
+def _read_block(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with open_safetensors(path) as file:
+        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+
+
+def _put_block(model: nn.Module, said: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[LayerReport]:
+    reports = []
+    for name, value in tensors.items():
+        if name.startswith(FLOAT):
+            with torch.no_grad():
+                model.get_parameter(name.removeprefix(FLOAT)).copy_(value)
+    for name, about in json.loads(said["layers"]).items():
+        report = about.pop("report")
+        old = model.get_submodule(name)
+        weight = old.weight
+        assert isinstance(weight, Tensor)
+        stored = {part: tensors[f"{name}.{part}"] for part in about["tensors"]}
+        put(model, name, restored_layer(stored, about, old, weight.dtype).to(weight.device))
+        reports.append(LayerReport(**{**report, "notes": tuple(report["notes"])}))
+    return reports
+
+
+def _hash_block(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
+    """Return a sha256 over all that a block's file says: names, kinds, shapes and values, and the texts."""
+    digest = hashlib.sha256()
+    for key in ("block", "run", "layers"):
+        digest.update(f"{key}={said.get(key)}\n".encode())
+    for name in sorted(tensors):
+        value = tensors[name].cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def hash_weights(model: nn.Module) -> str:

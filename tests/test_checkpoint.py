@@ -16,11 +16,12 @@ from torch import Tensor
 
 import qlib
 from qlib import checkpoint
-from qlib.checkpoint import folder_bytes, save_quantized, shorten, stored_bits, stored_tensors
+from qlib.checkpoint import folder_bytes, save_quantized
 from qlib.errors import ModelError, QuantError
-from qlib.models.download import sha256_of
+from qlib.models.files import sealed, sha256_of
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
+from qlib.stored_layer import shorten, stored_bits, stored_tensors
 
 
 def logits(model: Whisper) -> Tensor:
@@ -162,14 +163,19 @@ def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_cleans_up(
     assert torch.equal(logits(qlib.load_quantized(tmp_path / "saved")), logits(result.model))
 
 
+def change(folder: Path, **parts: object) -> None:
+    """Edit the manifest on purpose: the hashes are mended too."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | parts
+    manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
 def edit(folder: Path, drop: str) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     del tensors[drop]
     save_file(tensors, path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"] = sha256_of(path)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    change(folder)
 
 
 @pytest.mark.parametrize("part", ["codes", "scale"])
@@ -209,8 +215,12 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, result: qlib.Result) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, r"format and version \('other', 2\); this library reads \('quantdraft', 2\)"),
-        ({"version": 3}, r"\('quantdraft', 2\)"),
+        ({"format": "other"}, r"format and version \('other', 3\); this library reads 'quantdraft', .* 2, 3"),
+        ({"version": 4}, r"\('quantdraft', 4\); this library reads 'quantdraft', versions 2, 3"),
+        ({"version": True}, r"\('quantdraft', True\)"),
+        ({"files": None}, "lacks 'files'"),
+        ({"digest": None}, "lacks 'digest'"),
+        ({"settings": {}}, "manifest.json was changed or damaged since it was saved"),
         ({"layers": None}, "lacks 'layers'"),
         ({"dtype": None}, "lacks 'dtype'"),
     ],
@@ -227,13 +237,10 @@ def test_manifest_of_another_kind(
 
 def test_manifest_that_names_a_foreign_layer(tmp_path: Path, result: qlib.Result) -> None:
     folder = result.save(tmp_path / "saved")
-    text = (
-        (folder / "manifest.json")
-        .read_text()
-        .replace("model.encoder.layers.0.fc1", "model.encoder.layers.9.fc1")
-    )
-    (folder / "manifest.json").write_text(text)
-    with pytest.raises(ModelError, match=r"model\.encoder\.layers\.9\.fc1"):
+    layers = json.loads((folder / "manifest.json").read_text())["layers"]
+    layers["model.encoder.layers.9.fc1"] = layers.pop("model.encoder.layers.0.fc1")
+    change(folder, layers=layers)
+    with pytest.raises(ModelError, match=r"model\.encoder\.layers\.9\.fc1: this architecture does not have"):
         qlib.load_quantized(folder)
 
 

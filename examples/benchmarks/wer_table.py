@@ -16,7 +16,6 @@ anew.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ import qlib
 from qlib.activation import KeepColumns
 from qlib.asr.datasets import require_text
 from qlib.asr.wer import score
+from qlib.models.files import read_json, write_json
 from qlib.report import align
 
 CONFIGS = ("w8a8", "w4a16", "w4a8", "w3a16", "w3a8", "w2a16")
@@ -144,9 +144,7 @@ def measure(
         "test_seconds": time.perf_counter() - started,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / ".wer.partial"
-    fresh.write_text(json.dumps(cells))
-    fresh.replace(folder / "wer.json")
+    write_json(folder / "wer.json", cells)
     print(f"{name}: {', '.join(f'{source} {result.wer:.2f}' for source, result in wer.items())}", flush=True)
 
 
@@ -164,7 +162,7 @@ def evaluate(model: Any, test: Sources) -> dict[str, qlib.WerResult]:
 
 def load(store: Path) -> dict[str, Any]:
     """Return the cells measured so far."""
-    return json.loads(store.read_text()) if store.is_file() else {}
+    return read_json(store) if store.is_file() else {}
 
 
 def result_of(cell: dict[str, Any], source: str) -> qlib.WerResult:

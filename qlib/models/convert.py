@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.config_values import MOST_TOKENS, ConfigValues
+from qlib.models.files import read_json, write_json
 from qlib.models.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
 from qlib.models.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.formats.tokenizer_json import mend_merges
@@ -239,21 +238,3 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file that other users of the machine may read, like its neighbours."""
     save_file(tensors, path, {"format": "pt"})
     path.chmod(0o644)  # it is created for its owner only
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or malformed file is a ModelError that names it."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing. A checkpoint folder in Hugging Face layout has it.") from error
-    except ValueError as error:  # malformed JSON, or not UTF-8
-        raise ModelError(f"Cannot read {path}: it is not valid JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} holds a {type(values).__name__}, not a JSON object.")
-    return values
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, UTF-8, indented."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

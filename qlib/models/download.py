@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qlib.errors import FetchError
+from qlib.models.files import sha256_of
 
 POLL = 0.2  # seconds between two looks at the growing download
 
@@ -115,15 +115,6 @@ def _bytes_under(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += Path(place, name).stat().st_size
     return total
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:

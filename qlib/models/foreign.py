@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qlib.errors import FileError, ModelError
 from qlib.models import convert, store
-from qlib.models.download import sha256_of
+from qlib.models.files import sha256_of
 
 log = logging.getLogger(__name__)
 _CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qlib.errors import ModelError, describe, list_names
 from qlib.models.config_values import ConfigValues
-from qlib.models.convert import read_json
+from qlib.models.files import open_safetensors, read_json
 from qlib.models.gemma3 import Gemma3, Gemma3Config
 from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.locate import locate
@@ -226,26 +224,6 @@ def compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]
             + "; ".join(problems)
             + f". {hint(missing, unexpected)}"
         )
-
-
-class open_safetensors:  # noqa: N801  (reads as a function)
-    """`safe_open` whose errors name the file and what to do."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Any:
-        try:
-            self.file: Any = safe_open(self.path, framework="pt")
-            return self.file.__enter__()  # type: ignore[no-untyped-call]
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{self.path} ({self.path.stat().st_size:,} bytes) is damaged or truncated: {error}. "
-                "Download or convert it again."
-            ) from error
-
-    def __exit__(self, *exception: Any) -> None:
-        self.file.__exit__(*exception)
 
 
 def _whisper(folder: Path, config: ConfigValues) -> Whisper:

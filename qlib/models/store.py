@@ -1,23 +1,18 @@
-"""Folders of the cache: made aside, moved into place at once, guarded by a lock that dies with its holder.
+"""Folders of the cache: made aside and moved into place at once, by `qlib.models.files`.
 
-<cache>/models/<name>/            a finished model
-<cache>/models/.partial/<name>/   work in progress; whatever lies here while nobody holds the lock is waste
-<cache>/models/.partial/<name>.lock
+<cache>/models/<name>/             a finished model
+<cache>/models/.quantdraft-.../    work in progress; what a killed run left there is removed by the next fetch
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-log = logging.getLogger(__name__)
+from qlib.models import files
 
 
 def cache_dir() -> Path:
@@ -34,65 +29,38 @@ def model_dir(name: str) -> Path:
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of one model: others wait here. The system frees it when its holder is killed."""
-    path = _partial() / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if not _try_lock(file):
-            log.info("waiting for another fetch of %s", name)
-            while not _try_lock(file):
-                time.sleep(0.1)
-        yield
-
-
-@contextmanager
 def workspace(name: str) -> Iterator[Path]:
-    """Yield an empty folder on the cache's disk, removed at the end. Call it with the lock held.
+    """Hold the lock of one model, and yield an empty folder on the cache's disk that is removed at the end.
 
-    Folders left by killed runs are removed first.
+    Others wait here. Folders left by killed runs are removed first.
     """
-    shutil.rmtree(_partial() / name, ignore_errors=True)
-    folder = _partial() / name / str(os.getpid())  # a killed run's downloader may still write into its own
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+    folder = model_dir(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.work_place(folder, holder=f"another fetch of {name}") as work:
+        files.recover(folder, _everything)
+        shutil.rmtree(
+            folder.parent / ".partial" / name, ignore_errors=True
+        )  # where releases up to 0.1 worked
+        yield work
+
+
+def tidy(name: str) -> None:
+    """Remove what killed fetches of one model left, unless a fetch is at work now."""
+    folder = model_dir(name)
+    files.mend(folder, _everything, wait=False)
+    shutil.rmtree(folder.parent / ".partial" / name, ignore_errors=True)
 
 
 def install(built: Path, name: str) -> Path:
-    """Move a finished folder into place; an older one goes away. Call it with the lock held.
+    """Move a finished folder into place; an older one goes away. Call it in the model's workspace.
 
     A reader finds the old folder, none for a moment, or the new one, never a mixture.
     """
     final = model_dir(name)
-    if final.exists():
-        final.replace(built.parent / "old")  # removed with the workspace
-    return built.replace(final)
+    files.install(built, final, _everything)
+    return final
 
 
-def _partial() -> Path:
-    return cache_dir() / "models" / ".partial"
-
-
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+def _everything(folder: Path) -> Sequence[str]:
+    """All that lies in a folder of the cache is ours."""
+    return sorted(path.name for path in folder.iterdir())

@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 
 from qlib.errors import ModelError, describe, list_names
-from qlib.models.convert import read_json
+from qlib.models.files import read_json
 from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
 

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
+from qlib.models.files import atomic_folder
 from qlib.models.formats.tokenizer_bin import tokenizer_json
 from qlib.models.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
 from qlib.models.llama import Llama, LlamaConfig
@@ -28,6 +29,10 @@ from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 
 CHAT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIALS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
+FILES = (  # that `write_folder` may write
+    *("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"),
+    "model.safetensors",
+)
 
 
 def tiny_tokenizer(specials: tuple[str, ...] = SPECIALS) -> Tokenizer:
@@ -209,9 +214,11 @@ def randomize(model: nn.Module, seed: int) -> None:
 
 
 def write_folder(model: Model, folder: Path) -> Path:
-    """Write a model as a folder in Hugging Face layout and return the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_description(folder)
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in model.tied}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    """Write a model as a folder in Hugging Face layout and return the folder; other files in it stay."""
+    with atomic_folder(folder, lambda _: FILES) as fresh:
+        model.save_description(fresh)
+        state = {
+            name: value.contiguous() for name, value in model.state_dict().items() if name not in model.tied
+        }
+        save_file(state, fresh / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from qlib.errors import ModelError, describe, list_names
+from qlib.models.files import disk_errors
 
 
 class Tokenizer:
@@ -61,8 +62,10 @@ class Tokenizer:
                 f"{path} does not exist. A checkpoint folder needs it besides config.json and "
                 "model.safetensors; copy it from where the weights came from."
             )
+        with disk_errors("read", path):
+            content = path.read_bytes()  # not from_file: it opens no path that is not UTF-8
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            return cls(tokenizers.Tokenizer.from_str(content.decode("utf-8")))
         except Exception as error:  # the reader raises bare Exception
             raise ModelError(f"{path} is damaged or of an unknown kind: {error}. Copy it again.") from error
 

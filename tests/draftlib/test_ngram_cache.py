@@ -20,6 +20,7 @@ from draftlib.trie import Trie
 from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
+from qlib.models.files import sealed
 
 # Draft tokens 0 and 1 are letters, 2 both at once, 3 is special; the target's tokens are all words of up to
 # four letters, so that every n-gram of letters has a target token, some have two, and one none.
@@ -393,8 +394,9 @@ def test_a_cache_of_before_ageing_is_read(tmp_path: Path) -> None:
 
 
 def change_json(folder: Path, **parts: Any) -> None:
+    """Edit on purpose: the hash is mended too."""
     path = folder / "ngrams.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()) | parts)))
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
@@ -408,7 +410,13 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     ),
     (lambda folder: change_json(folder, clock="x"), "damaged: check clock"),
     (lambda folder: change_json(folder, settings={"policy": "lfu"}), "damaged: check settings"),
-    (lambda folder: change_json(folder, version=2), "has version 2, this release reads 1. Collect"),
+    (lambda folder: change_json(folder, version=3), "has version 3, this release reads 1, 2. Collect"),
+    (
+        lambda folder: (folder / "ngrams.json").write_text(
+            (folder / "ngrams.json").read_text().replace("50000", "50001")
+        ),
+        "ngrams.json is damaged: it does not have the sha256 that it names. Delete",
+    ),
     (lambda folder: (folder / "ngrams.safetensors").write_bytes(b"x" * 99), "its 99 bytes.*sha256.*Delete"),
 ]
 

@@ -11,7 +11,6 @@ import torch
 from oracles import fit_oracle, round_oracle
 from torch import Tensor
 
-from qlib.checkpoint import restored, stored_tensors
 from qlib.errors import QuantError
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
@@ -19,6 +18,7 @@ from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
 from qlib.methods.quik import QUIK, quik
 from qlib.methods.second_order import hessian
+from qlib.stored_layer import restored, stored_tensors
 
 COLUMNS = 40
 LARGE = [5, 17, 30]

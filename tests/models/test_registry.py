@@ -22,7 +22,7 @@ from packages import build_wheel, whisper_package, whisper_tensors
 from safetensors.torch import load_file
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
-from qlib.models import convert, download, registry, store
+from qlib.models import convert, download, files, registry, store
 from qlib.models.download import Wheel
 from qlib.models.load import load_model
 from qlib.models.registry import Entry
@@ -214,7 +214,7 @@ def test_a_new_wording_of_the_licence_fetches_nothing(mini: Shelf) -> None:
     assert registry.is_there("mini")
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "origin"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "bit", "words", "origin"])
 def test_a_damaged_folder_is_noticed_and_mended(mini: Shelf, damage: str) -> None:
     folder = registry.fetch("mini", progress=False)
     weights = folder / "model.safetensors"
@@ -222,6 +222,15 @@ def test_a_damaged_folder_is_noticed_and_mended(mini: Shelf, damage: str) -> Non
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:100])
         message = rf"is damaged \(model\.safetensors has 100 bytes instead of {size}\)"
+    elif damage == "bit":
+        content = bytearray(weights.read_bytes())
+        content[size // 2] ^= 4
+        weights.write_bytes(content)
+        message = r"is damaged \(model\.safetensors was changed: it has another sha256\)"
+    elif damage == "words":
+        origin = folder / "origin.json"
+        origin.write_text(origin.read_text().replace("made for tests", "made for texts"))
+        message = r"is damaged \(origin\.json was changed\)"
     elif damage == "gone":
         weights.unlink()
         message = rf"is damaged \(model\.safetensors has 0 bytes instead of {size}\)"
@@ -232,6 +241,17 @@ def test_a_damaged_folder_is_noticed_and_mended(mini: Shelf, damage: str) -> Non
         registry.path("mini")
     registry.fetch("mini", progress=False)
     assert registry.is_there("mini")
+
+
+def test_folders_of_earlier_releases_are_used_and_checked_by_size(mini: Shelf) -> None:
+    folder = registry.fetch("mini", progress=False)
+    origin = json.loads((folder / "origin.json").read_text())
+    del origin["sha256"], origin["digest"]
+    (folder / "origin.json").write_text(json.dumps(origin))
+    assert registry.path("mini") == folder
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json has 2 bytes"):
+        registry.path("mini")
 
 
 def test_two_fetches_at_once_share_one_download(
@@ -308,12 +328,27 @@ def test_a_fetch_killed_in_the_conversion_leaves_no_model(mini: Shelf) -> None:
 
 
 def test_left_overs_of_killed_runs_go_before_the_work_begins(shelf: Shelf) -> None:
-    (shelf.models / ".partial" / "mini" / "1234" / "built").mkdir(parents=True)
+    (shelf.models / ".partial" / "mini" / "1234" / "built").mkdir(parents=True)  # of an earlier release
     (shelf.models / ".partial" / "mini.en" / "1234").mkdir(parents=True)  # another model's, perhaps in use
+    mine, other = (f"{files._prefix(shelf.models / name)}-abcd1234" for name in ("mini", "mini.en"))
+    for name in (mine, other):
+        (shelf.models / name / "unpacked").mkdir(parents=True)
     with store.workspace("mini") as folder:
-        assert list(folder.parent.iterdir()) == [folder]
+        assert not (shelf.models / mine).exists()
         assert list(folder.iterdir()) == []
+    assert {path.name for path in shelf.models.iterdir()} == {".partial", other}
     assert [path.name for path in (shelf.models / ".partial").iterdir()] == ["mini.en"]
+
+
+def test_left_overs_go_with_the_next_fetch_even_of_a_model_that_is_there(mini: Shelf) -> None:
+    folder = registry.fetch("mini", progress=False)
+    before = mini.left_overs()
+    (mini.models / f"{files._prefix(folder)}-abcd1234" / "unpacked").mkdir(parents=True)
+    shutil.copytree(folder, mini.models / ".mini.old")  # killed between two renames
+    (mini.models / ".partial" / "mini").mkdir(parents=True)
+    assert registry.fetch("mini", progress=False) == folder
+    assert mini.left_overs() == before
+    assert mini.asked == ["mini-model"]
 
 
 # --- the disk

@@ -1,0 +1,16 @@
+"""The version of the library: None for a checkout on the path that was never installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def library_version() -> str | None:
+    """Return the installed version, or None where there is no package metadata."""
+    try:
+        return version("quantdraft")
+    except PackageNotFoundError:
+        return None
+
+
+__version__ = library_version()
