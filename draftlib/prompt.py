@@ -166,7 +166,9 @@ def _from_array(prompt: Any, name: str) -> Any:
 
 def _token(value: Any, at: int, name: str) -> int:
     try:
-        return operator.index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
     except (TypeError, ValueError, RuntimeError) as error:  # what tensors of several numbers raise
         raise DraftError(f"{name}: element {at} is {describe(value)}, not a token id. {_KINDS}") from error
 

@@ -73,8 +73,8 @@ class LayerStats:
 
     def copy(self) -> LayerStats:
         """Return statistics with tensors of their own: layers that share an input share these."""
-        tensors = {name: getattr(self, name) for name in ("hessian", "low", "high", "absolute")}
-        return replace(self, **{n: each if each is None else each.clone() for n, each in tensors.items()})
+        tensors = (self.hessian, self.low, self.high, self.absolute)
+        return LayerStats(self.tokens, *(each if each is None else each.clone() for each in tensors))
 
     def scaled(self, scale: Tensor) -> LayerStats:
         """Return the statistics of x / s, for a scale [inputs] that has been folded away."""

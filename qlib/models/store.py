@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from qlib.errors import QlibError
 from qlib.models import files
+
+ORIGIN = "origin.json"
 
 
 def cache_dir() -> Path:
@@ -59,6 +63,47 @@ def install(built: Path, name: str) -> Path:
     final = model_dir(name)
     files.install(built, final, _everything)
     return final
+
+
+def write_origin(built: Path, about: Mapping[str, Any]) -> None:
+    """Write what a finished folder was made of, with size and hash of each of its files."""
+    made = sorted(built.iterdir())
+    sizes = {file.name: file.stat().st_size for file in made}
+    hashes = {file.name: files.sha256_of(file) for file in made}
+    files.write_json(built / ORIGIN, files.sealed({**about, "files": sizes, "sha256": hashes}))
+
+
+def problem(folder: Path, about: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with a folder, as the end of a sentence; None if it is the one that was made.
+
+    `about` holds the entries of origin.json that decide whether it was made of the right things.
+    """
+    if not folder.is_dir():
+        return "is not there"
+    try:
+        found = files.read_json(folder / ORIGIN)
+    except QlibError:
+        return f"is incomplete (no readable {ORIGIN})"
+    sizes, hashes = found.get("files"), found.get("sha256", {})
+    if not isinstance(sizes, dict) or not isinstance(hashes, dict):
+        return f"is incomplete (no readable {ORIGIN})"
+    if found.get(files.SEAL) != (files.digest_of(found) if files.SEAL in found or hashes else None):
+        return f"is damaged ({ORIGIN} was changed)"
+    if any(found.get(key) != value for key, value in about.items()):
+        return "was made by another version of this library"
+    return _damage(folder, sizes, hashes)
+
+
+def _damage(folder: Path, sizes: Mapping[str, Any], hashes: Mapping[str, Any]) -> str | None:
+    """Name the first file that is not as it was made; folders of earlier releases know no hashes."""
+    for name, size in sizes.items():
+        file = folder / name
+        there = file.stat().st_size if file.is_file() else 0
+        if there != size:
+            return f"is damaged ({name} has {there} bytes instead of {size})"
+        if name in hashes and files.sha256_of(file) != hashes[name]:
+            return f"is damaged ({name} was changed: it has another sha256)"
+    return None
 
 
 def _everything(folder: Path) -> Sequence[str]:

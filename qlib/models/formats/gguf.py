@@ -180,7 +180,8 @@ def text_config(file: GgufFile) -> dict[str, Any]:
         "dtype": str(file.dtype("token_embd.weight")).removeprefix("torch."),
         **token_ids(file),
     }
-    config["rope_scaling"] = _rope_scaling(file, head_dim, config["rope_theta"])
+    theta = _shortest(file, "rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
+    config["rope_scaling"] = _rope_scaling(file, head_dim, theta)
     return config | (_gemma_settings(file, config) if architecture == "gemma3" else _llama_settings(file))
 
 
