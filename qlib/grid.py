@@ -247,11 +247,18 @@ class QuantizedWeight:
             parts.append(f"{len(self.columns)} columns in float")
         if self.outliers is not None:
             parts.append(f"{len(self.outliers)} outliers in float")
-        numbers = {name: each for name, each in self.tensors().items() if name not in ("codes", "index")}
+        return f"QuantizedWeight({', '.join(parts)}, about {self._bits():.2f} bits per weight)"
+
+    def _bits(self) -> float:
+        """Return the bits per weight of codes, scales, zeros and what stays in float, without the index."""
+        bits, numbers = _bits_of(self.codes), self.tensors()
         if self.second is not None:  # scale and zero are made from the numbers of the second level
-            numbers = {name: each for name, each in numbers.items() if name not in ("scale", "zero")}
-        stored = bits * self.codes.numel() + 8 * sum(each.nbytes for each in numbers.values())
-        return f"QuantizedWeight({', '.join(parts)}, about {stored / self.codes.numel():.2f} bits per weight)"
+            del numbers["scale"], numbers["zero"]
+        stored = bits * numbers.pop("codes").numel()
+        numbers.pop("index", None)
+        for each in numbers.values():  # whole zeros take as many bits as codes
+            stored += (bits if each.dtype == torch.uint8 else 8 * each.itemsize) * each.numel()
+        return stored / self.codes.numel()
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""

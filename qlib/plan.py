@@ -169,8 +169,8 @@ def _check_method(method: object) -> None:
     if not isinstance(method.needs, Needs) or not isinstance(method.name, str):
         raise QuantError(
             f"{_shown(method)} is not a quantization method: its name is {describe(method.name)} and its "
-            f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN or "
-            "Needs.NOTHING."
+            f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN "
+            "or Needs.NOTHING."
         )
 
 
