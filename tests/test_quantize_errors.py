@@ -1,6 +1,6 @@
 """Natural mistakes with `quantize`, grids, activations, methods and pure functions: what the message says.
 
-Each case is a call and the words that its message must hold: what is wrong, where, the numbers, and what to do.
+Each case is a call and the words that its message must hold: what is wrong, where, the numbers, what to do.
 """
 
 from __future__ import annotations
@@ -472,7 +472,7 @@ def test_a_method_that_tells_its_settings_may_be_resumed(tmp_path: Path) -> None
 
 
 def test_what_a_method_changes_in_place_is_its_own_copy() -> None:
-    """Weights, statistics and block parameters are handed over as copies; errors count from the float weight."""
+    """Weights, statistics and block parameters are handed over as copies; errors count from the weight."""
 
     def careless(weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         result = rtn(weight, grid)

@@ -1,15 +1,15 @@
 """`quantize` against a loop of its own: fold, clip, round on two blocks, compared code for code.
 
-The loop below knows a small Llama by its formulas (`folds_of`), runs its blocks as they are, and does all else
-by the pure functions of the methods and a few lines on plain tensors. It also keeps the weights that the user
-had, so the errors of the report are recomputed from them.
+The loop below knows a small Llama by its formulas (`folds_of`), runs its blocks as they are, and does all
+else by the pure functions of the methods and a few lines on plain tensors. It also keeps the weights that the
+user had, so the errors of the report are recomputed from them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -35,6 +35,7 @@ TEXTS = [
 ]
 GRID = Grid(3, 8)
 DAMPING = 0.1
+Range = tuple[float, float, list[int]]
 
 
 def model() -> Llama:
@@ -59,7 +60,7 @@ class Group:
 
 
 def folds_of(block: nn.Module) -> list[Group]:
-    """The four inputs of a block. Two query heads of 4 channels read one value head: they share its scales."""
+    """The four inputs of a block. Two query heads read one value head of 4 channels: they share scales."""
 
     def heads(s: Tensor) -> Tensor:
         return s.view(-1, 2, 4)  # [value heads, query heads that read it, channels]
@@ -85,7 +86,10 @@ def folds_of(block: nn.Module) -> list[Group]:
     ]
 
 
-def read_by(block: nn.Module, run: Callable[[nn.Module, int], Tensor], count: int) -> dict[str, Tensor]:
+Run = Callable[[nn.Module], Any]
+
+
+def read_by(block: nn.Module, run: Run) -> dict[str, Tensor]:
     """All inputs [tokens, inputs] of each linear layer of a block."""
     seen: dict[str, list[Tensor]] = {}
     layers = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
@@ -93,89 +97,102 @@ def read_by(block: nn.Module, run: Callable[[nn.Module, int], Tensor], count: in
         layer.register_forward_pre_hook(lambda _, inputs, n=name: seen.setdefault(n, []).append(inputs[0][0]))
         for name, layer in layers.items()
     ]
-    for number in range(count):
-        run(block, number)
+    run(block)
     for hook in hooks:
         hook.remove()
-    return {name: torch.cat(parts) for name, parts in seen.items()}
+    return {name: torch.cat(parts).float() for name, parts in seen.items()}
+
+
+def move_scales(method: str, block: nn.Module, wanted: nn.Module, run: Run) -> None:
+    """Fold the scales of a transformation into the block, and into the one that is never clipped."""
+    for group in folds_of(block):
+        X = read_by(block, run)[group.layers[0]]
+        weights = [block.get_submodule(layer).weight for layer in group.layers]
+        if method == "smoothquant":
+            s = smoothing_scale(X.abs().amax(0), weights)
+        else:
+            s = awq_scale(weights, X.T @ X, X.abs().mean(0), GRID)[0]
+        s = group.tie(s)
+        for each in (block, wanted):
+            group.divide(each, s)
+            for layer in group.layers:
+                each.get_submodule(layer).weight.mul_(s)
+
+
+def clip(block: nn.Module, run: Run) -> None:
+    """Clip all weights but those of queries and keys, with the inputs of one pass."""
+    for layer, X in read_by(block, run).items():
+        if "q_proj" not in layer and "k_proj" not in layer:
+            weight = block.get_submodule(layer).weight
+            weight.copy_(awq_clip(weight, X.T @ X, GRID))
+
+
+def rounded(method: str, W: Tensor, X: Tensor) -> QuantizedWeight:
+    """Round a weight by its inputs."""
+    if method == "rtn":
+        return rtn(W, GRID)
+    if method == "gptq":
+        return gptq(W, X.T @ X, GRID, damping=DAMPING, act_order="static")
+    return quik(W, X.T @ X, X.abs().amax(0), GRID, columns=3, damping=0.01)
+
+
+def errors_of(W: Tensor, values: Tensor, X: Tensor) -> tuple[float, float]:
+    """Relative errors of a weight and of its outputs, from the inputs themselves."""
+    D, W, X = (W - values).double(), W.double(), X.double()
+    return float(D.norm() / W.norm()), float((X @ D.T).norm() / (X @ W.T).norm())
+
+
+def put(block: nn.Module, layer: str, codes: QuantizedWeight, X: Tensor, static: bool) -> Range | None:
+    """Put a layer in place; return the ends of its static range and the columns that it leaves in float."""
+    activation, found = None, None
+    if static:
+        kept = [] if codes.columns is None else codes.columns.tolist()
+        others = X[:, [column for column in range(X.shape[1]) if column not in kept]]
+        found = (float(others.min()), float(others.max()), kept)
+        activation = FixedRange(qlib.PerTensor(8), *found[:2])
+        activation = KeepColumns(activation, kept) if kept else activation
+    parent, _, child = layer.rpartition(".")
+    setattr(block.get_submodule(parent), child, qlib.FakeQuantLinear(codes, GRID, activation=activation))
+    return found
+
+
+@dataclass
+class ByHand:
+    """Codes, errors and static range of each layer, and the model as it was changed."""
+
+    model: Llama
+    codes: dict[str, QuantizedWeight] = field(default_factory=dict)
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[str, Range | None] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def quantize_by_hand(
-    methods: list[str], static: bool, columns: int = 3
-) -> tuple[dict[str, QuantizedWeight], dict[str, tuple[float, float]], dict[str, Any], Llama]:
-    """Codes of each layer, its errors, its static range, and the model as far as it was changed."""
-    changed = model()
-    stage = changed.stages()[0]
-    batches = text_batches(changed, TEXTS)
+def quantize_by_hand(methods: list[str], static: bool) -> ByHand:
+    """Fold, clip and round one block after the other; each reads what the ones before it now write."""
+    result = ByHand(model())
+    (stage,), batches = result.model.stages(), text_batches(result.model, TEXTS)
     hidden = [stage.enter(batch) for batch in batches]
-    codes, errors, ranges = {}, {}, {}
     for name in stage.blocks:
-        block = changed.get_submodule(name)
+        block = result.model.get_submodule(name)
 
-        def run(module: nn.Module, number: int, hidden: list[Tensor] = hidden) -> Tensor:
-            return stage.run(module, hidden[number], batches[number])
+        def run(block: nn.Module, hidden: list[Tensor] = hidden) -> list[Tensor]:
+            return [stage.run(block, each, batch) for each, batch in zip(hidden, batches, strict=True)]
 
-        wanted = copy.deepcopy(block)  # folded, never clipped
+        wanted = copy.deepcopy(block)  # folded, never clipped: its errors are counted
         for method in methods[:-1]:
-            for group in folds_of(block):
-                X = read_by(block, run, len(batches))[group.layers[0]].float()
-                weights = [block.get_submodule(layer).weight for layer in group.layers]
-                if method == "smoothquant":
-                    s = smoothing_scale(X.abs().amax(0), weights)
-                else:
-                    s = awq_scale(weights, X.T @ X, X.abs().mean(0), GRID)[0]
-                s = group.tie(s)
-                for each in (block, wanted):
-                    group.divide(each, s)
-                    for layer in group.layers:
-                        each.get_submodule(layer).weight.mul_(s)
+            move_scales(method, block, wanted, run)
             if method == "awq":
-                # Clipping one layer must not be seen by the search of the next: statistics are of one pass.
-                before = read_by(block, run, len(batches))
-                for layer in (
-                    "self_attn.v_proj",
-                    "self_attn.o_proj",
-                    "mlp.gate_proj",
-                    "mlp.up_proj",
-                    "mlp.down_proj",
-                ):
-                    X = before[layer].float()
-                    weight = block.get_submodule(layer).weight
-                    weight.copy_(awq_clip(weight, X.T @ X, GRID))
-                inputs = before
-        if "awq" not in methods:
-            inputs = read_by(block, run, len(batches))
-        rounded = {}
+                clip(block, run)
+        inputs = read_by(wanted, run)  # statistics are those of one pass in float: of no clipped layer
+        now = read_by(block, run)  # static ranges are those of the block as it is when it is rounded
         for layer, X in inputs.items():
-            X, weight = X.float(), block.get_submodule(layer).weight
-            H = (X.T @ X).double()
-            rounded[layer] = {
-                "rtn": lambda W=weight: rtn(W, GRID),
-                "gptq": lambda W=weight, H=H: gptq(W, H, GRID, damping=DAMPING, act_order="static"),
-                "quik": lambda W=weight, H=H, X=X: quik(W, H, X.abs().amax(0), GRID, columns=columns),
-            }[methods[-1]]()
-            W = wanted.get_submodule(layer).weight.double()
-            D = W - rounded[layer].decode().double()
-            out = ((D @ H) * D).sum().sqrt() / ((W @ H) * W).sum().sqrt()
-            errors[f"{name}.{layer}"] = (float(D.norm() / W.norm()), float(out))
-        # Static ranges are those of what the layers read once the block is transformed, kept columns left out.
-        now = read_by(block, run, len(batches)) if static else {}
-        for layer, quantized in rounded.items():
-            codes[f"{name}.{layer}"] = quantized
-            activation = None
-            if static:
-                kept = [] if quantized.columns is None else quantized.columns.tolist()
-                others = [c for c in range(quantized.codes.shape[1]) if c not in kept]
-                X = now[layer][:, others]
-                ranges[f"{name}.{layer}"] = (float(X.min()), float(X.max()), kept)
-                activation = FixedRange(qlib.PerTensor(8), float(X.min()), float(X.max()))
-                activation = KeepColumns(activation, kept) if kept else activation
-            parent, _, child = layer.rpartition(".")
-            linear = qlib.FakeQuantLinear(quantized, GRID, activation=activation)
-            setattr(block.get_submodule(parent), child, linear)
-        hidden[:] = [run(block, number) for number in range(len(batches))]
-    return codes, errors, ranges, changed
+            codes = rounded(methods[-1], block.get_submodule(layer).weight, X)
+            result.codes[f"{name}.{layer}"] = codes
+            reference = wanted.get_submodule(layer).weight
+            result.errors[f"{name}.{layer}"] = errors_of(reference, codes.decode(), X)
+            result.ranges[f"{name}.{layer}"] = put(block, layer, codes, now[layer], static)
+        hidden = run(block)
+    return result
 
 
 OBJECTS = {
@@ -199,32 +216,39 @@ CHAINS = [
 
 @pytest.mark.parametrize(("methods", "static"), CHAINS, ids=str)
 def test_quantize_is_the_loop(methods: list[str], static: bool) -> None:
-    expected, errors, ranges, by_hand = quantize_by_hand(methods, static)
-    needs_calib = static or methods != ["rtn"]
+    expected = quantize_by_hand(methods, static)
     result = qlib.quantize(
-        model(), [OBJECTS[name] for name in methods], weight=GRID, calib=TEXTS if needs_calib else None,
+        model(), [OBJECTS[name] for name in methods], weight=GRID,
+        calib=TEXTS if static or methods != ["rtn"] else None,
         activation=qlib.PerTensor(8) if static else None, progress=False,
     )  # fmt: skip
-    assert {layer.name for layer in result.report.layers} == set(expected)
+    assert {layer.name for layer in result.report.layers} == set(expected.codes)
     equal, total = 0, 0
     for layer in result.report.layers:
-        found = result.model.get_submodule(layer.name)
+        found, codes = result.model.get_submodule(layer.name), expected.codes[layer.name]
         assert isinstance(found, qlib.FakeQuantLinear)
-        equal += int((found.codes == expected[layer.name].codes).sum())
+        equal += int((found.codes == codes.codes).sum())
         total += found.codes.numel()
-        torch.testing.assert_close(found.scale, expected[layer.name].scale, rtol=2e-3, atol=1e-4)
-        weight_error, output_error = errors[layer.name]
+        torch.testing.assert_close(found.scale, codes.scale, rtol=2e-3, atol=1e-4)
+        weight_error, output_error = expected.errors[layer.name]
         assert layer.weight_error == pytest.approx(weight_error, rel=0.01)
         assert layer.output_error is None or layer.output_error == pytest.approx(output_error, rel=0.01)
-        if static:
-            activation, (low, high, kept) = found.activation, ranges[layer.name]
-            if kept:
-                assert isinstance(activation, KeepColumns) and activation.columns.tolist() == kept
-                activation = activation.inner
-            assert isinstance(activation, FixedRange)
-            assert (activation.seen, activation.exceeded) == (0, 0), "what calibration ran does not count"
-            assert (activation.low, activation.high) == pytest.approx((min(low, 0), max(high, 0)), rel=1e-4)
+        check_range(found.activation, expected.ranges[layer.name])
     # All but a few: the loop adds in another order, and a tie may fall to the other side.
     assert equal >= 0.998 * total
-    for name, value in by_hand.named_parameters():  # norms with the scales folded in, heads, embeddings
+    for name, value in expected.model.named_parameters():  # norms with the scales folded in, embeddings
         torch.testing.assert_close(result.model.get_parameter(name), value, rtol=1e-4, atol=1e-5)
+
+
+def check_range(activation: Any, expected: Range | None) -> None:
+    """Compare a static range, and see that what calibration ran was not counted."""
+    if expected is None:
+        assert activation is None
+        return
+    low, high, kept = expected
+    if kept:
+        assert isinstance(activation, KeepColumns) and activation.columns.tolist() == kept
+        activation = activation.inner
+    assert isinstance(activation, FixedRange)
+    assert (activation.seen, activation.exceeded) == (0, 0)
+    assert (activation.low, activation.high) == pytest.approx((min(low, 0), max(high, 0)), rel=1e-4)
