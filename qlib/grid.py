@@ -468,9 +468,8 @@ def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> N
     Both ends of the range shrink by the same share, so the code of 0.0 stays where it is.
     """
     full, best = scale.clone(), torch.full_like(scale, torch.inf)
-    smallest = torch.finfo(scale.dtype).tiny  # of normal numbers, as in `scale_of`
     for share in SHRINKS:
-        tried = (full * share).clamp_(min=smallest)
+        tried = full * share
         values = value_of(nearest(groups, tried, zero, grid), tried, zero)
         error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
         better = error < best

@@ -280,8 +280,8 @@ class _Work:
 
     def _round(self, model: Model, name: str, stats: LayerStats) -> QuantizedWeight:
         weight, method = _weight(model, name), self.chain.rounding
-        with _blamed(method, name):
-            rounded = method.quantize_layer(weight.clone(), stats.copy(), self.grid)
+        with _blamed(method, name):  # the weight itself: what the method does to it is gone with the layer
+            rounded = method.quantize_layer(weight, stats.copy(), self.grid)
             rounded = check_rounded(rounded, weight.shape, self.grid, method.name)
         return replace(rounded, notes=(*rounded.notes, *self.notes))
 

@@ -416,13 +416,14 @@ BEFORE_THE_WORK = ("model", "methods", "arguments", "calibration", "early")
         for i, case in enumerate(cases)
     ],
 )
-def test_messages(table: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages(table: str, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     call, words = case
+    monkeypatch.chdir(tmp_path)
     if table in BEFORE_THE_WORK and "Result" not in words and "already" not in words:
         monkeypatch.setattr("qlib.pipeline._Work.block", None)  # would fail with a TypeError if reached
     with pytest.raises(QlibError, match=f"(?s){words}"):
         call()
-    assert not Path("never").exists()
+    assert not any(tmp_path.iterdir()), "nothing was written"
 
 
 # --- what is taken because it can mean only one thing
@@ -485,11 +486,26 @@ def test_what_a_method_changes_in_place_is_its_own_copy() -> None:
             value.zero_()
         return {}
 
+    def overwrite(weights: Any, stats: LayerStats, grid: Grid) -> Tensor:
+        for weight in weights:
+            weight.zero_()
+        return torch.ones(weights[0].shape[1])
+
+    def clip(weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+        before = weight.clone()
+        weight.zero_()
+        return before
+
     texts = ["the heart of the matter", "a heath", "the cat sat at the hat"]
     expected = text([qlib.RTN()], calib=texts)
     method = Outside(quantize_layer=careless)
     method.needs = Needs.HESSIAN
-    found = text([Outside(fit=spoil, name="spoil"), method], calib=texts)
+    before = [
+        Outside(fit=spoil, name="a"),
+        Outside(scale_group=overwrite, name="b"),
+        Outside(clip_layer=clip),
+    ]
+    found = text([*before, method], calib=texts)
     for one, other in zip(found.report.layers, expected.report.layers, strict=True):
         assert (one.weight_error, one.bits_per_weight) == (other.weight_error, other.bits_per_weight)
         assert one.output_error is not None and one.output_error > 0.01
