@@ -424,10 +424,8 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     The grid is as fine as it can be, and 0.0 need not be on it. A group of equal weights is exact.
     Arguments and errors as for `fit_minmax`; a symmetric grid, which has no zero, is another error.
     """
-    check_grid(grid)
-    check_weight(weight)
+    check_weight_on(weight, grid)
     columns = weight.shape[1]
-    grid.check(columns, "the weight")
     if grid.symmetric:
         raise QuantError("A float zero point needs an asymmetric grid. Use Grid(..., symmetric=False).")
     parts = [working(weight.detach())[:, part] for part in grid.slices(columns)]
@@ -483,10 +481,8 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     A narrower last group is filled up with zeros. That is exact, not approximate: each range reaches 0
     anyway, and 0 is rounded without error.
     """
-    check_grid(grid)
-    check_weight(weight)
+    check_weight_on(weight, grid)
     columns = weight.shape[1]
-    grid.check(columns, "the weight")
     width = grid.group or columns
     values = working(weight.detach())
     if columns % width:
@@ -542,6 +538,13 @@ def check_weight(weight: Tensor) -> None:
             f"({weight[row, column].item()}) at row {row}, column {column}. "
             "Repair the checkpoint, or skip this layer."
         )
+
+
+def check_weight_on(weight: Tensor, grid: Grid) -> None:
+    """Refuse what `check_weight` refuses, what is no grid, and a group larger than the weight."""
+    check_grid(grid)
+    check_weight(weight)
+    grid.check(weight.shape[1], "the weight")
 
 
 # --- codes

@@ -29,7 +29,7 @@ from qlib.checkpoint import put, save_quantized, stored_bits
 from qlib.errors import QuantError, true_or_false, whole_number
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
-from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transform
+from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.progress import progress_bar
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
@@ -270,9 +270,8 @@ class _Work:
 
     def _follow(self, model: Model, moved: Fold) -> None:
         """Fold a scale into the wanted weights too: the float function is the same, and no error."""
-        parameters = {**_parameters(model, moved.group), **self.wanted}
-        changed = fold(parameters, moved.group, moved.scale, moved.shift)
-        self.wanted |= {name: value for name, value in changed.items() if name in self.wanted}
+        changed = apply_folds({**_parameters(model, moved.group), **self.wanted}, [moved])
+        self.wanted = {name: changed[name] for name in self.wanted}
 
     def _write(self, model: Model, changed: Mapping[str, Tensor]) -> None:
         apply_fold(model, changed)
