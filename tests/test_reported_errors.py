@@ -157,6 +157,22 @@ def test_a_plain_dict_names_no_folds(speech: list[qlib.Utterance]) -> None:
     assert all(layer.weight_error == pytest.approx(0.5, abs=0.01) for layer in report.layers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-30])
+def test_weights_at_the_ends_of_a_short_float(dtype: torch.dtype, size: float, tmp_path: Path) -> None:
+    model = FAMILIES["llama"]().to(dtype)
+    up = model.get_submodule("model.layers.0.mlp.up_proj").weight
+    with torch.no_grad():
+        up.copy_(up.float() / up.float().abs().max() * size * torch.finfo(dtype).max)
+    result = qlib.quantize(model, weight=qlib.Grid(4, 8), progress=False)
+    for value in result.model.state_dict().values():
+        assert value.isfinite().all()
+    assert all(0 <= layer.weight_error <= 1 for layer in result.report.layers)
+    again = qlib.load_quantized(result.save(tmp_path / "saved"))
+    layer = "model.layers.0.mlp.up_proj"
+    assert torch.equal(again.get_submodule(layer).weight, result.model.get_submodule(layer).weight)
+
+
 # --- one rule for queries and keys
 
 
