@@ -3,7 +3,7 @@
     import qlib
     model = qlib.load_model("whisper-tiny.en")
     result = qlib.quantize(model, [qlib.GPTQ()], weight=qlib.Grid(bits=4, group=64), calib=utterances)
-    print(result.report, qlib.evaluate_wer(result.model, test_utterances))
+    print(result, qlib.evaluate_wer(result.model, test_utterances))
 
 Quantization is *fake*: integer codes and scales are real, and decoded before each layer is used. Accuracy
 and sizes are those of the integers; speed is not.
@@ -14,10 +14,20 @@ from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare
 from qlib.checkpoint import load_quantized, save_quantized
+from qlib.errors import (
+    DataError,
+    FetchError,
+    FileError,
+    MissingExtraError,
+    ModelError,
+    QlibError,
+    QuantError,
+)
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.load import load_model
+from qlib.overview import layers
 from qlib.pipeline import Result, quantize
 from qlib.report import LayerReport, QuantReport
 
@@ -29,12 +39,19 @@ __all__ = [
     "QUIK",
     "RTN",
     "Comparison",
+    "DataError",
     "FakeQuantLinear",
+    "FetchError",
+    "FileError",
     "Grid",
     "LayerReport",
+    "MissingExtraError",
+    "ModelError",
     "OmniQuant",
     "PerTensor",
     "PerToken",
+    "QlibError",
+    "QuantError",
     "QuantReport",
     "QuantizedWeight",
     "Result",
@@ -46,6 +63,7 @@ __all__ = [
     "compare",
     "evaluate_wer",
     "exceeded",
+    "layers",
     "load_model",
     "load_quantized",
     "quantize",

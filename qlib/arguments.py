@@ -64,9 +64,9 @@ def _foreign(model: nn.Module, missing: list[str], what: str) -> str:
     if kind.__module__.startswith("transformers"):
         return start + "Save it by save_pretrained(folder) and pass qlib.load_model(folder)."
     return start + (
-        "Pass what qlib.load_model returns; a model of your own derives from qlib.models.structure.Model "
-        "and lists its groups() and stages(). For single layers: "
-        "method.quantize_layer(layer.weight, stats, grid), then FakeQuantLinear.from_linear."
+        "Pass what qlib.load_model returns; a model of your own derives from qlib.models.structure.Model and "
+        "lists its groups() and stages(). For single layers: method.quantize_layer(layer.weight, "
+        "stats, grid), then FakeQuantLinear.from_linear."
     )
 
 

@@ -247,11 +247,18 @@ class QuantizedWeight:
             parts.append(f"{len(self.columns)} columns in float")
         if self.outliers is not None:
             parts.append(f"{len(self.outliers)} outliers in float")
-        numbers = {name: each for name, each in self.tensors().items() if name not in ("codes", "index")}
+        return f"QuantizedWeight({', '.join(parts)}, about {self._bits():.2f} bits per weight)"
+
+    def _bits(self) -> float:
+        """Return the bits per weight of codes, scales, zeros and what stays in float, without the index."""
+        bits, numbers = _bits_of(self.codes), self.tensors()
         if self.second is not None:  # scale and zero are made from the numbers of the second level
-            numbers = {name: each for name, each in numbers.items() if name not in ("scale", "zero")}
-        stored = bits * self.codes.numel() + 8 * sum(each.nbytes for each in numbers.values())
-        return f"QuantizedWeight({', '.join(parts)}, about {stored / self.codes.numel():.2f} bits per weight)"
+            del numbers["scale"], numbers["zero"]
+        stored = bits * numbers.pop("codes").numel()
+        numbers.pop("index", None)
+        for each in numbers.values():  # whole zeros take as many bits as codes
+            stored += (bits if each.dtype == torch.uint8 else 8 * each.itemsize) * each.numel()
+        return stored / self.codes.numel()
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
@@ -417,10 +424,8 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     The grid is as fine as it can be, and 0.0 need not be on it. A group of equal weights is exact.
     Arguments and errors as for `fit_minmax`; a symmetric grid, which has no zero, is another error.
     """
-    check_grid(grid)
-    check_weight(weight)
+    check_weight_on(weight, grid)
     columns = weight.shape[1]
-    grid.check(columns, "the weight")
     if grid.symmetric:
         raise QuantError("A float zero point needs an asymmetric grid. Use Grid(..., symmetric=False).")
     parts = [working(weight.detach())[:, part] for part in grid.slices(columns)]
@@ -461,9 +466,8 @@ def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> N
     Both ends of the range shrink by the same share, so the code of 0.0 stays where it is.
     """
     full, best = scale.clone(), torch.full_like(scale, torch.inf)
-    smallest = torch.finfo(scale.dtype).tiny  # of normal numbers, as in `scale_of`
     for share in SHRINKS:
-        tried = (full * share).clamp_(min=smallest)
+        tried = full * share
         values = value_of(nearest(groups, tried, zero, grid), tried, zero)
         error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
         better = error < best
@@ -477,10 +481,8 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     A narrower last group is filled up with zeros. That is exact, not approximate: each range reaches 0
     anyway, and 0 is rounded without error.
     """
-    check_grid(grid)
-    check_weight(weight)
+    check_weight_on(weight, grid)
     columns = weight.shape[1]
-    grid.check(columns, "the weight")
     width = grid.group or columns
     values = working(weight.detach())
     if columns % width:
@@ -536,6 +538,13 @@ def check_weight(weight: Tensor) -> None:
             f"({weight[row, column].item()}) at row {row}, column {column}. "
             "Repair the checkpoint, or skip this layer."
         )
+
+
+def check_weight_on(weight: Tensor, grid: Grid) -> None:
+    """Refuse what `check_weight` refuses, what is no grid, and a group larger than the weight."""
+    check_grid(grid)
+    check_weight(weight)
+    grid.check(weight.shape[1], "the weight")
 
 
 # --- codes

@@ -30,7 +30,7 @@ from qlib.checkpoint import save_quantized
 from qlib.errors import QuantError, true_or_false, whole_number
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
-from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transform
+from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.progress import progress_bar
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
@@ -272,9 +272,8 @@ class _Work:
 
     def _follow(self, model: Model, moved: Fold) -> None:
         """Fold a scale into the wanted weights too: the float function is the same, and no error."""
-        parameters = {**_parameters(model, moved.group), **self.wanted}
-        changed = fold(parameters, moved.group, moved.scale, moved.shift)
-        self.wanted |= {name: value for name, value in changed.items() if name in self.wanted}
+        changed = apply_folds({**_parameters(model, moved.group), **self.wanted}, [moved])
+        self.wanted = {name: changed[name] for name in self.wanted}
 
     def _write(self, model: Model, changed: Mapping[str, Tensor]) -> None:
         apply_fold(model, changed)
@@ -282,8 +281,8 @@ class _Work:
 
     def _round(self, model: Model, name: str, stats: LayerStats) -> QuantizedWeight:
         weight, method = _weight(model, name), self.chain.rounding
-        with _blamed(method, name):
-            rounded = method.quantize_layer(weight.clone(), stats.copy(), self.grid)
+        with _blamed(method, name):  # the weight itself: what the method does to it is gone with the layer
+            rounded = method.quantize_layer(weight, stats.copy(), self.grid)
             rounded = check_rounded(rounded, weight.shape, self.grid, method.name)
         return replace(rounded, notes=(*rounded.notes, *self.notes))
 

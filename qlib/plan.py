@@ -129,8 +129,6 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
     preparations: list[Preparation] = []
     for method in _listed(methods):
         _check_method(method)
-        if method.name in [other.name for other in preparations]:
-            raise QuantError(f"{method.name} stands twice in the list of methods. Pass it once.")
         if isinstance(method, WeightMethod):
             rounding.append(method)
         elif rounding:
@@ -138,6 +136,8 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
                 f"{method.name} stands behind {rounding[0].name}: a weight that is rounded cannot be "
                 f"transformed any more. Pass [{method.name}, {rounding[0].name}]: transformations first."
             )
+        elif method.name in [other.name for other in preparations]:
+            raise QuantError(f"{method.name} stands twice in the list of methods. Pass it once.")
         else:
             preparations.append(method)
     if len(rounding) > 1:
@@ -169,8 +169,8 @@ def _check_method(method: object) -> None:
     if not isinstance(method.needs, Needs) or not isinstance(method.name, str):
         raise QuantError(
             f"{_shown(method)} is not a quantization method: its name is {describe(method.name)} and its "
-            f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as "
-            "Needs.HESSIAN or Needs.NOTHING."
+            f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN "
+            "or Needs.NOTHING."
         )
 
 

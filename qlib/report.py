@@ -120,8 +120,9 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def weight_error(weight: Tensor, values: Tensor) -> float:
     """Return |W - Q(W)| / |W| in the Frobenius norm; 0 for a zero weight that stays zero."""
-    size = weight.float().norm()
-    return float((weight.float() - values.float()).norm() / size) if size > 0 else 0.0
+    before, after = weight.detach().double(), values.detach().double()
+    size = before.norm()
+    return float((before - after).norm() / size) if size > 0 else 0.0
 
 
 def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:

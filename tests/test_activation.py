@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -465,3 +466,50 @@ class TestErrors:
             FixedRange(PerTensor(), low, high)
         with pytest.raises(QuantError, match="a8 per tensor dynamic"):
             FixedRange(PerTensor(dynamic=True), -1.0, 1.0)
+
+
+class TestEndsOfTheFloats:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    @both_kinds
+    @pytest.mark.parametrize(
+        "ends", [(-1.0, 1.0), (0.0, 1.0), (-1.0, 0.0), (-0.005, 1.0), (-1.0, 0.7)], ids=str
+    )
+    def test_finite_inputs_stay_finite(
+        self, dtype: torch.dtype, bits: int, symmetric: bool, ends: tuple[float, float]
+    ) -> None:
+        numbers = torch.finfo(dtype)
+        share = torch.rand(5, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        share[:, 0], share[:, 1] = 0, 1
+        for size in (numbers.max, numbers.max * 0.4, numbers.tiny, numbers.tiny * 4 * numbers.eps):
+            inputs = ((ends[0] + (ends[1] - ends[0]) * share) * size).to(dtype)
+            span = float(inputs.double().abs().max()) * 2
+            for rounding in (PerToken(bits, symmetric), PerTensor(bits, symmetric, dynamic=True)):
+                rounded = rounding(inputs)
+                assert rounded.dtype == dtype and bool(rounded.isfinite().all())
+                step = span / rounding.grid.qmax * (1 + 4 * numbers.eps) + numbers.tiny
+                assert float((rounded.double() - inputs.double()).abs().max()) <= step
+
+    def test_the_reported_case(self) -> None:
+        """65504 is the largest float16; half a step beyond it stays there."""
+        rounded = PerToken(8)(torch.tensor([[-300.0, 65504.0]], dtype=torch.float16))
+        assert rounded.isfinite().all() and rounded[0, 1] > 65000
+
+    def test_a_static_range_in_float16(self) -> None:
+        fixed = FixedRange(PerTensor(8), -300.0, 65504.0)
+        assert fixed(torch.tensor([65504.0, -300.0], dtype=torch.float16)).isfinite().all()
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_what_is_not_finite_spoils_its_token(self, bad: float) -> None:
+        inputs = tokens(3, 6)
+        inputs[1, 2] = bad
+        rounded = PerToken(8)(inputs)
+        assert rounded[1].isnan().all() and rounded[[0, 2]].isfinite().all()
+
+
+class TestKinds:
+    def test_numbers_of_numpy_and_torch(self) -> None:
+        assert PerToken(numpy.int64(8), numpy.bool_(True)) == PerToken(8, True)
+        assert PerTensor(torch.tensor(4), fit="percentile", percentile=numpy.float64(99)) == PerTensor(
+            4, fit="percentile", percentile=99
+        )

@@ -180,10 +180,9 @@ def test_later_blocks_see_what_earlier_ones_have_become(batch: SpeechBatch) -> N
 
 
 def test_the_float_stream_is_that_of_the_original(batch: SpeechBatch) -> None:
-    """Inputs follow the changed model; float inputs and targets follow the one that nobody changes."""
+    """Inputs follow the changed model; targets follow the one that nobody changes."""
     original, model = tiny_whisper(seed=2), tiny_whisper(seed=2)
     for visit in walk(model, [batch], original):
-        assert torch.equal(visit.inputs[0], visit.float_inputs[0]) == visit.name.endswith("layers.0")
         for parameter in model.get_submodule(visit.name).parameters():
             parameter.data.mul_(1.1)
     assert batch.features is not None

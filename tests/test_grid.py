@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import encode_oracle, fit_mse_oracle, pack_oracle
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlib.errors import QuantError
 from qlib.grid import (
@@ -18,6 +19,7 @@ from qlib.grid import (
     Scale,
     decode,
     encode,
+    fit_float_zero,
     fit_minmax,
     fit_mse,
     fit_scale,
@@ -26,6 +28,9 @@ from qlib.grid import (
     to_unsigned,
     unpack,
 )
+from qlib.linear import FakeQuantLinear
+from qlib.methods.gptq import gptq, hessian
+from qlib.methods.rtn import rtn
 
 GRIDS = [
     Grid(bits, group, symmetric)
@@ -370,3 +375,78 @@ class TestErrors:
     def test_wrong_number_of_bytes(self, size: int) -> None:
         with pytest.raises(QuantError, match=r"7 codes of 3 bits take 3 bytes"):
             unpack(torch.zeros(size, dtype=torch.uint8), 3, (7,))
+
+
+class TestEndsOfTheFloats:
+    """Spans down to the smallest float and up to the largest: scales are normal numbers, values finite."""
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    @given(
+        bits=st.integers(2, 8),
+        symmetric=st.booleans(),
+        exponent=st.floats(0, 1),
+        low=st.sampled_from([-1.0, -0.3, 0.0]),
+        high=st.sampled_from([0.0, 0.6, 1.0]),
+        seed=st.integers(0, 9),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_rounding_to_nearest(
+        self,
+        dtype: torch.dtype,
+        bits: int,
+        symmetric: bool,
+        exponent: float,
+        low: float,
+        high: float,
+        seed: int,
+    ) -> None:
+        numbers = torch.finfo(dtype)
+        octaves = math.log2(numbers.max) - math.log2(numbers.smallest_normal) - math.log2(numbers.eps)
+        half = 2.0 ** (-(1 - exponent) * octaves / 2)  # from the largest number down to the smallest denormal
+        size = numbers.max * half * half
+        share = torch.rand(3, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        share[:, 0], share[:, 1] = 0, 1
+        weight = ((low + (high - low) * share) * size).to(dtype)
+        grid = Grid(bits, 4, symmetric)
+        for fit in (fit_minmax, fit_mse, *([] if symmetric else [fit_float_zero])):
+            scale = fit(weight, grid)
+            smallest = torch.finfo(scale.scale.dtype).tiny
+            assert bool((scale.scale >= smallest).all() and scale.scale.isfinite().all())
+            assert scale.zero is None or bool(scale.zero.float().isfinite().all())
+            codes = encode(weight, scale, grid)
+            values = decode(codes, scale)
+            assert bool(values.isfinite().all())
+            if scale.zero is not None and fit is not fit_float_zero:
+                assert int(scale.zero.max()) <= grid.qmax
+                assert torch.equal(unpack(pack(codes, bits), bits, codes.shape), codes)
+            if fit is fit_minmax:  # half a step; a whole one where a range reaches for the end of the dtype
+                step = scale.per_column()[0].double() * (1.001 if size > numbers.max / 4 else 0.501)
+                assert bool(((values.double() - weight.double()).abs() <= step).all())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+    @pytest.mark.parametrize("grid", [Grid(2), Grid(4, 8), Grid(8, 8, True), Grid(3, None, True)], ids=str)
+    def test_a_layer_at_the_end_of_its_dtype(self, dtype: torch.dtype, grid: Grid) -> None:
+        generator = torch.Generator().manual_seed(3)
+        linear = nn.Linear(24, 6, bias=False).to(dtype)
+        with torch.no_grad():
+            linear.weight.copy_(torch.rand(6, 24, generator=generator) * 2 - 1).mul_(torch.finfo(dtype).max)
+        inputs = torch.randn(99, 24, generator=generator)
+        for codes in (rtn(linear.weight, grid), gptq(linear.weight, hessian(inputs), grid)):
+            layer = FakeQuantLinear.from_linear(linear, codes, grid)
+            assert layer.weight.dtype == dtype and bool(layer.weight.isfinite().all())
+            layer.load_state_dict(layer.state_dict())
+            assert bool(layer.weight.isfinite().all())
+
+    def test_a_span_of_denormals_takes_the_code_of_zero(self) -> None:
+        weight = torch.tensor([[1e-43, -1e-44, 0.0, 2e-44]])
+        scale = fit_minmax(weight, Grid(4))
+        assert int(scale.zero) <= 15  # type: ignore[arg-type]
+        assert decode(encode(weight, scale, Grid(4)), scale).abs().max() == 0
+
+    @pytest.mark.parametrize("fit", [fit_minmax, fit_mse, fit_float_zero], ids=lambda fit: fit.__name__)
+    def test_the_widest_span_of_all(self, fit: Callable[[Tensor, Grid], Scale]) -> None:
+        largest = torch.finfo(torch.float32).max
+        weight = torch.tensor([[-largest, 0.0, largest, largest / 3]])
+        scale = fit(weight, Grid(4))
+        assert scale.scale.isfinite().all()
+        assert decode(encode(weight, scale, Grid(4)), scale).isfinite().all()

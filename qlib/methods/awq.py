@@ -13,7 +13,7 @@ Precision: the searches run in float32 (float64 for such weights).
 Left out: the published search looks at the output of the enclosing module (attention, MLP), this one at those
     of the layers: H is all it takes, no token is kept, but it cannot know that softmax or a gate hides one
     layer's error or enlarges another's. The published clip search sees 512 tokens, H_gg all; neither sees how
-    errors of two groups add up. It leaves q and k unclipped; here that is for the caller to decide.
+    errors of two groups add up. Neither clips q and k: `awq_clip` does as told, `quantize` leaves them out.
 Unlike it: both ends of a range shrink by the same share (there to +-m, however lopsided the range), and no
     channel counts as smaller than 1e-4 of the largest: an unused one (a = 0) would blow up sqrt(max * min).
 """
@@ -27,9 +27,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, as_whole, describe, real_number, settle, true_or_false
+from qlib.errors import QuantError
 from qlib.grid import Grid, check_grid, check_tensor, check_weight, decode, encode, fit_minmax
-from qlib.methods.contracts import LayerStats, Needs, check_stats, check_symmetric_hessian, check_weights
+from qlib.methods.contracts import (
+    LayerStats,
+    Needs,
+    check_stats,
+    check_symmetric_hessian,
+    check_types,
+    check_weights,
+)
 
 FAINT = 1e-4  # no channel counts as smaller than this share of the largest
 STRIP = 256  # columns of H that are multiplied at once
@@ -214,15 +221,7 @@ class AWQ:
     needs: ClassVar[Needs] = Needs.HESSIAN | Needs.MAGNITUDE
 
     def __post_init__(self) -> None:
-        for name in ("scale", "clip"):
-            remedy = f"Use {name}=True or {name}=False."
-            settle(self, **{name: true_or_false(getattr(self, name), f"{name} in AWQ", QuantError, remedy)})
-        for name, remedy in (("points", "Use points=20."), ("steps", "Use steps=10.")):
-            if (number := as_whole(getattr(self, name))) is None:
-                found = describe(getattr(self, name))
-                raise QuantError(f"{name} in AWQ is {found}, not a whole number. {remedy}")
-            settle(self, **{name: number})
-        settle(self, shrink=real_number(self.shrink, "shrink in AWQ", QuantError, "Use shrink=0.5."))
+        check_types(self, ("shrink",), ("points", "steps"), ("scale", "clip"))
         for name, good, remedy in (
             ("points", self.points >= 1, "is not a number >= 1. Use points=20"),
             ("steps", self.steps >= 1, "is not a number >= 1. Use steps=10"),

@@ -18,15 +18,16 @@ have two methods more:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Flag, auto
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, describe
-from qlib.grid import Grid, QuantizedWeight, check_weight
-from qlib.models.structure import LayerGroup
+from qlib.errors import QuantError, describe, real_number, settle, true_or_false, whole_number
+from qlib.grid import Grid, QuantizedWeight, check_tensor, check_weight
+from qlib.models.structure import LayerGroup, fold
 
 
 class Needs(Flag):
@@ -74,7 +75,7 @@ class LayerStats:
     def copy(self) -> LayerStats:
         """Return statistics with tensors of their own: layers that share an input share these."""
         tensors = (self.hessian, self.low, self.high, self.absolute)
-        return LayerStats(self.tokens, *(each if each is None else each.clone() for each in tensors))
+        return LayerStats(self.tokens, *(None if each is None else each.clone() for each in tensors))
 
     def scaled(self, scale: Tensor) -> LayerStats:
         """Return the statistics of x / s, for a scale [inputs] that has been folded away."""
@@ -146,6 +147,18 @@ class Fitted(dict[str, Tensor]):
         super().__init__(parameters)
         self.folds = tuple(folds)
 
+    def without(self, parameters: Mapping[str, Tensor]) -> Fitted:
+        """Leave out the tensors that are those of the block itself."""
+        return Fitted({n: value for n, value in self.items() if value is not parameters[n]}, self.folds)
+
+
+def apply_folds(parameters: Mapping[str, Tensor], folds: Sequence[Fold]) -> dict[str, Tensor]:
+    """Return parameters with folds in them, one after the other; those given are left as they are."""
+    folded = dict(parameters)
+    for each in folds:
+        folded |= fold(folded, each.group, each.scale, each.shift)
+    return folded
+
 
 @dataclass(frozen=True)
 class BlockTask:
@@ -205,6 +218,25 @@ class BlockMethod(Protocol):
 # --- what methods check alike
 
 
+def check_types(
+    settings: Any, reals: Sequence[str] = (), wholes: Sequence[str] = (), flags: Sequence[str] = ()
+) -> None:
+    """Refuse settings of another type, with the default as the remedy; NumPy's numbers become plain ones.
+
+    A setting whose default is None may be None.
+    """
+    kind, defaults = type(settings).__name__, {each.name: each.default for each in fields(settings)}
+    for names, take in ((reals, real_number), (wholes, _whole), (flags, true_or_false)):
+        for name in names:
+            value, remedy = getattr(settings, name), f"Use {name}={defaults[name]!r}."
+            if value is not None or defaults[name] is not None:
+                settle(settings, **{name: take(value, f"{name} in {kind}", QuantError, remedy)})
+
+
+def _whole(value: object, name: str, error: type[QuantError], remedy: str) -> int:
+    return whole_number(value, name, error, -(1 << 63), remedy=remedy)
+
+
 def check_stats(stats: object, method: str) -> None:
     """Refuse statistics that are no `LayerStats`."""
     if not isinstance(stats, LayerStats):
@@ -228,10 +260,35 @@ def check_weights(weights: object, method: str) -> None:
         check_weight(weight)
 
 
+def check_learnable(weights: Mapping[str, Tensor], grid: Grid) -> None:
+    """Refuse weights of 16 bits, in which small steps would be rounded away, and a group too large."""
+    for name, weight in weights.items():
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise QuantError(f"{name} is {weight.dtype}, too short to learn in. Use model.float().")
+        grid.check(weight.shape[1], name)
+
+
+def check_hessian(hessian: Tensor, columns: int) -> None:
+    """Refuse a Hessian of another shape, with NaN or infinity, or not symmetric."""
+    check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
+    if hessian.shape != (columns, columns):
+        raise QuantError(
+            f"a Hessian of shape {tuple(hessian.shape)} for {columns} inputs. Pass the sum of x x^T "
+            "over the inputs of this very layer, as hessian(inputs) returns it."
+        )
+    if not hessian.sum().isfinite():  # one bad number spoils the sum
+        bad = int((~hessian.isfinite()).sum())
+        raise QuantError(
+            f"{bad} of {hessian.numel()} entries of the Hessian are NaN or infinite. "
+            "Look for a bad calibration sample, or for a model that overflows in its dtype."
+        )
+    check_symmetric_hessian(hessian)
+
+
 def check_symmetric_hessian(hessian: Tensor) -> None:
     """Refuse a square matrix that is no sum of x x^T, such as as many inputs as there are features."""
-    size = hessian.abs().max()
-    if float((hessian - hessian.T).abs().max()) > 1e-3 * float(size):
+    H = hessian.detach()
+    if float((H - H.T).abs().max()) > 1e-3 * float(H.abs().max()):
         raise QuantError(
             f"a matrix {list(hessian.shape)} that is not symmetric is no Hessian. Are these the inputs "
             "themselves? Pass their sum of x x^T: hessian(inputs), or inputs.T @ inputs."

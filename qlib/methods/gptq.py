@@ -22,9 +22,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, as_whole, did_you_mean, real_number, settle
+from qlib.errors import QuantError, did_you_mean
 from qlib.grid import Fit, Grid, QuantizedWeight, check_fit
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.contracts import LayerStats, Needs, check_types
 from qlib.methods.second_order import (
     Layer,
     OnGrid,
@@ -178,17 +178,15 @@ class GPTQ:
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
+        check_types(self, ("damping",), ("block",))
         check_fit(self.fit)
         check_damping(self.damping, "GPTQ")
-        settle(self, damping=real_number(self.damping, "damping", QuantError))
         if not isinstance(self.act_order, str) or self.act_order not in get_args(ActOrder):
             known = ", ".join(map(repr, get_args(ActOrder)))
             near = did_you_mean(str(self.act_order), get_args(ActOrder))
             raise QuantError(f"act_order={self.act_order!r} in GPTQ is unknown. Use one of {known}.{near}")
-        block = as_whole(self.block)
-        if block is None or block < 1:
-            raise QuantError(f"block={self.block!r} in GPTQ is not a number of columns >= 1. Use block=128.")
-        settle(self, block=block)
+        if self.block < 1:
+            raise QuantError(f"block={self.block} in GPTQ is not a number of columns >= 1. Use block=128.")
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer by its Hessian; `notes` also say when there were too few tokens.

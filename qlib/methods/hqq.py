@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, as_whole, real_number, settle
+from qlib.errors import QuantError
 from qlib.grid import (
     CHUNK,
     Grid,
@@ -37,7 +37,7 @@ from qlib.grid import (
     nearest_float_zero,
     value_of,
 )
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.contracts import LayerStats, Needs, check_types
 
 
 @dataclass(frozen=True)
@@ -200,15 +200,7 @@ class HQQ:
     needs: ClassVar[Needs] = Needs.NOTHING
 
     def __post_init__(self) -> None:
-        remedies = {"p": "Use p=0.7.", "beta": "Use beta=10.", "kappa": "Use kappa=1.01."}
-        for name, remedy in remedies.items():
-            value = real_number(getattr(self, name), f"{name} in HQQ", QuantError, remedy)
-            settle(self, **{name: value})
-        if (iterations := as_whole(self.iterations)) is None:
-            raise QuantError(
-                f"iterations={self.iterations!r} in HQQ is not a whole number. Use iterations=20."
-            )
-        settle(self, iterations=iterations)
+        check_types(self, ("p", "beta", "kappa"), ("iterations",))
         for name, good, remedy in (
             ("p", 0 < self.p <= 1, "is outside 0 < p <= 1. Use p=0.7"),
             ("beta", 0 < self.beta < float("inf"), "is not a number > 0. Use beta=10"),

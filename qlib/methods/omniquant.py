@@ -30,10 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
-from qlib.errors import QuantError, as_whole, describe, real_number, settle, true_or_false
+from qlib.errors import QuantError
 from qlib.grid import Grid, fit_minmax, nearest, value_of
-from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs
-from qlib.models.structure import fold
+from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds, check_learnable, check_types
 
 START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
 SMALLEST = 1e-5  # ranges below this count as this much in the first scales
@@ -170,18 +169,10 @@ class Learned:
 
     @classmethod
     def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
-        """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest.
-
-        Raises
-        ------
-        QuantError
-            A group is larger than a layer, or weights in float16.
-        """
+        """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest."""
         upper = {}
         for layer in task.layers:
             weight = task.parameters[name := f"{layer}.weight"]
-            _check_dtype(layer, weight)
-            grid.check(weight.shape[1], layer)
             upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
         return cls(upper, {} if grid.symmetric else deepcopy(upper))
 
@@ -204,22 +195,16 @@ class Learned:
 
     def folds(self, task: BlockTask) -> list[Fold]:
         """Return s and z of each group that has them."""
-        return [
-            Fold(group, group.tie(self.log_scale[first].exp()), self.shift.get(first))
-            for group in task.groups
-            if (first := group.layers[0]) in self.log_scale
-        ]
+        found = [(group, group.layers[0]) for group in task.groups if group.layers[0] in self.log_scale]
+        return [Fold(group, group.tie(self.log_scale[n].exp()), self.shift.get(n)) for group, n in found]
 
     def folded(self, task: BlockTask) -> dict[str, Tensor]:
         """Return the block's parameters with s and z folded in: the same function in float."""
-        parameters = dict(task.parameters)
-        for each in self.folds(task):
-            parameters |= fold(parameters, each.group, each.scale, each.shift)
-        return parameters
+        return apply_folds(task.parameters, self.folds(task))
 
-    def apply(self, change: Callable[..., Tensor], task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+    def apply(self, change: Callable[..., Tensor], task: BlockTask, grid: Grid) -> Fitted:
         """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
-        parameters = self.folded(task)
+        parameters = Fitted(self.folded(task), self.folds(task))
         for name, upper in self.upper.items():
             parameters[name] = change(parameters[name], grid, upper, self.lower.get(name))
         return parameters
@@ -243,25 +228,14 @@ class OmniQuant:
     needs: ClassVar[Needs] = Needs.BLOCK | Needs.RANGE
 
     def __post_init__(self) -> None:
-        for name in ("clip_rate", "scale_rate", "alpha"):
-            value = real_number(getattr(self, name), f"{name} in OmniQuant", QuantError, "Use OmniQuant().")
-            settle(self, **{name: value})
-        if (epochs := as_whole(self.epochs)) is None:
-            raise QuantError(
-                f"epochs in OmniQuant is {describe(self.epochs)}, not a whole number. Use epochs=10."
-            )
-        if self.let is not None:
-            remedy = "Use let=None: where inputs are rounded."
-            settle(self, let=true_or_false(self.let, "let in OmniQuant", QuantError, remedy))
-        settle(self, epochs=epochs)
+        check_types(self, ("clip_rate", "scale_rate", "alpha"), ("epochs",), ("let",))
         rates = 0 < self.clip_rate < inf and 0 < self.scale_rate < inf
         if not (self.epochs >= 0 and rates and 0 <= self.alpha <= 1):
             raise QuantError(f"{self}: epochs must be >= 0, rates > 0, alpha from 0 to 1. Use OmniQuant().")
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
-        """Refuse weights too short to learn in, naming the first layer."""
-        for name, weight in weights.items():
-            _check_dtype(name, weight)
+        """Refuse weights too short to learn in, naming the layer."""
+        check_learnable(weights, grid)
 
     @torch.no_grad()
     def fit(self, task: BlockTask, grid: Grid) -> Fitted:
@@ -282,16 +256,15 @@ class OmniQuant:
         """
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
+        self.check_weights({layer: task.parameters[f"{layer}.weight"] for layer in task.layers}, grid)
         plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
         if task.rounds_inputs if self.let is None else self.let:
             learned.start_scales(task, self.alpha)
         best, least = Fitted({}), _mean_loss(task, plain, grid)
         for candidate in (deepcopy(learned), self._learn(task, grid, learned)):
             if (loss := _mean_loss(task, candidate, grid)) < least:
-                found, least = candidate.apply(clip_range, task, grid), loss
-                changed = {name: each for name, each in found.items() if each is not task.parameters[name]}
-                best = Fitted(changed, candidate.folds(task))
-        return best
+                best, least = candidate.apply(clip_range, task, grid), loss
+        return best.without(task.parameters)
 
     def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
         """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
@@ -314,12 +287,6 @@ class OmniQuant:
             if total < least:
                 best, least = deepcopy(learned), total
         return best
-
-
-def _check_dtype(layer: str, weight: Tensor) -> None:
-    """Refuse 16 bits: the steps of learning would be rounded away."""
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise QuantError(f"{layer} is {weight.dtype}, too short to learn in. Use model.float().")
 
 
 def _loss(task: BlockTask, parameters: Mapping[str, Tensor], sample: int) -> Tensor:

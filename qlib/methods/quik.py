@@ -26,9 +26,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, as_whole, real_number, settle
+from qlib.errors import QuantError
 from qlib.grid import Fit, Grid, QuantizedWeight, check_fit, check_tensor
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.contracts import LayerStats, Needs, check_types
 from qlib.methods.second_order import (
     Layer,
     OnGrid,
@@ -130,13 +130,11 @@ class QUIK:
     needs: ClassVar[Needs] = Needs.HESSIAN | Needs.RANGE
 
     def __post_init__(self) -> None:
+        check_types(self, ("damping",), ("columns",))
         check_fit(self.fit)
         check_damping(self.damping, "QUIK")
-        settle(self, damping=real_number(self.damping, "damping", QuantError))
-        columns = None if self.columns is None else as_whole(self.columns)
-        if self.columns is not None and (columns is None or columns < 0):
-            raise QuantError(f"columns={self.columns!r} in QUIK is not a number >= 0. Use columns=None.")
-        settle(self, columns=columns)
+        if self.columns is not None and self.columns < 0:
+            raise QuantError(f"columns={self.columns} in QUIK is not a number >= 0. Use columns=None.")
 
     def count(self, inputs: int) -> int:
         """Return how many of a layer's columns stay in float.

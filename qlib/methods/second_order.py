@@ -26,18 +26,8 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError, real_number
-from qlib.grid import (
-    Fit,
-    Grid,
-    QuantizedWeight,
-    check_grid,
-    check_tensor,
-    check_weight,
-    fit_scale,
-    nearest,
-    value_of,
-)
-from qlib.methods.contracts import LayerStats, check_stats, check_symmetric_hessian
+from qlib.grid import Fit, Grid, QuantizedWeight, check_tensor, check_weight_on, fit_scale, nearest, value_of
+from qlib.methods.contracts import LayerStats, check_hessian, check_stats
 
 ENOUGH = 4  # tokens for each input, from which on a Hessian is not worth a note
 
@@ -69,28 +59,9 @@ def check_layer(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
         The weight is not a matrix of finite numbers, a group is larger than it, or the Hessian is not
         [inputs, inputs] or holds NaN or infinity.
     """
-    check_grid(grid)
-    check_weight(weight)
-    grid.check(weight.shape[1], "the weight")
-    return _checked(hessian, weight.shape[1]).detach().to(weight.device, torch.float64)
-
-
-def _checked(hessian: Tensor, columns: int) -> Tensor:
-    """Refuse a Hessian of another shape, with NaN or infinity, or not symmetric."""
-    check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
-    if hessian.shape != (columns, columns):
-        raise QuantError(
-            f"a Hessian of shape {tuple(hessian.shape)} for {columns} inputs. Pass the sum of x x^T "
-            "over the inputs of this very layer, as hessian(inputs) returns it."
-        )
-    if not hessian.sum().isfinite():  # one bad number spoils the sum
-        bad = int((~hessian.isfinite()).sum())
-        raise QuantError(
-            f"{bad} of {hessian.numel()} entries of the Hessian are NaN or infinite. "
-            "Look for a bad calibration sample, or for a model that overflows in its dtype."
-        )
-    check_symmetric_hessian(hessian)
-    return hessian
+    check_weight_on(weight, grid)
+    check_hessian(hessian, weight.shape[1])
+    return hessian.detach().to(weight.device, torch.float64)
 
 
 def factorize(H: Tensor, order: Tensor, damping: float) -> Tensor:
@@ -158,7 +129,10 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
         Not a square matrix of finite numbers, or not positive definite: names the column.
     """
     check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
-    H = _checked(hessian, hessian.shape[-1] if hessian.ndim else 0).detach().double()
+    check_damping(damping, "inverse_factor")
+    check_tensor(hessian, "the Hessian", "Pass hessian(inputs) of this layer's inputs.")
+    check_hessian(hessian, hessian.shape[-1] if hessian.ndim else 0)
+    H = hessian.detach().double()
     return invert(factorize(H, torch.arange(len(H), device=H.device), damping))
 
 

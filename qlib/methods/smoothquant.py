@@ -24,9 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, real_number, settle
+from qlib.errors import QuantError
 from qlib.grid import Grid, check_tensor
-from qlib.methods.contracts import LayerStats, Needs, check_stats, check_weights
+from qlib.methods.contracts import LayerStats, Needs, check_stats, check_types, check_weights
 
 TINY = 1e-5  # smaller ranges count as this: no division by 0
 
@@ -97,7 +97,7 @@ class SmoothQuant:
     needs: ClassVar[Needs] = Needs.RANGE
 
     def __post_init__(self) -> None:
-        settle(self, alpha=real_number(self.alpha, "alpha in SmoothQuant", QuantError, "Use alpha=0.5."))
+        check_types(self, ("alpha",))
         if not 0 <= self.alpha <= 1:
             raise QuantError(f"alpha={self.alpha!r} in SmoothQuant is outside 0 to 1. Use alpha=0.5.")
 

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlib.errors import QuantError, as_whole, real_number, settle
+from qlib.errors import QuantError
 from qlib.grid import Grid, QuantizedWeight, SecondLevel, encode, fit_float_zero, nearest_float_zero, value_of
-from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.contracts import LayerStats, Needs, check_types
 from qlib.methods.second_order import Layer, check_damping, check_layer, known_hessian, walk, with_token_note
 
 
@@ -243,20 +243,17 @@ class SpQR:
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
+        check_types(self, ("damping", "threshold"), ("second_bits", "second_group"))
         check_damping(self.damping, "SpQR")
-        threshold = real_number(self.threshold, "threshold in SpQR", QuantError, "Use threshold=0.2.")
-        settle(self, damping=real_number(self.damping, "damping", QuantError), threshold=threshold)
         if not self.threshold >= 0:
             raise QuantError(f"threshold={self.threshold} in SpQR is not a number >= 0. Use threshold=0.2.")
         if self.act_order not in ("off", "dynamic"):
             raise QuantError(f"act_order={self.act_order!r} in SpQR is unknown. Use 'off' or 'dynamic'.")
-        bits, group = as_whole(self.second_bits), as_whole(self.second_group)
-        if bits is None or group is None or not 2 <= bits <= 8 or group < 1:
+        if not 2 <= self.second_bits <= 8 or self.second_group < 1:
             raise QuantError(
                 f"second_bits={self.second_bits}, second_group={self.second_group} in SpQR: scales take 2 "
                 "to 8 bits and groups of 1 row or more. Use second_bits=3, second_group=16."
             )
-        settle(self, second_bits=bits, second_group=group)
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
         """Refuse a symmetric grid: scales and zeros are rounded together."""
