@@ -19,7 +19,8 @@ def test_the_list_is_whispers() -> None:
     ("given", "code"),
     [
         ("DE", "de"), (" german ", "de"), ("de-AT", "de"), ("zh_CN", "zh"), ("zh-Hant-TW", "zh"),
-        ("yue", "yue"),        ("Haitian Creole", "ht"), ("haitian-creole", "ht"), ("burmese", "my"), ("nb-NO", "no"),
+        ("yue", "yue"), ("Haitian Creole", "ht"), ("haitian-creole", "ht"),
+        ("burmese", "my"), ("nb-NO", "no"),
     ],
 )  # fmt: skip
 def test_codes_names_and_locales(given: str, code: str) -> None:
