@@ -176,6 +176,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("score ids", lambda m: score(["a"], ["a"], ids=[]), r"0 ids, 1 references"),
     ("compare numbers", lambda m: compare(SCORED, 3.4), r"the float 3\.4 is no WerResult"),
     ("audio of an utterance", lambda m: Utterance(3, "x"), r"audio is the int 3"),
+    ("offset of an utterance", lambda m: Utterance("a.wav", offset=-1), r"offset -1 is no length of time"),
+    ("duration of one", lambda m: Utterance("a.wav", duration="long"), r"duration .long. is not a number"),
     ("text of an utterance", lambda m: Utterance("a.wav", 3), r"text is the int 3"),
 ]  # fmt: skip
 
