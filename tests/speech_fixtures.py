@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import soundfile
@@ -9,12 +10,22 @@ import torch
 
 from qlib.asr.audio import SAMPLE_RATE
 from qlib.asr.datasets import Utterance
+from qlib.models.tiny import tiny_whisper
+from qlib.models.whisper import Whisper
 
 TEXTS = ("the cat", "a heath", "sat", "at the heart of the matter")
 
 
 def noise(seconds: float, seed: int = 0) -> torch.Tensor:
     return 0.1 * torch.randn(int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def multilingual_whisper(seed: int = 5) -> Whisper:
+    """A miniature whose prompt has a language and a task."""
+    model = tiny_whisper(seed)
+    languages, tasks = (("<|en|>", 3), ("<|de|>", 4)), (("transcribe", 7), ("translate", 8))
+    model.generation = replace(model.generation, languages=languages, tasks=tasks)
+    return model
 
 
 def utterances(folder: Path, seconds: tuple[float, ...] = (0.5, 1.0, 0.3, 2.0)) -> list[Utterance]:

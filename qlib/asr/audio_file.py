@@ -4,8 +4,8 @@ Files that are not what their header says are common, and libsndfile is silent a
 
 - a wav whose recorder was stopped: its header says 0 bytes, or fewer than there are. The samples are there,
   so they are read (`_unfinished_wav`);
-- a file that broke off: wav, mp3 or ogg. What is there is read, and a warning says how much is missing;
-  where the decoder cannot go on (flac), it is an error;
+- a file that broke off: wav, mp3, ogg, aiff or au. What is there is read, and a warning says how much is
+  missing; where the decoder cannot go on (flac), it is an error;
 - a file without a header: nothing says its rate, so it is an error that says what to do.
 """
 
@@ -192,8 +192,8 @@ def _open(path: Path, warn: bool = True) -> Iterator[soundfile.SoundFile]:
             file = soundfile.SoundFile(_unfinished_wav(raw, path, warn) or path)
         with file:
             _check_header(file, path)
-            if warn and file.format == "OGG" and not _ogg_ends(path):
-                _warn_cut(path, file.frames / file.samplerate, "more: the mark of the end is missing")
+            if warn:
+                _check_end(file, path)
             yield file
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a format without a header
         raise DataError(f"{path}: cannot be read as audio ({error}). {_remedy(path)}") from error
@@ -284,6 +284,20 @@ def _is_chunks(raw: Any, place: int, total: int) -> bool:
             return False
         place += 8 + size + size % 2
     return place >= total - 8  # a few bytes behind the last chunk are no recording
+
+
+def _check_end(file: soundfile.SoundFile, path: Path) -> None:
+    """Warn where a file ends before its header says; of a wav and an mp3 that is found elsewhere."""
+    seconds = file.frames / file.samplerate
+    if file.format == "OGG" and not _ogg_ends(path):
+        _warn_cut(path, seconds, "more: the mark of the end is missing")
+    if file.format in ("AIFF", "AU"):
+        with path.open("rb") as raw:
+            name, first, second = struct.unpack(">4sII", raw.read(12))
+        claimed = first + 8 if name == b"FORM" else first + second  # an au has its data's begin and size
+        there = path.stat().st_size
+        if there < claimed < PLACEHOLDERS and seconds * (claimed / there - 1) > TOLERANCE:
+            _warn_cut(path, seconds, f"{seconds * claimed / there:.2f} s")
 
 
 def _ogg_ends(path: Path) -> bool:

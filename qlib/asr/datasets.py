@@ -62,6 +62,8 @@ class Utterance:
             raise DataError(f"Utterance: audio is {describe(self.audio)}. Give the path of an audio file.")
         if not isinstance(self.text, str | None):
             raise DataError(f"Utterance: text is {describe(self.text)}. Give what is said, or None.")
+        for name in ("offset", "duration"):
+            object.__setattr__(self, name, _seconds(getattr(self, name), name, "Utterance"))
         object.__setattr__(self, "audio", Path(self.audio))
         if not self.id:
             object.__setattr__(self, "id", f"{self.audio.stem}{self._segment()}")
@@ -316,9 +318,9 @@ def as_utterance(row: Mapping[str, object], root: Path, where: str) -> Utterance
         id=_name(row.get("id")),
         source=str(row.get("source") or ""),
         split=str(row.get("split") or ""),
-        duration=_seconds(row, "duration", where),
+        duration=_seconds(row.get("duration"), "duration", where),
         where=where,
-        offset=_seconds(row, "offset", where),
+        offset=_seconds(row.get("offset"), "offset", where),
         language=(language or "").strip(),
     )
 
@@ -331,9 +333,8 @@ def _name(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _seconds(row: Mapping[str, object], name: str, where: str) -> float | None:
+def _seconds(value: object, name: str, where: str) -> float | None:
     """Return a number of seconds, 0 allowed for the offset only; None where there is none."""
-    value = row.get(name)
     if value is None:
         return None
     try:

@@ -188,6 +188,170 @@ def test_require_text_names_the_line_without(write: Write) -> None:
         require_text(utterances)
 
 
+# --- segments
+
+
+LONG = 2.0  # seconds of long.wav
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> np.ndarray:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, int(LONG * 16_000)).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", samples, 16_000, subtype="FLOAT")
+    return samples
+
+
+def test_each_segment_of_a_recording_has_its_own_id_and_samples(write: Write, long: np.ndarray) -> None:
+    rows = [
+        {"audio_filepath": "long.wav", "offset": 0, "duration": 0.5, "text": "one"},
+        {"audio_filepath": "long.wav", "offset": 0.5, "duration": 1.25, "text": "two"},
+        {"audio_filepath": "long.wav", "offset": 1.75, "text": "three"},
+        {"audio_filepath": "long.wav", "offset": 1.75, "duration": 0.25, "id": "own", "text": "four"},
+    ]
+    found = read_manifest(write(*rows))
+    assert [each.id for each in found] == ["long@0.000+0.500", "long@0.500+1.250", "long@1.750", "own"]
+    for each, (first, last) in zip(
+        found, [(0, 8000), (8000, 28_000), (28_000, 32_000), (28_000, 32_000)], strict=True
+    ):
+        assert each.read().tolist() == long[first:last].tolist()
+
+
+def test_segments_of_a_table(write: Write, long: np.ndarray) -> None:
+    lines = ["path,offset,duration,text", "long.wav,0.5,1,yes", "long.wav,,,all of it"]
+    part, whole = read_manifest(write(*lines, name="list.csv"))
+    assert part.read().tolist() == long[8000:24_000].tolist()
+    assert (len(whole.read()), whole.id) == (32_000, "long")
+
+
+def test_a_shorter_duration_without_offset_is_told(
+    write: Write, long: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write({"audio": "long.wav", "duration": 1.5}, {"audio": "a.flac", "duration": 0.01})
+    assert len(read_manifest(path)[0].read()) == 24_000
+    (record,) = caplog.records
+    assert "1 of 2 utterances have a duration shorter than their file" in record.getMessage()
+    assert f"{path}, line 1: 1.5 of 2.00 s" in record.getMessage()
+
+
+def test_a_duration_that_is_the_files_changes_nothing(
+    write: Write, long: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seconds in (1.95, 2, 2.05, "2.0"):
+        (each,) = read_manifest(write({"audio": "long.wav", "duration": seconds}))
+        assert (len(each.read()), each.id) == (32_000, "long")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"offset": "late"}, "line 2: offset 'late' is not a number"),
+        ({"offset": [1]}, r"line 2: offset \[1\] is not a number"),
+        ({"offset": True}, "line 2: offset True is not a number"),
+        ({"offset": float("nan")}, "line 2: offset nan is not a number"),
+        ({"offset": -1}, "line 2: offset -1 is no length of time.*0 or more"),
+        ({"offset": float("inf")}, "line 2: offset inf is no length of time"),
+        ({"offset": 2.0}, r"line 2: .*offset 2 s is not before the end, the file has 2\.00 s"),
+        ({"offset": 1.5, "duration": 1}, r"line 2: .*offset 1\.5 s and duration 1 s are more"),
+        ({"duration": 2.5}, r"line 2: .*duration 2\.5 s is more than the file has, 2\.00 s"),
+        ({"duration": 0}, "line 2: duration 0 is no length of time.*above 0"),
+        ({"duration": -1}, "line 2: duration -1 is no length of time"),
+        ({"duration": {}}, r"line 2: duration \{\} is not a number"),
+        ({"language": 7}, "line 2: language is the int 7"),
+    ],
+)
+def test_segments_that_are_refused(write: Write, long: np.ndarray, row: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_manifest(write({"audio": "a.flac"}, {"audio": "long.wav", **row}))
+
+
+def test_a_segment_of_what_is_no_audio_is_named(write: Write, tmp_path: Path) -> None:
+    path = write({"audio": "a.flac", "duration": 0.01})
+    (tmp_path / "a.flac").write_text("damaged")
+    with pytest.raises(DataError, match=r"line 1: .*a\.flac: cannot be read as audio"):
+        read_manifest(path)
+
+
+def test_one_recording_with_two_texts_is_refused(write: Write, long: np.ndarray) -> None:
+    rows = [
+        {"audio": "long.wav", "text": "one", "start": 0},
+        {"audio": "long.wav", "text": "two", "start": 1},
+    ]
+    with pytest.raises(
+        DataError, match=r"line 2: the same recording long\.wav as in .*line 1.*offset and duration"
+    ):
+        read_manifest(write(*rows))
+    assert len(read_manifest(write(rows[0], rows[0]))) == 2, "the same clip twice is one's own choice"
+
+
+# --- CSV, languages, utterances by hand
+
+
+def test_csv_has_quotes_and_line_numbers(write: Write, tmp_path: Path) -> None:
+    lines = ["file_name,transcription,lang", 'a.flac,"No, ""he"" said\nso",de', "", "b.flac,yes,"]
+    first, second = read_manifest(write(*lines, name="list.csv", ending="\r\n"))
+    assert (first.text, first.language) == ('No, "he" said\nso', "de")
+    assert (second.text, second.language) == ("yes", "")
+    assert [each.where for each in (first, second)] == [f"{tmp_path / 'list.csv'}, line {n}" for n in (2, 5)]
+
+
+def test_csv_of_a_spreadsheet(write: Write) -> None:
+    (found,) = read_manifest(write("\ufeffaudio;text;duration", "a.flac;Ja, so;0.01", name="list.csv"))
+    assert (found.audio.name, found.text, found.duration) == ("a.flac", "Ja, so", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["audio,text", "a.flac,yes, no"], "line 2: 3 columns, the header has 2.*double quotes"),
+        (["audio,text", 'a.flac,"yes'], "line 2: not CSV"),
+        (["audio,text", "a.flac,x", 'a.flac,"yes"no'], "line 3: not CSV"),
+        (["audio,text,text", "a.flac,x,y"], "line 1: the header has 'text' more than once"),
+        (
+            ["a.flac,yes", "b.flac,no"],
+            r"line 2: no audio path \(found: a\.flac, yes\).*first line of a table",
+        ),
+        (["audio,text", "x.flac,x"], r"line 2: no such audio file"),
+        (["audio,text"], "no utterance in it"),
+        ([], "no utterance in it"),
+    ],
+)
+def test_csv_that_is_refused(write: Write, lines: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_manifest(write(*lines, name="list.csv"))
+
+
+@pytest.mark.parametrize("key", ["language", "lang", "locale"])
+def test_a_language_is_kept(write: Write, key: str) -> None:
+    assert read_manifest(write({"audio": "a.flac", key: " de-DE "}))[0].language == "de-DE"
+
+
+def test_an_utterance_needs_a_path_only() -> None:
+    each = Utterance("clips/a.b.wav", "so it is")
+    assert (each.audio, each.id) == (Path("clips/a.b.wav"), "a.b")
+    assert Utterance("a.wav", offset=1.0, duration=2.5).id == "a@1.000+2.500"
+    assert Utterance(Path("a.wav"), None, "mine").id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        (3, {}, "a manifest is the int 3"),
+        (None, {}, "a manifest is None"),
+        ("list.jsonl", {"limit": "5"}, "limit is the str '5', not a whole number"),
+        ("list.jsonl", {"limit": 2.0}, "limit is the float 2.0"),
+        ("list.jsonl", {"audio_root": 3}, "audio_root is the int 3"),
+        (".", {}, "a folder, not a manifest.*read_librispeech"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(
+    write: Write, tmp_path: Path, path: object, options: dict, message: str
+) -> None:
+    write({"audio": "a.flac"})
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path / path if isinstance(path, str) else path, **options)  # type: ignore[arg-type]
+
+
 # --- LibriSpeech
 
 

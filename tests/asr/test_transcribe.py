@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from speech_fixtures import noise, utterances
+from speech_fixtures import multilingual_whisper, noise, utterances
 from torch import Tensor
 
 from qlib.asr.audio import SAMPLE_RATE, log_mel, split_windows
-from qlib.asr.transcribe import evaluate_wer, greedy, transcribe
+from qlib.asr.transcribe import _Queue, evaluate_wer, greedy, transcribe
 from qlib.asr.wer import score
 from qlib.errors import DataError, ModelError
 from qlib.models.moonshine import Moonshine
@@ -123,6 +124,92 @@ def test_more_recordings_than_one_sorting_holds(model: Whisper, monkeypatch: pyt
     monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 0)
     monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 0.5)  # room for one second
     assert transcribe(model, audios, batch_size=2) == expected
+
+
+def test_memory_is_bounded_by_seconds_not_by_recordings(
+    model: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never more than the bound, a block and a window of sound wait, whatever the recordings are."""
+    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 4)
+    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 1)
+    monkeypatch.setattr("qlib.asr.transcribe.window_seconds", lambda model: 1.0)
+    monkeypatch.setattr("qlib.asr.audio_file.BLOCK_SECONDS", 2)
+    soundfile.write(tmp_path / "long.wav", noise(30).numpy(), SAMPLE_RATE)
+    recordings = [tmp_path / "long.wav", *(noise(0.5, i) for i in range(20)), tmp_path / "long.wav"]
+    held, decode = [], _Queue.decode
+    monkeypatch.setattr(
+        _Queue,
+        "decode",
+        lambda queue: held.append(sum(len(w.samples) for w in queue._waiting)) or decode(queue),
+    )
+    found = transcribe(model, recordings, batch_size=4)
+    assert 4 * SAMPLE_RATE <= max(held) <= 5 * SAMPLE_RATE and len(held) >= 70 / 5
+    assert [each.seconds for each in found] == [30, *[0.5] * 20, 30]
+    assert found[0].tokens == found[-1].tokens and len(found[0].tokens) > 62, "of several windows"
+
+
+def test_a_long_file_is_heard_as_the_same_waveform(model: Whisper, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", noise(130).numpy(), SAMPLE_RATE, subtype="FLOAT")
+    file, waveform = transcribe(model, [tmp_path / "long.wav", noise(130)])
+    assert file == waveform
+
+
+def test_digital_silence_needs_no_model(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech = noise(40)
+    loud = transcribe(model, [speech])[0]
+    quiet = torch.cat([torch.zeros(60 * SAMPLE_RATE), speech])
+    windows = [bool(window.any()) for window in split_windows(quiet)]
+    assert windows == [False, True, True, True] or windows == [False, False, True, True]
+    assert transcribe(model, [quiet])[0].tokens[-62:] == loud.tokens[-62:]
+    monkeypatch.setattr(model, "encode", None)  # nothing may be heard
+    for value in (0.0, 0.25, -1 / 32768):
+        (silence,) = transcribe(model, [torch.full((70 * SAMPLE_RATE,), value)])
+        assert (silence.text, silence.tokens, silence.seconds) == ("", (), 70)
+
+
+def test_each_utterance_is_prompted_in_its_own_language(tmp_path: Path) -> None:
+    model, listed = multilingual_whisper(), utterances(tmp_path)
+    languages = ["", "de", "German", "en-US"]
+    spoken = [replace(each, language=name) for each, name in zip(listed, languages, strict=True)]
+    english, german = (transcribe(model, listed, language=name) for name in ("en", "german"))
+    assert english[1] != german[1]
+    assert transcribe(model, spoken) == [english[0], german[1], german[2], english[3]], "in one batch"
+    assert transcribe(model, spoken, language="en") == english
+    result = evaluate_wer(model, spoken)
+    assert result.normalizer.startswith("whisper-english") and "and whisper-basic" in result.normalizer
+    texts = [each.text for each in (english[0], german[1], german[2], english[3])]
+    assert result == score([each.text or "" for each in listed], texts, languages=["en", "de", "de", "en"])
+    assert result.ids == ("noise0", "noise1", "noise2", "noise3")
+    assert evaluate_wer(model, spoken, language="en").normalizer == result.normalizer.partition(" and ")[0]
+
+
+def test_a_language_of_the_list_that_the_model_lacks_is_named(model: Whisper, tmp_path: Path) -> None:
+    first, second, *_ = utterances(tmp_path)
+    with pytest.raises(ModelError, match=r"line 2: This checkpoint only transcribes English; language='de'"):
+        transcribe(model, [first, replace(second, language="German")])
+    with pytest.raises(DataError, match=r"line 2: unknown language 'germn'\. Did you mean 'german'"):
+        evaluate_wer(model, [first, replace(second, language="germn")])
+    with pytest.raises(ModelError, match=r"line 1: Unknown language 'fr'\. Known: de, en"):
+        transcribe(multilingual_whisper(), [replace(first, language="french")])
+
+
+def test_a_whisper_that_hears_less_than_30_s() -> None:
+    model = tiny_whisper(seed=5, frames=100)  # 2 s
+    audio = noise(5)
+    windows = split_windows(audio, seconds=2)
+    whole, *parts = transcribe(model, [audio, *windows])
+    assert len(parts) >= 3
+    assert whole.tokens == tuple(token for part in parts for token in part.tokens)
+    with pytest.raises(ModelError, match=r"8 positions and hears 0\.16 s at once"):
+        transcribe(tiny_whisper(frames=8), [audio])
+
+
+def test_the_bar_counts_recordings(model: Whisper, capsys: pytest.CaptureFixture[str]) -> None:
+    recordings = [noise(70), torch.zeros(100), noise(1)]
+    transcribe(model, recordings)
+    assert "3/3" in capsys.readouterr().err, "shown if nothing else is said"
+    transcribe(model, recordings, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_paths_and_utterances_are_read(model: Whisper, tmp_path: Path) -> None:

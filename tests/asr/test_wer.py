@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlib.asr.wer import Comparison, WerResult, compare, normalizer, score
+from qlib.asr.wer import Comparison, WerResult, WordError, compare, normalizer, score
 from qlib.errors import DataError, MissingExtraError
 
 WORDS = ["alpha", "bravo", "delta", "lima"]  # the normalizer leaves these alone
@@ -119,7 +120,10 @@ def test_what_is_no_text_is_refused(references: list, hypotheses: list, message:
 
 
 def test_an_unknown_normalizer_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'klingon' is unknown. Use 'whisper-english'"):
+    with pytest.raises(
+        DataError,
+        match=r"'klingon' is unknown. Use 'whisper-english', 'whisper-basic' or 'whisper-basic-chara",
+    ):
         normalizer("klingon")
 
 
@@ -140,6 +144,148 @@ def test_a_result_reads_as_one_line() -> None:
 def test_a_result_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         result([0], [1]).wer = 1.0  # type: ignore[misc]
+
+
+# --- languages
+
+
+PORTUGUESE = ("ele comprou um carro e um livro", "ele comprou carro e livro")
+
+
+def test_other_languages_keep_their_words() -> None:
+    said, heard = ([text] for text in PORTUGUESE)
+    assert score(said, heard).wer < 1e-9, "English: the fillers um and e are removed"
+    for name in ("pt", "Portuguese", "pt-BR"):
+        wer = score(said, heard, languages=name)
+        assert wer.wer == pytest.approx(200 / 7)
+        assert (wer.deletions, wer.unit) == (2, "words")
+        assert wer.normalizer.startswith("whisper-basic ")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "heard", "errors", "characters"),
+    [
+        ("zh", "今天天气很好。", "今天天汽很好", 1, 6),
+        ("ja", "これはペンです", "これペンです", 1, 7),
+        ("yue", "你好", "你 好", 0, 2),
+    ],
+)
+def test_languages_without_spaces_are_counted_in_characters(
+    code: str, said: str, heard: str, errors: int, characters: int
+) -> None:
+    rate = score([said], [heard], languages=code)
+    assert (sum(rate.utterance_errors), rate.words, rate.unit) == (errors, characters, "characters")
+    assert rate.wer == pytest.approx(100 * errors / characters)
+    assert str(rate).startswith("CER") and f"in {characters} characters" in str(rate)
+    assert rate.normalizer.startswith("whisper-basic-characters ")
+
+
+def test_texts_are_normalized_as_by_whispers_authors() -> None:
+    basic = pytest.importorskip("transformers.models.whisper.english_normalizer").BasicTextNormalizer
+    for text in (
+        "Já são 3½ h, (risos) não é?",
+        "ÄÖÜ, Straße <x>",
+        "«Да», — сказал он.",
+        "今日は、良い天気。",
+    ):
+        assert normalizer("whisper-basic")(text) == basic()(text)
+        assert normalizer("whisper-basic-characters")(text).split() == basic(split_letters=True)(text).split()
+
+
+def test_a_mixed_list_is_scored_each_by_its_own() -> None:
+    said, heard = ["uh alpha bravo", PORTUGUESE[0], "今天"], ["alpha bravo", PORTUGUESE[1], "今"]
+    wer = score(said, heard, languages=["english", "pt", "zh"])
+    assert (wer.utterance_errors, wer.utterance_words) == ((0, 2, 1), (2, 7, 2))
+    assert wer.unit == "words and characters"
+    names = [part.split()[0] for part in wer.normalizer.split(" and ")]
+    assert names == ["whisper-english", "whisper-basic", "whisper-basic-characters"]
+    with pytest.raises(DataError, match=r"normalizers .* differ"):
+        compare(wer, score(said, heard))
+
+
+# --- broken bytes, and words where nothing was said
+
+
+def test_broken_bytes_are_words_that_nobody_said() -> None:
+    row = "\N{REPLACEMENT CHARACTER}" * 5
+    for heard in (f"alpha bravo {row}", f"alpha{row} bravo", " ".join(row) + " alpha bravo"):
+        wer = score(["alpha bravo"], [heard])
+        assert (wer.insertions, wer.hits, wer.length_ratio) == (5, 2, 3.5)
+    assert [each.hypothesis for each in wer.errors()] == list(row), "shown as they are"
+    assert score(["今天"], [f"今天{row}"], languages="zh").insertions == 5
+    silence = score(["alpha", ""], ["alpha", row])
+    assert (silence.wer, silence.dropped_words) == (0, 5)
+    assert "length ratio 1.00, 5 words where nothing was said, normalizer" in str(silence)
+
+
+# --- which words
+
+
+def test_errors_are_named_word_by_word() -> None:
+    wer = score(
+        ["Alpha bravo, delta lima!", "alpha", "", "bravo delta"],
+        ["alpha LIMA lima", "alpha", "x", "alpha bravo delta delta"],
+        ids=["a", "b", "c", "d"],
+    )
+    assert wer.errors() == [
+        WordError("a", "substitution", "bravo", "lima", 1),
+        WordError("a", "deletion", "delta", "", 2),
+        WordError("d", "insertion", "", "alpha", 0),
+        WordError("d", "insertion", "", "delta", 1),
+    ]
+    kinds = [each.kind for each in wer.errors()]
+    assert [kinds.count(k) for k in ("substitution", "deletion", "insertion")] == [
+        wer.substitutions, wer.deletions, wer.insertions,
+    ]  # fmt: skip
+    assert wer.ids == ("a", "b", "d")
+    assert wer.references == ("Alpha bravo, delta lima!", "alpha", "bravo delta")
+    assert wer.hypotheses[0] == "alpha LIMA lima"
+    assert wer.normalized_references[0] == "alpha bravo delta lima"
+    assert wer.normalized_hypotheses[0] == "alpha lima lima"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(spoken, texts), min_size=1, max_size=4))
+def test_the_errors_are_those_that_are_counted(pairs: list[tuple[str, str]]) -> None:
+    wer = score(*zip(*pairs, strict=True), resamples=1)
+    for name, errors, reference in zip(wer.ids, wer.utterance_errors, wer.normalized_references, strict=True):
+        mine = [each for each in wer.errors() if each.utterance == name]
+        assert len(mine) == errors
+        words = reference.split()
+        assert all(words[each.position] == each.reference for each in mine if each.reference)
+
+
+def test_texts_with_their_errors_marked() -> None:
+    wer = score(
+        ["alpha bravo delta lima", "alpha", "bravo delta"],
+        ["alpha lima delta", "alpha", "bravo lima alpha delta lima"],
+        ids=["a", "b", "c"],
+    )
+    first, second = wer.marked().split("\n")
+    assert first == "c, 3 of 2: bravo {+lima alpha+} delta {+lima+}"
+    assert second == "a, 2 of 4: alpha [-bravo-]{+lima+} delta [-lima-]"
+    assert wer.marked(1) == f"{first}\n(1 more)"
+    assert wer.marked(None) == f"{first}\n{second}"
+    assert score(["alpha"], ["alpha"]).marked() == "no errors"
+    with pytest.raises(DataError, match="limit=0"):
+        wer.marked(0)
+
+
+def test_a_result_survives_json() -> None:
+    wer = score(["alpha bravo", "delta"], ["alpha", "lima"], ids=["a", "b"])
+    stored = json.loads(json.dumps(dataclasses.asdict(wer)))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    assert WerResult(**values) == wer
+    assert WerResult(**values).errors() == wer.errors()
+    texts = ("ids", "references", "hypotheses", "normalized_references", "normalized_hypotheses")
+    old = WerResult(**{k: v for k, v in values.items() if k not in (*texts, "unit", "dropped_words")})
+    assert compare(old, wer).difference == 0
+    with pytest.raises(DataError, match="stored without them"):
+        old.errors()
+
+
+def test_names_of_utterances_do_not_make_results_differ() -> None:
+    assert score(["alpha"], ["alpha"], ids=["a"]) == score(["alpha"], ["alpha"])
 
 
 # --- intervals
