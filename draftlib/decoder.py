@@ -32,7 +32,7 @@ from draftlib.keys import RoundKeys
 from draftlib.metrics import Seconds, Stats, Step
 from draftlib.ngram_cache import NGramCache
 from draftlib.noise import Dice, Noise
-from draftlib.prompt import Prompt, draft_tokens, read_prompt, target_tokens
+from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, target_tokens
 from draftlib.propose import (
     Coupled,
     Draft,
@@ -244,7 +244,7 @@ class SpeculativeDecoder:
         assert writer.finish is not None
         return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
 
-    def _target_prompt(self, prompt: Prompt, settings: Settings) -> list[int]:
+    def _target_prompt(self, prompt: Read, settings: Settings) -> list[int]:
         tokens = target_tokens(self.target, prompt, settings.raw)
         size, positions = self.target.config.vocab_size, self.target.config.max_position_embeddings
         if wrong := [str(token) for token in tokens if not 0 <= token < size]:
@@ -258,7 +258,7 @@ class SpeculativeDecoder:
             )
         return tokens
 
-    def _draft_text(self, prompt: Prompt, tokens: Sequence[int], settings: Settings) -> ReverseTranslator:
+    def _draft_text(self, prompt: Read, tokens: Sequence[int], settings: Settings) -> ReverseTranslator:
         """Return the drafter's view of the prompt: by its own template and with its own start token."""
         own, rest = draft_tokens(self.draft, self.target, prompt, tokens, settings.raw)
         text = ReverseTranslator(self.vocabulary, own)
@@ -279,8 +279,8 @@ class _Answer:
         drafting: bool,
     ):
         self.decoder, self.settings = decoder, settings
-        prompt = read_prompt(prompt)
-        self._prompt = decoder._target_prompt(prompt, settings)
+        read = read_prompt(prompt)
+        self._prompt = decoder._target_prompt(read, settings)
         target = decoder.target
         # The last token of an answer needs no position: nothing is computed from it.
         room = target.config.max_position_embeddings - len(self._prompt) + 1
@@ -288,7 +288,7 @@ class _Answer:
         ends = {*target.generation.eos, *settings.stop_tokens}
         pieces = decoder.vocabulary.target_bytes
         self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
-        self._text = decoder._draft_text(prompt, self._prompt, settings) if drafting else None
+        self._text = decoder._draft_text(read, self._prompt, settings) if drafting else None
         seed, device = settings.seed, decoder._device
         self._noise = Noise(seed, target.config.vocab_size, device=device)
         self._own = Noise(seed, decoder.draft.config.vocab_size, stream=1, device=device)

@@ -136,7 +136,8 @@ def _from_array(prompt: Any) -> Any:
 
 def _token(value: Any, at: int) -> int:
     try:
-        return operator.index(None if isinstance(value, bool) else value)
+        number: Any = None if isinstance(value, bool) else value
+        return operator.index(number)
     except (TypeError, ValueError, RuntimeError) as error:  # what tensors of several numbers raise
         raise DraftError(
             f"The prompt's element {at} is {describe(value)}, not a token id. {_KINDS}"
