@@ -104,6 +104,11 @@ def test_templates_that_fail_name_their_file(template: str, words: str) -> None:
     assert str(error.value).startswith("dir/chat_template.jinja") and "raw=True" in str(error.value)
 
 
+def test_a_token_without_a_name_is_said() -> None:
+    with pytest.raises(ModelError, match=r"x: .* writes eos_token, .*\(named: bos_token='<s>'\)\. Add it to"):
+        Chat("{{ 'a' + eos_token }}", {"bos_token": "<s>"}, "x").prompt("Hi")
+
+
 def test_an_old_sandbox_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import jinja2
 

@@ -123,9 +123,26 @@ def test_a_named_token_is_special_also_where_the_table_has_it_as_a_word(tmp_path
     assert found.encode("a</s>")[-1] == found.token_id("</s>")
 
 
+@pytest.mark.parametrize("key", ["extra_special_tokens", "additional_special_tokens"])
+def test_more_special_tokens(key: str, tmp_path: Path) -> None:
+    """A word of the table, a new token that the model has room for, and one that it has not."""
+    from transformers import AutoTokenizer
+
+    table = pieces()
+    size = len(table["model"]["vocab"]) + 1
+    write(tmp_path, table, tokenizer_config={key: ["\u2581the", "<new>", "<late>"]})
+    write(tmp_path, table, config={"model_type": "llama"})
+    found, oracle = read(tmp_path, vocab_size=size), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a\u2581the<new>", "<new> at"):
+        assert found.encode(text) == oracle(text, add_special_tokens=False).input_ids
+    assert found.has_special("\u2581the", "<new>") and found.vocab_size == size
+    assert max(found.encode("<late>")) < size
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"extra_special_tokens": 3}, "extra_special_tokens is the int 3, not a list"),
         ({"bos_token": 3}, r"tokenizer_config\.json: bos_token is the int 3, not a str"),
         ({"eos_token": {"content": ["x"]}}, "eos_token is a list of 1 str"),
         ({"tokenizer_class": 7}, "tokenizer_class is the int 7"),

@@ -228,6 +228,15 @@ def test_the_start_token_is_added_where_asked_for() -> None:
     assert pickle.loads(pickle.dumps(tokenizer)).start == (start,)
 
 
+def test_a_table_without_its_own_unknown_token() -> None:
+    table = copy.deepcopy(TABLE)
+    table["model"]["unk_token"] = "<nothing>"
+    table["model"]["vocab"] = {"b": 0}
+    table["model"]["merges"] = []
+    with pytest.raises(ModelError, match="cannot read the text 'the': Unk token `<nothing>` not found"):
+        from_table(table).encode("the")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
