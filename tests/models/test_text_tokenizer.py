@@ -176,3 +176,14 @@ def test_saved_models_keep_start_token_template_and_names(name: str, tmp_path: P
     assert model.chat is not None and text == model.chat.prompt("the heart")
     assert again.tokenizer.encode(text) == model.tokenizer.encode(text)
     assert again.tokenizer.start == model.tokenizer.start != ()
+
+
+def test_a_saved_model_s_table_counts_as_it_stands(tmp_path: Path) -> None:
+    """Also in a family whose folders without settings follow a class."""
+    model = tiny_llama(model_type="qwen3")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    table = byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    model.tokenizer = read(write(tmp_path, table, tokenizer_config=settings), "qwen3")
+    again = load_model(write_folder(model, tmp_path / "saved"))
+    assert isinstance(again, TextModel) and again.tokenizer is not None
+    assert again.tokenizer.to_json() == model.tokenizer.to_json()
