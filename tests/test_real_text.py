@@ -55,9 +55,10 @@ def test_known_texts(smollm2: TextModel, prompt: str, expected: str) -> None:
 
 
 def test_known_answer_in_a_chat(smollm2: TextModel) -> None:
-    assert smollm2.chat is not None and smollm2.chat.system is not None
-    assert smollm2.chat.system.startswith("You are a helpful AI assistant named SmolLM")
-    assert continued(smollm2, smollm2.chat.prompt("What is gravity? Answer in two sentences.")) == GRAVITY
+    assert smollm2.chat is not None
+    prompt = smollm2.chat.prompt("What is gravity? Answer in two sentences.")
+    assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert continued(smollm2, prompt) == GRAVITY
 
 
 def test_a_rejected_draft_changes_nothing(smollm2: TextModel) -> None:
@@ -85,7 +86,7 @@ def test_logits_of_the_drafter_equal_those_of_transformers() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_drafter_writes_text(dtype: torch.dtype) -> None:
     drafter = load_model(DRAFTER, dtype=dtype)
-    assert isinstance(drafter, Llama) and drafter.chat is not None and drafter.chat.system is None
+    assert isinstance(drafter, Llama) and drafter.chat is not None and drafter.chat.template is None
     answer = continued(drafter, drafter.chat.prompt("What is gravity? Answer in two sentences."))
     assert "gravity is" in answer and answer.endswith("<|im_end|>")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from text_families import pieces, with_start
+from tokenizers import Tokenizer as RawTokenizer
 from torch import Tensor
 
 import qlib
 from qlib.errors import DataError, ModelError
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_llama, tiny_whisper
+from qlib.models.tokenizer import Tokenizer
 from qlib.text import LENGTH, text_batches
 
 TEXTS = ["the heart of the matter", "at a heath", "the cat sat at the hat", "a tea"]
@@ -51,6 +55,19 @@ def test_texts_are_cut_and_named() -> None:
     (batch,) = text_batches(model, ["a" * 10_000])
     assert batch.tokens.shape == (1, LENGTH) == batch.mask.shape
     assert text_batches(model, TEXTS)[1].where == "text 2"
+
+
+def test_texts_are_read_with_their_start_token_as_in_use() -> None:
+    model = tiny_llama()
+    model.tokenizer = Tokenizer(RawTokenizer.from_str(json.dumps(with_start(pieces(), "<s>"))))
+    (start,) = model.tokenizer.start
+    short, long = text_batches(model, ["a tea", "a" * 10_000])
+    assert short.tokens.tolist() == [[start, *model.tokenizer.encode("a tea")]]
+    assert long.tokens.shape == (1, LENGTH) and int(long.tokens[0, 0]) == start
+    with pytest.raises(DataError, match="text 1 of 1 is empty"):
+        text_batches(model, [""])
+    with pytest.raises(ModelError, match="is the int 3, not a str"):
+        text_batches(model, [3])  # type: ignore[list-item]
 
 
 def test_refusals() -> None:

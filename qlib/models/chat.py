@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -151,6 +152,13 @@ class Chat:
             raise self._refusal(error) from error
 
     def _refusal(self, error: Exception) -> ModelError:
+        if missing := _undefined_token(error):
+            known = ", ".join(f"{name}={token!r}" for name, token in self.named.items())
+            return ModelError(
+                f"{self.where}: the chat template writes {missing}, and no file of the folder names one "
+                f"(named: {known or 'none'}). Add it to tokenizer_config.json, or continue the text as it "
+                "stands with raw=True."
+            )
         return ModelError(
             f"{self.where}: the chat template does not take these messages: {error}. Change them (some "
             "models have no system role, most want user and assistant in turn), or continue the text as it "
@@ -159,6 +167,12 @@ class Chat:
 
     def __repr__(self) -> str:
         return f"Chat(by {self.way})"
+
+
+def _undefined_token(error: Exception) -> str | None:
+    """Return the name of a special token that a template wanted, if that is the error."""
+    match = re.fullmatch(r"'(\w+_token)' is undefined", str(error))
+    return match and match[1]
 
 
 def read_messages(messages: Any, error: type[QlibError] = ModelError) -> list[dict[str, str]]:

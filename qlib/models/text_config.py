@@ -88,9 +88,9 @@ def read_sizes(values: ConfigValues) -> dict[str, Any]:
 class TextGeneration:
     """Token ids by role, from generation_config.json (older checkpoints: config.json)."""
 
-    bos: int | None = None
+    bos: int | None = None  # names the start token where no file of the tokenizer does
     eos: tuple[int, ...] = ()  # any of them ends a text
-    pad: int | None = None
+    pad: int | None = None  # texts are not padded here; kept for those who load the saved folder
 
     @classmethod
     def from_dict(

@@ -78,14 +78,11 @@ def read_text_tokenizer(
     if changed := _differences(table, kind, settings):
         log.info("%s: %s of the class %s are used, not the file's", path, " and ".join(changed), kind)
         backend = tokenizers.Tokenizer.from_str(json.dumps({**table, **changed}))
-    usual = {name: token for name, token in DEFAULTS.get(kind, {}).items() if _has(backend, token)}
+    usual = DEFAULTS.get(kind, {})
     named = {name: token for name, token in {**usual, **said}.items() if token is not None}
     if not said and not usual:
         named = _from_ids(backend, generation)
-    # A token that the settings name is special, also where the table has it as a word.
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    words = [token for token in named.values() if token not in known and _has(backend, token)]
-    backend.add_special_tokens([tokenizers.AddedToken(word, normalized=False) for word in words])
+    _add_special(backend, [*named.values(), *_more_special(settings, folder)], config.get("vocab_size"))
     return Tokenizer(backend, named)
 
 
@@ -166,6 +163,28 @@ def _token(value: Any, name: str, path: Path) -> str | None:
     if text is not None and not isinstance(text, str):
         raise ModelError(f"{path}: {name} is {describe(text)}, not a str. Copy the file again.")
     return text
+
+
+def _more_special(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return the special tokens that the settings list without a name for templates."""
+    found = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    path = folder / "tokenizer_config.json"
+    if not isinstance(found, list | dict):
+        raise ModelError(
+            f"{path}: extra_special_tokens is {describe(found)}, not a list. Copy the file again."
+        )
+    values = found.values() if isinstance(found, dict) else found
+    tokens = [_token(value, "an entry of extra_special_tokens", path) for value in values]
+    return [token for token in tokens if token is not None]
+
+
+def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], size: Any) -> None:
+    """Make tokens special that the table has as words; new ones come in where the model has room for them."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token in dict.fromkeys(tokens):
+        room = isinstance(size, int) and backend.get_vocab_size() < size
+        if token not in known and (room or _has(backend, token)):
+            backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
 
 
 def _has(backend: tokenizers.Tokenizer, token: str) -> bool:

@@ -96,6 +96,11 @@ class Tokenizer:
                 f"The text to encode holds half a character, {text[at]!r}, at position {at}. Read the file "
                 "as UTF-8, or replace what is broken: text.encode(errors='replace').decode()."
             ) from error
+        except Exception as error:  # the reader raises bare Exception
+            raise ModelError(
+                f"The tokenizer cannot read the text {text[:60]!r}: {error}. Is tokenizer.json the "
+                "checkpoint's own?"
+            ) from error
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Return the text of some ids, spaces as they are.
@@ -136,7 +141,10 @@ class Tokenizer:
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return what is added in front of a text and behind it."""
-        alone, whole = self.encode("a"), self.encode("a", special=True)
+        try:
+            alone, whole = self.encode("a"), self.encode("a", special=True)
+        except ModelError:  # a table that lacks its own unknown token; using it will say so
+            return (), ()
         for at in range(len(whole) - len(alone) + 1):
             if whole[at : at + len(alone)] == alone:
                 # A table that cannot spell the letter shows only what it adds; that counts as in front.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,13 +119,13 @@ def test_groups_list_every_linear_once_and_share_their_input(model: TextModel, t
 
 def test_saved_folder_gives_the_same_model(model: TextModel, tokens: Tensor, tmp_path: Path) -> None:
     model = copy.deepcopy(model)
-    model.chat_template = "{{ <|im_start|>system\nBe brief<|im_end|> }}"
+    model.chat_template = "Be brief\n{{ messages[0].content }}"
     again = load_model(write_folder(model, tmp_path), dtype=torch.float64)
     assert isinstance(again, TextModel) and type(again) is type(model)
     close(again(tokens), model(tokens))
     assert again.config == model.config and again.generation == model.generation
     assert again.chat_template == model.chat_template
-    assert again.chat is not None and again.chat.system == "Be brief"
+    assert again.chat is not None and again.chat.prompt("the heart") == "Be brief\nthe heart"
 
 
 def test_half_precision_attends_in_float32_and_stays_close(model: TextModel, tokens: Tensor) -> None:
@@ -184,9 +185,32 @@ def test_token_ids_by_role(values: dict[str, object], expected: TextGeneration) 
 def test_older_folders_keep_the_chat_template_in_the_tokenizer_settings(tmp_path: Path) -> None:
     folder = write_folder(tiny_llama(), tmp_path)
     settings = folder / "tokenizer_config.json"
-    settings.write_text('{"chat_template": "<|im_start|>system\\\\nBe kind<|im_end|>"}')
+    settings.write_text('{"chat_template": "Be kind, {{ messages[0].role }}"}')
     model = load_model(folder)
-    assert isinstance(model, TextModel) and model.chat is not None and model.chat.system == "Be kind"
-    settings.write_text('{"chat_template": [{"name": "default", "template": "x"}]}')
+    assert isinstance(model, TextModel) and model.chat is not None
+    assert model.chat.prompt("a") == "Be kind, user" and model.chat.where == str(settings)
+    several = [{"name": "rag", "template": "y"}, {"name": "default", "template": "x"}]
+    for content in (several, {each["name"]: each["template"] for each in several}):
+        settings.write_text(json.dumps({"chat_template": content}))
+        model = load_model(folder)
+        assert isinstance(model, TextModel) and model.chat_template == "x"
+    (folder / "chat_template.jinja").write_text("z")  # a file of its own comes first
     model = load_model(folder)
-    assert isinstance(model, TextModel) and model.chat_template is None
+    assert isinstance(model, TextModel) and model.chat_template == "z"
+
+
+def test_chat_templates_that_are_none(tmp_path: Path) -> None:
+    folder = write_folder(tiny_llama(), tmp_path)
+    settings = folder / "tokenizer_config.json"
+    for content, words in [
+        ([{"name": "rag", "template": "y"}], r"tokenizer_config\.json: .*\(rag\) none is called 'default'"),
+        ([], "none is called 'default'"),
+        (7, "chat_template is the int 7, not text"),
+        ({"default": ["x"]}, "chat_template is a list of 1 str, not text"),
+    ]:
+        settings.write_text(json.dumps({"chat_template": content}))
+        with pytest.raises(ModelError, match=words):
+            load_model(folder)
+    (folder / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
+        load_model(folder)

@@ -181,3 +181,73 @@ def test_whisper_entries_return_to_themselves(
     assert len(lost) == unreachable
     assert set(lost) <= {"", "'S", "'T", "'M", "'RE", "'D"}
     assert tokenizer.decode([tokenizer.vocab_size, 51863]) == ""  # timestamps
+
+
+# --- what a file keeps from training, and what it adds
+
+
+def with_start(table: dict[str, Any], end: bool = False) -> dict[str, Any]:
+    start, stop = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("s", "e"))
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    ids = {name: TOKENIZER.token_id(f"<|{token}|>") for name, token in (("s", "en"), ("e", "endoftext"))}
+    post = {
+        "type": "TemplateProcessing",
+        "single": [start, first, *([stop] if end else [])],
+        "pair": [start, first, second],
+        "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in ids},
+    }
+    return {**table, "post_processor": post}
+
+
+def test_truncation_padding_and_dropout_are_switched_off(tmp_path: Path) -> None:
+    raw = tokenizers.Tokenizer.from_str(json.dumps(TABLE))
+    raw.enable_truncation(2)
+    raw.enable_padding(length=40)
+    table = json.loads(raw.to_str())
+    table["model"]["dropout"] = 0.9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    for text in ("that cat slept on the stone stairs", "a"):
+        assert tokenizer.encode(text) == TOKENIZER.encode(text) == tokenizer.encode(text, special=True)
+    written = json.loads(tokenizer.to_json())
+    assert (written["truncation"], written["padding"], written["model"]["dropout"]) == (None, None, None)
+
+
+def test_the_start_token_is_added_where_asked_for() -> None:
+    tokenizer = from_table(with_start(TABLE))
+    start = TOKENIZER.token_id("<|en|>")
+    plain = TOKENIZER.encode("the cat")
+    assert tokenizer.encode("the cat") == plain
+    assert tokenizer.encode("the cat", special=True) == [start, *plain]
+    assert tokenizer.encode("", special=True) == [start]
+    assert (tokenizer.start, tokenizer.end) == ((start,), ())
+    assert (TOKENIZER.start, TOKENIZER.end) == ((), ())
+    both = from_table(with_start(TABLE, end=True))
+    assert (both.start, both.end) == ((start,), (TOKENIZER.token_id("<|endoftext|>"),))
+    assert both.encode("the cat", special=True) == [start, *plain, *both.end]
+    assert pickle.loads(pickle.dumps(tokenizer)).start == (start,)
+
+
+def test_a_table_without_its_own_unknown_token() -> None:
+    table = copy.deepcopy(TABLE)
+    table["model"]["unk_token"] = "<nothing>"
+    table["model"]["vocab"] = {"b": 0}
+    table["model"]["merges"] = []
+    with pytest.raises(ModelError, match="cannot read the text 'the': Unk token `<nothing>` not found"):
+        from_table(table).encode("the")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (3, "is the int 3, not a str"),
+        (None, "is None, not a str"),
+        (b"the cat", r"is the bytes b'the cat', not a str\. Decode it first"),
+        (["the", "cat"], r"is a list of 2 str, not a str\. Encode texts one by one"),
+        ("ab\ud800c", r"half a character, '\\ud800', at position 2\. Read the file as UTF-8"),
+    ],
+)
+def test_what_is_no_text(text: Any, words: str) -> None:
+    for special in (False, True):
+        with pytest.raises(ModelError, match=words):
+            TOKENIZER.encode(text, special=special)
