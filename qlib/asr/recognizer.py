@@ -50,9 +50,9 @@ def as_recognizer(model: Model) -> tuple[Recognizer, Tokenizer]:
         )
     if isinstance(model, Whisper) and (heard := model.config.max_source_positions) != WHISPER_POSITIONS:
         raise ModelError(
-            f"This Whisper's encoder has {heard} positions (max_source_positions) and hears {heard / 50:g} s; "
-            f"recordings are heard in windows of 30 s, which take {WHISPER_POSITIONS}. Use a checkpoint with "
-            "that number; no cutting of the audio helps."
+            f"This Whisper's encoder has {heard} positions (max_source_positions) and hears {heard / 50:g} "
+            f"s; recordings are heard in windows of 30 s, which take {WHISPER_POSITIONS}. Use a checkpoint "
+            "with that number; no cutting of the audio helps."
         )
     return model, need_tokenizer(model.tokenizer)
 

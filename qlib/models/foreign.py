@@ -1,7 +1,7 @@
 """Checkpoints of other programs, converted once into the cache: a .gguf file, a CTranslate2 folder.
 
 A conversion is found again by the content of the files that it was made of: a changed file gives a new one,
-and a file that moved or was copied the same one.
+and a file that was moved, renamed or copied the same one. `origin.json` names the source.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 
 from qlib.errors import FileError, ModelError
@@ -74,9 +73,7 @@ def _identity(source: Path) -> tuple[str, dict[str, str]]:
     else:
         hashes = {"model.gguf": sha256_of(source)}
     key = json.dumps([convert.VERSION, sorted(hashes.items())])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    stem = re.sub(r"[^\w.-]+", "_", source.resolve().stem, flags=re.ASCII)[:60].lstrip(".")
-    return f"converted-{stem}-{digest}", hashes
+    return f"converted-{hashlib.sha256(key.encode()).hexdigest()[:16]}", hashes
 
 
 def _build(source: Path, work: Path, hashes: dict[str, str]) -> Path:
