@@ -69,6 +69,25 @@ def test_a_list_of_end_tokens_changes_no_text(
     assert qlib.transcribe(load_model(tmp_path), short) == qlib.transcribe(model, short)
 
 
+def test_files_of_2022_have_no_special_ids_and_change_no_text(
+    model: Whisper, clips: list[qlib.Utterance], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for path in folder_of(model, checkpoint).iterdir():
+        if path.name not in ("config.json", "generation_config.json"):
+            (tmp_path / path.name).symlink_to(path)
+    source = folder_of(model, checkpoint)
+    steering = json.loads((source / "generation_config.json").read_text())
+    kept = {key: steering[key] for key in ("suppress_tokens", "begin_suppress_tokens")}
+    values = json.loads((source / "config.json").read_text())
+    values = {key: value for key, value in values.items() if not key.endswith("_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps(values | kept))
+    short = [clip for clip in clips if (clip.duration or 99) < 8][:4]
+    again = load_model(tmp_path)
+    assert isinstance(again, Whisper)
+    assert dict(again.generation.languages) == dict(model.generation.languages)
+    assert qlib.transcribe(again, short) == qlib.transcribe(model, short)
+
+
 def test_audio_longer_than_a_window_is_heard_to_the_end(
     tiny_en: Whisper, clips: list[qlib.Utterance]
 ) -> None:

@@ -8,6 +8,7 @@ the tools that write these files mean it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from qlib.errors import ModelError, describe, list_names
 
 # Above all published models, and small enough to build a model without memory in a second.
 MOST_LAYERS, MOST_HEADS, MOST_WIDTH, MOST_TOKENS, MOST_POSITIONS = 1000, 2**16, 2**20, 2**24, 2**31
+_LARGEST = sys.float_info.max
 _REMEDY = "Correct the file, or download the checkpoint again."
 
 
@@ -86,12 +88,8 @@ class ConfigValues:
     def number(self, key: str, default: float, above: float = -math.inf, most: float = math.inf) -> float:
         """Return a finite number above `above` and not above `most`."""
         value = default if (found := self.get(key)) is None else found
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or not above < value <= most
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not above < value <= min(most, _LARGEST):  # also false for NaN
             span = f" above {above:g}" if above > -math.inf else ""
             span += f" and at most {most:g}" if most < math.inf else ""
             raise self.refusal(key, f"a finite number{span}")
@@ -113,8 +111,8 @@ class ConfigValues:
         return tuple(value)
 
     def section(self, key: str) -> ConfigValues | None:
-        """Return the values of an object within the file; None where it is absent."""
-        if (value := self.get(key)) is None:
+        """Return the values of an object within the file; None where it is absent or empty."""
+        if (value := self.get(key)) is None or value == {}:
             return None
         if not isinstance(value, dict):
             raise self.refusal(key, "an object with settings")

@@ -129,7 +129,7 @@ def text_from_gguf(
     write_json(target / "config.json", config)
     write_json(target / "generation_config.json", gguf.token_ids(file))
     write_json(target / "tokenizer.json", table)
-    if template := file.metadata.get("tokenizer.chat_template"):
+    if isinstance(template := file.metadata.get("tokenizer.chat_template"), str):
         (target / "chat_template.jinja").write_text(template, encoding="utf-8")
     found = gguf.text_tensors(file, config)
     bar = progress_bar(found, show=progress, desc="converting", total=len(file.tensors))

@@ -1,13 +1,12 @@
 """Checkpoints of other programs, converted once into the cache: a .gguf file, a CTranslate2 folder.
 
 A conversion is found again by the content of the files that it was made of: a changed file gives a new one,
-and a file that moved or was copied the same one.
+and a file that was moved, renamed or copied the same one. `origin.json` names the source.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,7 @@ def _identity(source: Path) -> tuple[str, dict[str, Any]]:
     else:
         hashes = {"model.gguf": files.sha256_of(source)}
     made_of = {"source_sha256": hashes, "converter": convert.VERSION}
-    digest = files.digest_of(made_of)[:16]
-    stem = re.sub(r"[^\w.-]+", "_", source.resolve().stem, flags=re.ASCII)[:60].lstrip(".")
-    return f"converted-{stem}-{digest}", made_of
+    return f"converted-{files.digest_of(made_of)[:16]}", made_of
 
 
 def _build(source: Path, work: Path, made_of: dict[str, Any]) -> Path:

@@ -121,12 +121,15 @@ def _ropes(values: ConfigValues) -> tuple[Rope, Rope]:
     """Read the rotary settings of full and of sliding layers, in the newer or the older form."""
     theta = values.number("rope_theta", 1e6, above=0)
     local = values.number("rope_local_base_freq", 1e4, above=0)
-    newer = values.section("rope_parameters")
+    newer, older = values.section("rope_parameters"), values.section("rope_scaling")
     if newer is None:
-        return Rope.from_dict(values.section("rope_scaling"), theta), Rope(local)
+        return Rope.from_dict(older, theta), Rope(local)
     if set(newer.values) - {FULL, SLIDING}:
         raise values.refusal("rope_parameters", f"an object with {FULL!r} and {SLIDING!r}")
-    return Rope.from_dict(newer.section(FULL), theta), Rope.from_dict(newer.section(SLIDING), local)
+    full = newer.section(FULL)
+    if full is not None and older is not None:
+        full = ConfigValues({**full.values, **older.values}, older.file)
+    return Rope.from_dict(full or older, theta), Rope.from_dict(newer.section(SLIDING), local)
 
 
 class Gemma3RMSNorm(RMSNorm):

@@ -33,6 +33,7 @@ from qlib.models.tensor_names import (
     by_model_name,
     check_floats,
     hint,
+    layer_counts,
     match,
     to_dtype,
 )
@@ -122,10 +123,11 @@ def _is_own_manifest(path: Path) -> bool:
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return file, shape and type of every tensor of a checkpoint, without reading any.
 
-    Shards are those of model.safetensors.index.json; a shard that is listed and missing is an error.
+    Shards are those of model.safetensors.index.json, which counts where there is no model.safetensors; a
+    shard that is listed and missing is an error.
     """
-    index = folder / "model.safetensors.index.json"
-    shards = _shards(index) if index.is_file() else ["model.safetensors"]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    shards = _shards(index) if index.is_file() and not single.is_file() else [single.name]
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise ModelError(
@@ -222,7 +224,7 @@ def compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]
         raise ModelError(
             f"The tensors of {where} are not those that its config.json describes. "
             + "; ".join(problems)
-            + f". {hint(missing, unexpected)}"
+            + f". {layer_counts(wanted, found)}{hint(missing, unexpected)}"
         )
 
 

@@ -31,12 +31,17 @@ def locate(path_or_name: str | Path) -> Path:
     if path.is_dir():
         return converted(path) if is_ctranslate2(path) else _checked(path)
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
+        if path.suffix.lower() == ".gguf" or _begins_with(path, b"GGUF"):
             return converted(path)
         raise ModelError(_about_file(path))
     if str(path_or_name) in registry.ENTRIES:
         return registry.path(str(path_or_name))
     raise ModelError(_about_unknown(str(path_or_name)))
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def _checked(folder: Path) -> Path:
@@ -74,7 +79,7 @@ def _about_file(path: Path) -> str:
 def _about_unknown(name: str) -> str:
     message = f"{name!r} is neither a folder nor a registered model. "
     message += f"Registered: {list_names(registry.ENTRIES, 20)}."
-    message += did_you_mean(name.rpartition("/")[2].lower(), registry.ENTRIES)
+    message += did_you_mean(name.rstrip("/").rpartition("/")[2].lower(), registry.ENTRIES)
     if "/" in name and not Path(name).is_absolute():
         message += (
             " Names of a model hub are not looked up: download the checkpoint, and pass its folder "

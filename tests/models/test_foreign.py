@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -404,13 +403,13 @@ def test_a_file_is_converted_once_and_found_by_its_content(
     path = write(tmp_path / "my model.gguf", "llama", source(tmp_path / "hf", "llama"))
     first = logits(path)
     (folder,) = (own_cache / "models").glob("converted-*")
-    assert folder.name.startswith("converted-my_model-")
     assert json.loads((folder / "origin.json").read_text())["source"] == str(path)
     real = convert.text_from_gguf
     with monkeypatch.context() as patch:
         patch.setattr(convert, "text_from_gguf", lambda *args, **more: pytest.fail("converted again"))
         assert torch.equal(logits(path), first)
-        assert torch.equal(logits(Path(shutil.copy(path, tmp_path / "deep.gguf")).rename(path)), first)
+        assert torch.equal(logits(path.rename(tmp_path / "blob")), first), "known by its first bytes"
+        (tmp_path / "blob").rename(path)
     (folder / "model.safetensors").write_bytes(b"cut")  # a damaged conversion is made anew
     assert torch.equal(logits(path), first)
     write(path, "llama", source(tmp_path / "other", "llama", rms_norm_eps=1e-3))
@@ -441,7 +440,7 @@ def test_a_folder_of_faster_whisper(ctranslate2: Path, own_cache: Path) -> None:
     for name, values in whisper_tensors().items():
         assert torch.equal(model.get_parameter(name), torch.from_numpy(values).float()), name
     assert model.tokenizer is not None  # type: ignore[union-attr]
-    assert len(list((own_cache / "models").glob("converted-faster-whisper-x-*"))) == 1
+    assert len(list((own_cache / "models").glob("converted-*"))) == 1
     settings = json.loads((ctranslate2 / "config.json").read_text())
     (ctranslate2 / "config.json").write_text(json.dumps(settings | {"suppress_ids": [7]}))
     assert load_model(ctranslate2).generation.suppress == (7,)  # type: ignore[union-attr]

@@ -105,6 +105,7 @@ def test_a_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("table", [{}, {"weight_map": {}}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}])
 def test_a_broken_index_of_shards_is_named(tmp_path: Path, table: dict[str, Any]) -> None:
     folder = write_folder(tiny_llama(), tmp_path)
+    (folder / "model.safetensors").unlink()  # it would count instead
     (folder / "model.safetensors.index.json").write_text(json.dumps(table))
     with pytest.raises(ModelError, match=r"index\.json: weight_map is .*, not an object"):
         load_model(folder)

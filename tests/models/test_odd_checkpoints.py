@@ -232,6 +232,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_theta": 500.0,
         },
     ),
+    "llama with an empty scaling": ("llama", {"rope_scaling": {}}),
     "whisper wide": ("whisper", {"d_model": 24, "decoder_attention_heads": 3}),
     "moonshine narrow rotation": ("moonshine", {"partial_rotary_factor": 0.5}),
 }
@@ -276,6 +277,19 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "factor=0 is not a finite number above",
     ),
     ("llama", _partial("linear"), "partial_rotary_factor=0.5 is not supported, only 1.0"),
+    ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps=.* is not a finite number"),
+    ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps=inf is not a finite number"),
+    (
+        "qwen3",
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+        r"rope_parameters has settings by kind of layer \(full_attention\)",
+    ),
+    (
+        "llama",
+        {"num_hidden_layers": 999},
+        "config.json describes 999 layers in model.layers, and the file has 2",
+    ),
+    ("whisper", {"decoder_layers": 1}, "describes 1 layers in model.decoder.layers, and the file has 2"),
     ("llama", {"attention_bias": "true"}, "attention_bias='true' is not true or false"),
     ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings=1 is not true or false"),
     ("llama", {"hidden_act": ["silu"]}, r"hidden_act=\['silu'\] is not supported"),

@@ -161,6 +161,7 @@ def text_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path} rotates {turned} of the {head_dim} channels of a head; only all are read. Use "
             "another model."
         )
+    theta = _shortest(file, "rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
     config = {
         "architectures": [name],
         "model_type": kind,
@@ -175,13 +176,12 @@ def text_config(file: GgufFile) -> dict[str, Any]:
         "vocab_size": file.rows("token_embd.weight"),
         "max_position_embeddings": _whole(file, "context_length", most=MOST_POSITIONS),
         "rms_norm_eps": _shortest(file, "attention.layer_norm_rms_epsilon"),
-        "rope_theta": _shortest(file, "rope.freq_base", 1e6 if architecture == "gemma3" else 1e4),
+        "rope_theta": theta,
+        "rope_scaling": _rope_scaling(file, head_dim, theta),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": str(file.dtype("token_embd.weight")).removeprefix("torch."),
         **token_ids(file),
     }
-    theta = _shortest(file, "rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
-    config["rope_scaling"] = _rope_scaling(file, head_dim, theta)
     return config | (_gemma_settings(file, config) if architecture == "gemma3" else _llama_settings(file))
 
 
