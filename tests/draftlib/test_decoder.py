@@ -20,6 +20,7 @@ from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDec
 from draftlib.decoder import Verify
 from draftlib.noise import Chance, gumbel
 from draftlib.sampling import warp
+from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer, load_model
 from qlib.models.llama import Llama, LlamaConfig
@@ -192,6 +193,18 @@ def only(model: Llama, *pieces: str) -> Llama:
     return model
 
 
+def pairs_of(vocabulary: VocabularyMap) -> list[tuple[tuple[int, int], int]]:
+    """Every two draft tokens that together are a target token."""
+    targets = {piece: token for token, piece in enumerate(vocabulary.target_bytes) if piece}
+    pieces = [(token, piece) for token, piece in enumerate(vocabulary.draft_bytes) if piece]
+    return [
+        ((one, other), targets[first + second])
+        for one, first in pieces
+        for other, second in pieces
+        if first + second in targets
+    ]
+
+
 def law_of_two_tokens(
     verify: Verify,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,6 +221,10 @@ def law_of_two_tokens(
     )
     assert decoder.cache is not None
     decoder.cache.warm_start(decoder.vocabulary)
+    for key, token in pairs_of(decoder.vocabulary):  # never drafted here, but they have nodes in the trie
+        decoder.cache.add(key, token)
+    decoder.cache.commit()
+    assert len(decoder.cache) == 4
     prompt = encode(PROMPT)
     decoder.generate(prompt, max_new_tokens=3, temperature=1.0)
     change(decoder)
