@@ -1,6 +1,7 @@
 """Command line: `python -m draftlib generate|bench`.
 
 python -m draftlib generate "What is gravity?" --steps
+python -m draftlib generate "What is gravity?" --compare --confidence 0.4
 python -m draftlib bench --prompts prompts.jsonl --limit 10 --json
 """
 
@@ -16,10 +17,10 @@ from typing import Any, get_args
 
 import torch
 
-from draftlib.decoder import Output, SpeculativeDecoder, Verify
+from draftlib.decoder import Output, SpeculativeDecoder, Verify, as_verify
 from draftlib.metrics import Stats, Step
 from draftlib.ngram_cache import NGramCache
-from draftlib.propose import FixedLength
+from draftlib.propose import Confidence, FixedLength, Length
 from draftlib.settings import Options
 from draftlib.writer import piece_of
 from qlib.errors import DraftError, QlibError
@@ -31,7 +32,7 @@ GREEN, CYAN, RED, BOLD, RESET = "\x1b[32m", "\x1b[36m", "\x1b[9;31m", "\x1b[1m",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
+    """Run one command; return the exit code: 0, or 2 after an error on stderr, in one line."""
     options = _parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             decoder.cache.save(options.cache)
     except QlibError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
-    """Write an answer: as it comes, round by round, or as JSON lines."""
+    """Write an answer: as it comes, round by round, or as JSON lines; compare it with the target's alone."""
+    plain = decoder.generate_target_only(options.prompt, **_request(options)) if options.compare else None
     if options.json or options.steps:
         for step in decoder.steps(options.prompt, **_request(options)):
             print(json.dumps(step_record(step)) if options.json else colour(step, sys.stdout.isatty()))
@@ -68,6 +70,9 @@ def generate(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
     out = decoder.generate(options.prompt, on_text=show, **_request(options))
     print()
     print(out.stats, file=sys.stderr)
+    if plain is not None:
+        same = "the same text" if plain.tokens == out.tokens else "ANOTHER TEXT"
+        print(f"the target alone: {plain.stats.tokens_per_second:.1f} tokens/s, {same}", file=sys.stderr)
 
 
 def colour(step: Step, colours: bool) -> str:
@@ -175,17 +180,22 @@ def bench_line(row: Mapping[str, Any]) -> str:
 
 
 def _decoder(options: argparse.Namespace) -> SpeculativeDecoder:
-    target, draft = (_text_model(name, options.dtype) for name in (options.target, options.draft))
-    length = FixedLength(options.tokens)
-    new = SpeculativeDecoder(target, draft, cache=NGramCache(), length=length, verify=options.verify)
-    if options.cache is None or not options.cache.exists():
-        return new
-    kept = NGramCache.load(options.cache, new.vocabulary)
-    return SpeculativeDecoder(target, draft, cache=kept, length=length, verify=options.verify)
+    length, verify = _length(options), as_verify(options.verify)  # errors before the models are read
+    target, draft = (_text_model(name, options) for name in (options.target, options.draft))
+    decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=length, verify=verify)
+    if options.cache is not None and options.cache.exists():
+        decoder.cache = NGramCache.load(options.cache, decoder.vocabulary)
+    return decoder
 
 
-def _text_model(name: str, dtype: str) -> TextModel:
-    model = load_model(name, dtype=DTYPES[dtype])
+def _length(options: argparse.Namespace) -> Length:
+    """Return how many tokens a round drafts."""
+    most = {} if options.length is None else {"max_tokens": options.length}
+    return FixedLength(**most) if options.confidence is None else Confidence(options.confidence, **most)
+
+
+def _text_model(name: str, options: argparse.Namespace) -> TextModel:
+    model = load_model(name, dtype=DTYPES[options.dtype], device=options.device)
     if not isinstance(model, TextModel):
         raise DraftError(
             f"{name} is a {type(model).__name__}, which does not continue text. Choose a text model."
@@ -211,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("generate", help="answer a prompt")
     one.add_argument("prompt")
     one.add_argument("--steps", action="store_true", help="show every round: accepted, [merged], rejected")
+    one.add_argument("--compare", action="store_true", help="answer by the target alone first, and compare")
     many = commands.add_parser("bench", help="compare with the target alone on many prompts")
     many.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines with 'prompt'")
     many.add_argument("--limit", type=int, default=10, help="most prompts (10)")
@@ -224,10 +235,23 @@ def _common(command: argparse.ArgumentParser) -> None:
     add("--target", default="smollm2-135m-instruct", help="name or folder (%(default)s)")
     add("--draft", default="drafter-7m", help="name or folder (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     add("--threads", type=int, metavar="N", help="of the processor")
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to begin with; written back at the end")
-    add("--tokens", type=int, default=5, metavar="K", help="draft tokens a round (%(default)s)")
-    add("--verify", choices=get_args(Verify), default="exact", help="rule for sampled tokens (%(default)s)")
+    add("--length", type=int, metavar="N", help="draft tokens a round (5); with --confidence the most (8)")
+    add(
+        "--confidence",
+        type=float,
+        metavar="X",
+        help="end a draft that the drafter believes in less; 0.4 did best",
+    )
+    rules = ", ".join(get_args(Verify))
+    add(
+        "--verify",
+        default="exact",
+        metavar="RULE",
+        help=f"for sampled tokens: {rules} (exact)",
+    )
     add("--max-new-tokens", type=int, default=128, metavar="N")
     add("--temperature", type=float, default=0.0)
     add("--top-k", type=int)

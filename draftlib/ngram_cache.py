@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +83,13 @@ class NGramCache:
             2,
             remedy="An n-gram has 2 draft tokens or more.",
         )
-        if policy not in get_args(Policy):
+        name = policy.lower() if isinstance(policy, str) else ""
+        if name not in get_args(Policy):
             raise DraftError(
                 f"NGramCache: policy={policy!r} is unknown. Use 'lfu' or 'lru'."
-                f"{did_you_mean(str(policy).lower(), get_args(Policy))}"
+                f"{did_you_mean(name, get_args(Policy))}"
             )
-        self.policy: Policy = policy
+        self.policy = cast(Policy, name)
         self.lookups = self.hits = self.evicted = 0
         self._map: VocabularyMap | None = None
         self._pending: list[tuple[tuple[int, ...], int]] = []

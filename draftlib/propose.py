@@ -138,7 +138,7 @@ def as_length(length: Any) -> Length:
 
 
 def _whole_length(tokens: Any, name: str) -> int:
-    remedy = "A draft has at least 1 token; generate_target_only decodes without drafting."
+    remedy = "A draft has at least 1 token. To decode without drafting, use the target alone."
     return whole_number(tokens, name, DraftError, 1, remedy=remedy)
 
 

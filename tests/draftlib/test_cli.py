@@ -28,8 +28,29 @@ def test_generate_streams_the_text(folders: list[str], capsys: pytest.CaptureFix
     assert out.endswith("\n") and "target calls" in err
 
 
+def test_the_length_of_drafts(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A fixed number, a belief of the drafter, or a belief and a largest number."""
+    for arguments, most in [
+        (["--length", "4"], {4}),
+        (["--confidence", "1"], {1}),
+        (["--confidence", "0", "--length", "6"], {6}),
+        (["--confidence", "0"], {8}),
+        ([], {5}),
+    ]:
+        assert main(["generate", "a tea", "--json", *arguments, *folders]) == 0
+        rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {len(each["drafted"]) for each in rounds if each["drafted"]} == most
+
+
+def test_comparison_with_the_target_alone(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "a tea", "--compare", "--device", "cpu", "--verify", "path-revealed"]
+    assert main([*command, *folders]) == 0
+    error = capsys.readouterr().err
+    assert "speed-up" in error and "the target alone: " in error and "the same text" in error
+
+
 def test_rounds_as_json(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a tea", "--json", "--tokens", "3", *folders]) == 0
+    assert main(["generate", "a tea", "--json", "--length", "3", *folders]) == 0
     rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["number"] for each in rounds] == list(range(1, len(rounds) + 1))
     assert sum(len(each["tokens"]) for each in rounds) == 12
@@ -69,7 +90,7 @@ def test_a_cache_is_kept(folders: list[str], tmp_path: Path, capsys: pytest.Capt
         assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 0
         assert (cache / "ngrams.json").is_file()
     (cache / "ngrams.json").write_text("{")
-    assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 1
+    assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 2
     assert "Save it again" in capsys.readouterr().err
 
 
@@ -80,15 +101,18 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
     speech = str(write_folder(tiny_moonshine(), tmp_path / "speech"))
     for arguments, words in [
         (["generate", ""], "prompt is empty"),
-        (["generate", "a", "--tokens", "0"], "at least 1 token"),
+        (["generate", "a", "--length", "0"], "at least 1 token"),
+        (["generate", "a", "--confidence", "2"], "Confidence(threshold=2.0)"),
+        (["generate", "a", "--verify", "loose"], "verify='loose' is unknown"),
         (["generate", "a", "--temperature", "-1"], "temperature=-1"),
         (["bench", "--prompts", str(tmp_path / "none")], "does not exist"),
         (["bench", "--prompts", str(empty)], "no prompts"),
         (["bench", "--prompts", str(odd)], "field 'prompt'"),
     ]:
-        assert main([*arguments, *folders]) == 1
-        assert words in capsys.readouterr().err
-    assert main(["generate", "a", *folders, "--draft", speech]) == 1
+        assert main([*arguments, *folders]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1 and "Traceback" not in error
+    assert main(["generate", "a", *folders, "--draft", speech]) == 2
     assert "Moonshine, which does not continue text" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["write"])

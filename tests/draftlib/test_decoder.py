@@ -20,6 +20,7 @@ from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDec
 from draftlib.decoder import Verify
 from draftlib.noise import Chance, gumbel
 from draftlib.sampling import warp
+from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer, load_model
 from qlib.models.llama import Llama, LlamaConfig
@@ -192,10 +193,27 @@ def only(model: Llama, *pieces: str) -> Llama:
     return model
 
 
-def law_of_two_tokens(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> tuple[Law, Law]:
+def pairs_of(vocabulary: VocabularyMap) -> list[tuple[tuple[int, int], int]]:
+    """Every two draft tokens that together are a target token."""
+    targets = {piece: token for token, piece in enumerate(vocabulary.target_bytes) if piece}
+    pieces = [(token, piece) for token, piece in enumerate(vocabulary.draft_bytes) if piece]
+    return [
+        ((one, other), targets[first + second])
+        for one, first in pieces
+        for other, second in pieces
+        if first + second in targets
+    ]
+
+
+def law_of_two_tokens(
+    verify: Verify,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[SpeculativeDecoder], None] = lambda decoder: None,
+) -> tuple[Law, Law]:
     """The exact laws of the first two tokens, of a decoder and of its target, over every throw of the dice.
 
-    The drafter's " t" and "he" are the target's " the": an n-gram.
+    The drafter's " t" and "he" are the target's " the": an n-gram. `change` is done to a decoder that has
+    answered already.
     """
     target = only(target_model(), "\u2581t", "he", "\u2581the")
     decoder = SpeculativeDecoder(
@@ -203,7 +221,13 @@ def law_of_two_tokens(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> tuple[
     )
     assert decoder.cache is not None
     decoder.cache.warm_start(decoder.vocabulary)
+    for key, token in pairs_of(decoder.vocabulary):  # never drafted here, but they have nodes in the trie
+        decoder.cache.add(key, token)
+    decoder.cache.commit()
+    assert len(decoder.cache) == 4
     prompt = encode(PROMPT)
+    decoder.generate(prompt, max_new_tokens=3, temperature=1.0)
+    change(decoder)
 
     def run(chance: Chance) -> tuple[int, ...]:
         monkeypatch.setattr("draftlib.decoder.Dice", lambda seed: chance)
@@ -226,6 +250,50 @@ def law_of_two_tokens(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> tuple[
 def test_sampled_text_has_the_law_of_the_target(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
     found, alone = law_of_two_tokens(verify, monkeypatch)
     assert len(alone) == 9 and min(alone.values()) > 1e-3
+    assert total_variation(found, alone) < 1e-12
+
+
+def of_the(decoder: SpeculativeDecoder) -> NGramCache:
+    """A cache of one n-gram, " t" "he", that the decoder has already."""
+    assert DRAFT.tokenizer is not None and TARGET.tokenizer is not None
+    ngrams = NGramCache()
+    ngrams.bind(decoder.vocabulary)
+    ngrams.add(
+        [DRAFT.tokenizer.token_id(piece) for piece in ("Ġt", "he")], TARGET.tokenizer.token_id("\u2581the")
+    )
+    ngrams.commit()
+    return ngrams
+
+
+def merge(decoder: SpeculativeDecoder) -> None:
+    assert decoder.cache is not None
+    before = len(decoder.cache)
+    decoder.cache.merge(of_the(decoder))
+    assert len(decoder.cache) == before
+
+
+def exchange(decoder: SpeculativeDecoder) -> None:
+    decoder.cache = of_the(decoder)
+
+
+def do_without(decoder: SpeculativeDecoder) -> None:
+    decoder.cache = None
+
+
+def load_again(decoder: SpeculativeDecoder, folder: Path) -> None:
+    assert decoder.cache is not None
+    decoder.cache.save(folder)
+    decoder.cache = NGramCache.load(folder, decoder.vocabulary)
+
+
+@pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
+@pytest.mark.parametrize("change", [merge, exchange, do_without, load_again])
+def test_the_law_holds_whatever_becomes_of_the_cache(
+    verify: Verify, change: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A merge that adds nothing numbers the nodes of the trie anew; another cache may be put in its place."""
+    folder = {"folder": tmp_path} if change is load_again else {}
+    found, alone = law_of_two_tokens(verify, monkeypatch, lambda decoder: change(decoder, **folder))
     assert total_variation(found, alone) < 1e-12
 
 
