@@ -130,6 +130,7 @@ def fill(
         for name, value in model.state_dict().items()
         if name not in model.tied and name not in present
     }
+    floats = {name for name, value in model.state_dict().items() if value.is_floating_point()}
     compare(wanted, {name: shape for name, (_, shape) in tensors.items() if name not in model.tied}, where)
     state: dict[str, Tensor] = {}
     for path in sorted({path for path, _ in tensors.values()}):
@@ -137,6 +138,11 @@ def fill(
             for name in wanted:
                 if tensors[name][0] == path:
                     value = file.get_tensor(name)
+                    if value.is_floating_point() != (name in floats):
+                        raise ModelError(
+                            f"{path}: {name} holds {value.dtype}, which is no kind of number for it. "
+                            "Download the checkpoint again."
+                        )
                     state[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()

@@ -300,7 +300,7 @@ def _problem(item: Entry, folder: Path) -> str | None:
         return "is damaged (origin.json was changed)"
     decisive = ("format", "wheels", "converter")
     if any(found.get(key) != _origin(item)[key] for key in decisive):
-        return "was made by another version of this library"
+        return "was made by another version of this library (its origin.json says)"
     return _damage(folder, sizes, hashes)
 
 
