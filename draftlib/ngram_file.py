@@ -183,13 +183,13 @@ def _check_rest(rest: dict[str, Any], path: Path, pair: VocabularyMap) -> None:
             f"{path} has version {rest['version']}, this release reads {list_names(map(str, READABLE))}. "
             "Collect a new cache."
         )
-    if rest["pair"] != pair.fingerprint:
-        raise DraftError(
-            f"The n-gram cache in {path.parent} belongs to another pair of vocabularies: "
-            f"{rest.get('vocabularies', '?')} This pair: {pair} Collect a new cache for it."
-        )
     if rest.get(SEAL) != (digest_of(rest) if rest["version"] > 1 else None):
         raise DraftError(
             f"{path} is damaged: it does not have the sha256 that it names. Delete the folder and collect a "
             "new cache."
+        )
+    if rest["pair"] != pair.fingerprint:
+        raise DraftError(
+            f"The n-gram cache in {path.parent} belongs to another pair of vocabularies: "
+            f"{rest.get('vocabularies', '?')} This pair: {pair} Collect a new cache for it."
         )

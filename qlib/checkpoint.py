@@ -283,7 +283,9 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name, wanted in manifest["files"].items():
         file = folder / name
         if not file.is_file():
-            raise ModelError(f"{file} is missing; it was there when the checkpoint was saved. Copy it again.")
+            raise ModelError(
+                f"{file} is missing, and {MANIFEST} says that it was saved. Copy the checkpoint again."
+            )
         if name == WEIGHTS:
             with open_safetensors(file):  # where it is cut short, this error says more
                 pass
@@ -291,13 +293,13 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             found = sha256_of(file)
         if found != wanted:
             raise ModelError(
-                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved. "
-                "Copy or make the checkpoint again."
+                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does not "
+                f"have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
             )
     if manifest["version"] > 2 and (strange := [
         name for name in READ if name not in manifest["files"] and (folder / name).exists()
     ]):  # fmt: skip
         raise ModelError(
-            f"{folder / strange[0]} is not one of the checkpoint's files, and would change what is loaded. "
-            "Remove it, or save the model again with it."
+            f"{folder / strange[0]} is not among the files that {MANIFEST} names, and would change what is "
+            "loaded. Remove it."
         )

@@ -106,8 +106,8 @@ class FinishedBlocks:
         elif found != run:
             key = next(key for key in {**run, **found} if run.get(key) != found.get(key))
             raise QuantError(
-                f"{folder} holds another run: {key} was {found.get(key)!r} and is {run.get(key)!r} now. "
-                "Choose another folder, or remove this one."
+                f"{folder} holds another run: {key} was {found.get(key)!r} by its run.json and is "
+                f"{run.get(key)!r} now. Choose another folder, or remove this one."
             )
 
     def save(

@@ -88,12 +88,10 @@ class Entry:
         if not all(type(size) is int and size >= 1 for size in self.shape):
             raise ModelError(f"its shape {list(self.shape)} is not two sizes above 0")
         known = {*TENSORS, "bias", *(f"{part}_{name}" for part in ("scale", "zero") for name in TENSORS)}
-        if not all(isinstance(each, str) for each in (*self.tensors, *self.notes)) or (
-            strange := {*self.tensors} - known
-        ):
-            raise ModelError(
-                f"its tensors or notes are none: {list_names(sorted(map(str, strange or self.tensors)))}"
-            )
+        if strange := [str(each) for each in self.tensors if each not in known]:
+            raise ModelError(f"it has no tensors of the names {list_names(strange)}")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise ModelError(f"its notes {list(self.notes)} are no texts")
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shelf import shelf  # noqa: F401  (a fixture for all)
 
 SPEECH = Path(__file__).parents[1] / "examples" / "data" / "speech"
 

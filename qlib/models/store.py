@@ -90,7 +90,7 @@ def problem(folder: Path, about: Mapping[str, Any]) -> str | None:
     if found.get(files.SEAL) != (files.digest_of(found) if files.SEAL in found or hashes else None):
         return f"is damaged ({ORIGIN} was changed)"
     if any(found.get(key) != value for key, value in about.items()):
-        return "was made by another version of this library"
+        return f"was made by another version of this library (its {ORIGIN} says)"
     return _damage(folder, sizes, hashes)
 
 

