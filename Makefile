@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast check docs lessons clean
+.PHONY: help demo test test-fast check docs lessons fuzz clean
 
 help:
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-fast  the tests that need no checkpoint"
 	@echo "make check      ruff, ruff format, mypy --strict"
 	@echo "make lessons    run every numbered lesson"
+	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (20 minutes)"
 	@echo "make docs       check the links and run the code blocks of the Markdown pages"
 
 .venv/bin/python:
@@ -46,6 +47,9 @@ check: .venv/dev.stamp
 
 lessons: .venv/demo.stamp
 	@for lesson in examples/[0-9]*.py; do echo "== $$lesson"; $(BIN)/python $$lesson || exit 1; done
+
+fuzz: .venv/dev.stamp
+	@QUANTDRAFT_ROUNDS=10000 $(BIN)/python -m pytest -n $(WORKERS) tests/test_mutations.py tests/test_failures.py
 
 docs: .venv/dev.stamp
 	@$(BIN)/python -m pytest tests/test_docs.py

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -39,6 +39,8 @@ def read_prompt(prompt: Any, name: str = "The prompt") -> Read:
     """
     if hasattr(prompt, "tolist") and hasattr(prompt, "shape"):
         prompt = _from_array(prompt, name)
+    if isinstance(prompt, Iterator):
+        prompt = list(prompt)
     _check_kind(prompt, name)
     if not len(prompt):
         raise DraftError(f"{name} is empty: there is nothing to continue. Pass at least one character.")
@@ -160,7 +162,8 @@ def _from_array(prompt: Any, name: str) -> Any:
     if isinstance(values, list) and len(prompt.shape) == 2 and len(values) == 1:
         values = values[0]
     if not isinstance(values, list) or any(isinstance(each, list | float | str) for each in values):
-        raise DraftError(f"{name} is {describe(prompt)}. Token ids are one row of whole numbers.")
+        many = " Use generate_many for several prompts." if len(prompt.shape) == 2 else ""
+        raise DraftError(f"{name} is {describe(prompt)}. Token ids are one row of whole numbers.{many}")
     return values
 
 

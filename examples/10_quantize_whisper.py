@@ -32,7 +32,7 @@ METHODS: dict[str, list[Any]] = {
     "smoothquant": [qlib.SmoothQuant()],
     "awq": [qlib.AWQ()],
     "omniquant": [qlib.OmniQuant(epochs=3)],
-    "gptq": [qlib.GPTQ(damping=0.1, act_order="static", fit="mse")],
+    "gptq": [qlib.GPTQ()],
     "spqr": [qlib.SpQR()],
     "quik": [qlib.QUIK(damping=0.1)],
 }

@@ -79,7 +79,7 @@ def main() -> None:
         widths = [part.stop - part.start for part in qlib.Grid(4, group).slices(288)]
         results = [
             qlib.quantize(model, [method], weight=qlib.Grid(4, group), calib=calib, progress=False)
-            for method in (qlib.RTN(), qlib.GPTQ(damping=0.1))
+            for method in (qlib.RTN(), qlib.GPTQ())
         ]
         errors.append([error(result.model) for result in results])
         counted = " + ".join(f"{widths.count(w)} x {w}" for w in dict.fromkeys(widths))

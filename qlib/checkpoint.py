@@ -56,7 +56,7 @@ DTYPES = {str(each).removeprefix("torch."): each for each in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
 )}  # fmt: skip
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja", "model.safetensors.index.json")  # fmt: skip
+        "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json")  # fmt: skip
 """What loading a model looks for besides the weights: any of them decides what is loaded."""
 ATTEMPTS = 20  # to read a folder that others write to meanwhile
 
@@ -293,8 +293,8 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             found = sha256_of(file)
         if found != wanted:
             raise ModelError(
-                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does not "
-                f"have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
+                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does "
+                f"not have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
             )
     if manifest["version"] > 2 and (strange := [
         name for name in READ if name not in manifest["files"] and (folder / name).exists()

@@ -177,7 +177,7 @@ LOADING: list[tuple[str, Call, tuple[str, ...]]] = [
         ("load_model",),
     ),
     ("a quantized folder that is not there", lambda w: qlib.load_quantized(w.folder / "none"), ("none",)),
-    ("a dtype that nobody knows", lambda w: qlib.load_model(w.float_folder, dtype="float"), ("float32",)),  # type: ignore[arg-type]
+    ("a dtype that nobody knows", lambda w: qlib.load_model(w.float_folder, dtype="float17"), ("float32",)),  # type: ignore[arg-type]
     ("a dtype for whole numbers", lambda w: qlib.load_model(w.float_folder, dtype=torch.int8), ("int8",)),
     ("a device that nobody knows", lambda w: qlib.load_model(w.float_folder, device="gpu"), ("gpu", "cpu")),
     (
@@ -214,7 +214,7 @@ QUANTIZING: list[tuple[str, Call, tuple[str, ...]]] = [
     (
         "a rounding method first",
         lambda w: w.quantize([qlib.RTN(), qlib.AWQ()], calib=w.calib),
-        ("rtn", "last"),
+        ("rtn", "first"),
     ),
     ("no calibration list", lambda w: w.quantize([qlib.GPTQ()]), ("calib", "read_manifest")),
     ("no calibration texts", lambda w: w.quantize([qlib.GPTQ()], model=w.llama), ("calib", "text")),
@@ -291,7 +291,7 @@ GRIDS: list[tuple[str, Call, tuple[str, ...]]] = [
     ("a fit that nobody knows", lambda w: qlib.GPTQ(fit="max"), ("max", "mse")),  # type: ignore[arg-type]
     ("alpha above 1", lambda w: qlib.SmoothQuant(alpha=2), ("2", "alpha")),
     ("alpha as a text", lambda w: qlib.SmoothQuant(alpha="half"), ("alpha", "half")),  # type: ignore[arg-type]
-    ("no epochs", lambda w: qlib.OmniQuant(epochs=0), ("0", "epochs")),
+    ("no epochs", lambda w: qlib.OmniQuant(epochs=-1), ("-1", "epochs")),
     ("epochs as a float", lambda w: qlib.OmniQuant(epochs=1.5), ("1.5", "epochs")),  # type: ignore[arg-type]
     ("negative float columns", lambda w: qlib.QUIK(columns=-1), ("-1", "columns")),
     ("a threshold of -1", lambda w: qlib.SpQR(threshold=-1), ("-1", "threshold")),

@@ -19,6 +19,7 @@ from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
 
 GRID = qlib.Grid(bits=4, group=8)
+PAPERS = qlib.GPTQ(damping=0.01, act_order="off", fit="minmax")  # the settings of the function `gptq`
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_rtn_is_rtn_on_every_layer(model: Whisper) -> None:
 
 def test_gptq_uses_the_inputs_of_the_quantized_model(model: Whisper, calib: list[Utterance]) -> None:
     """The last layer's codes equal GPTQ on the inputs that the quantized model really feeds it."""
-    result = qlib.quantize(model, [qlib.GPTQ()], weight=GRID, calib=calib, progress=False)
+    result = qlib.quantize(model, [PAPERS], weight=GRID, calib=calib, progress=False)
     last = "model.decoder.layers.1.fc2"
     seen: list[Tensor] = []
     upto_last_block = copy.deepcopy(result.model)

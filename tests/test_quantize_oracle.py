@@ -199,7 +199,7 @@ OBJECTS = {
     "smoothquant": qlib.SmoothQuant(),
     "awq": qlib.AWQ(),
     "rtn": qlib.RTN(),
-    "gptq": qlib.GPTQ(damping=DAMPING, act_order="static"),
+    "gptq": qlib.GPTQ(damping=DAMPING, act_order="static", fit="minmax"),
     "quik": qlib.QUIK(columns=3, damping=0.01),
 }
 CHAINS = [

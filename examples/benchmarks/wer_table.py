@@ -174,7 +174,9 @@ def result_of(cell: dict[str, Any], source: str) -> qlib.WerResult:
 
 def table(cells: dict[str, Any], source: str) -> str:
     """Return all cells on one source: error rate, bits a weight, difference to float with its interval."""
-    lines: list[tuple[str, ...]] = [("", "WER %", "sub", "del", "ins", "bits", "minus float", "95 %")]
+    lines: list[tuple[str, ...]] = [
+        ("", "WER %", "sub", "del", "ins", "length", "bits", "minus float", "95 %")
+    ]
     reference = result_of(cells["float"], source)
     for name, cell in cells.items():
         wer = result_of(cell, source)
@@ -183,7 +185,15 @@ def table(cells: dict[str, Any], source: str) -> str:
         counts = map(str, (wer.substitutions, wer.deletions, wer.insertions))
         bits = "16" if cell["bits"] is None else f"{cell['bits']:.2f}"
         lines.append(
-            (name, f"{wer.wer:.2f}", *counts, bits, f"{paired.difference:+.2f}", f"{low:.1f} to {high:.1f}")
+            (
+                name,
+                f"{wer.wer:.2f}",
+                *counts,
+                f"{wer.length_ratio:.2f}",
+                bits,
+                f"{paired.difference:+.2f}",
+                f"{low:.1f} to {high:.1f}",
+            )
         )
     return align(lines)
 

@@ -121,8 +121,8 @@ class TextModel(Model):
         write_description(folder, {**self.config.to_dict(), **ids}, ids, self.tokenizer)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-        if self.tokenizer is not None and self.tokenizer.named:
-            # The template needs these names; the class says that tokenizer.json counts as it stands.
+        if self.tokenizer is not None:
+            # The class says that tokenizer.json counts as it stands; a chat template needs the names.
             settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.tokenizer.named}
             content = json.dumps(settings, indent=1, ensure_ascii=False)
             (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")

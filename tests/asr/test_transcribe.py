@@ -91,7 +91,7 @@ def test_any_of_several_ends_ends_a_text(model: Whisper) -> None:
 
 
 def test_an_encoder_of_another_length_is_refused_before_any_work() -> None:
-    with pytest.raises(ModelError, match=r"has 20 positions .* hears 0\.4 s; .* windows of 30 s.* 1500"):
+    with pytest.raises(ModelError, match=r"has 20 positions .* hears 0\.4 s.* 1500"):
         transcribe(tiny_whisper(frames=20), [noise(1)])
 
 
