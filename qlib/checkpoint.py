@@ -292,12 +292,13 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             found = sha256_of(file)
         if found != wanted:
             raise ModelError(
-                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does not "
-                f"have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
+                f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does "
+                f"not have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
             )
-    if manifest["version"] > 2 and (strange := [
-        name for name in READ if name not in manifest["files"] and (folder / name).exists()
-    ]):  # fmt: skip
+    if manifest["version"] == 2:
+        return
+    strange = [name for name in READ if name not in manifest["files"] and (folder / name).exists()]
+    if strange:
         raise ModelError(
             f"{folder / strange[0]} is not among the files that {MANIFEST} names, and would change what is "
             "loaded. Remove it."

@@ -32,6 +32,7 @@ from qlib.models.files import (
     locked,
     open_safetensors,
     read_json,
+    sweep,
     write_json,
 )
 from qlib.report import LayerReport
@@ -70,6 +71,7 @@ def finished_blocks(
             f"Another run is at work in {folder} right now. Wait until it ends, or choose another folder."
         ) from error
     try:
+        sweep(folder)
         yield FinishedBlocks(folder, settings, model)
     finally:
         lock.__exit__(None, None, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qlib.errors import ModelError
-from qlib.models.files import read_json as read_json
-from qlib.models.files import write_json as write_json
+from qlib.models.files import json_text, read_json
 from qlib.models.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
 from qlib.models.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.formats.tokenizer_json import mend_merges
@@ -197,3 +197,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file that other users of the machine may read, like its neighbours."""
     save_file(tensors, path, {"format": "pt"})
     path.chmod(0o644)  # it is created for its owner only
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object into a folder that is still being made."""
+    path.write_text(json_text(content), encoding="utf-8")

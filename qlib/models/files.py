@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 LONGEST = 255  # bytes of a file's name, on all usual file systems
 WAIT = 0.05  # seconds between two attempts to get a lock
-SEAL = "digest"
+SEAL = "digest"  # where a JSON object keeps its own hash
+_PREFIX = ".quantdraft-"
 
 Owned = Callable[[Path], Sequence[str]]
 """From a folder to the names in it that we wrote and may remove, what identifies it last; raises a QlibError
@@ -198,9 +199,13 @@ def locked(target: Path, *, wait: bool = True, holder: str = "another process") 
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a lock that stays locks nothing
-            place.unlink()
-        file.close()
+        _free(file, place)
+
+
+def _free(file: IO[bytes], place: Path) -> None:
+    with contextlib.suppress(OSError):  # a file that stays locks nothing
+        place.unlink()
+    file.close()
 
 
 def _lock(place: Path) -> IO[bytes] | None:
@@ -256,9 +261,13 @@ else:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, UTF-8, indented; the file is the old one or the new one, never a part."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with atomic_file(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return a JSON object as it stands in a file."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 @contextmanager
@@ -333,6 +342,17 @@ def clean(target: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left in a folder, whatever they wrote there; what is in use stays."""
+    names = {entry.name for entry in folder.glob(f"{_PREFIX}????????[-.]*")}
+    for prefix in {name[: len(_PREFIX) + 8] for name in names}:
+        place = folder / f"{prefix}.lock"
+        if (file := _lock(place)) is not None:
+            for work in folder.glob(f"{prefix}-????????"):
+                shutil.rmtree(work, ignore_errors=True)
+            _free(file, place)
+
+
 def _subfolder(work: Path) -> Path:
     """Return a folder with the usual rights; the work place itself is closed to others."""
     fresh = work / "new"
@@ -341,7 +361,7 @@ def _subfolder(work: Path) -> Path:
 
 
 def _prefix(target: Path) -> str:
-    return f".quantdraft-{sha256_of(os.fsencode(target.name))[:8]}"
+    return f"{_PREFIX}{sha256_of(os.fsencode(target.name))[:8]}"
 
 
 # --- replacing a folder
@@ -369,6 +389,9 @@ def recover(folder: Path, ours: Owned) -> None:
     """Put back, or clear away, what a run left that was killed while it replaced a folder. Hold the lock."""
     for old in _old_places(folder):
         if old.is_symlink() or not old.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            old.rmdir()  # all of it was cleared, but for the folder itself
             continue
         try:
             mine = ours(old)
