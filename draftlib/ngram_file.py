@@ -26,11 +26,10 @@ from safetensors.numpy import load, save
 
 from draftlib.vocab import VocabularyMap
 from qlib.errors import DraftError, ModelError, list_names
-from qlib.models.files import SEAL, atomic_folder, current, digest_of, identity, parse_json, sealed, sha256_of
+from qlib.models.files import SEAL, atomic_folder, digest_of, parse_json, read_whole, sealed, sha256_of
 
 VERSION = 2  # 1 had no hash of ngrams.json
 READABLE = (1, 2)
-ATTEMPTS = 20  # to read a folder that others write to meanwhile
 SETTINGS = {"max_entries", "policy", "max_length"}
 _NUMBERS, _REST = "ngrams.safetensors", "ngrams.json"
 Row = tuple[tuple[int, ...], int, int, int, int]  # draft tokens, target token, count, last, aged
@@ -134,15 +133,7 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]
     DraftError
         A file is missing, damaged or of another version, or the cache belongs to another pair.
     """
-    for _ in range(ATTEMPTS):
-        place = current(folder, _REST)
-        before = identity(place / _REST)
-        try:
-            return _read(place, pair)
-        except DraftError:
-            if current(folder, _REST) == place and identity(place / _REST) == before:
-                raise
-    raise DraftError(f"{folder} was replaced {ATTEMPTS} times while it was read. Wait for who writes there.")
+    return read_whole(folder, _REST, lambda place: _read(place, pair))
 
 
 def _read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]:

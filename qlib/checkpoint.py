@@ -16,7 +16,6 @@ A folder is the old checkpoint or the new one, whatever happens while it is writ
 from __future__ import annotations
 
 import json
-import logging
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,18 +25,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, QlibError, QuantError, list_names
+from qlib.errors import ModelError, QuantError, list_names
 from qlib.linear import FakeQuantLinear
 from qlib.models import registry
 from qlib.models.files import (
     SEAL,
     atomic_folder,
-    current,
     digest_of,
     disk_errors,
     identity,
     open_safetensors,
     read_json,
+    read_whole,
     sealed,
     sha256_of,
 )
@@ -46,8 +45,6 @@ from qlib.models.placement import choose_device
 from qlib.models.structure import Model
 from qlib.stored_layer import put, restored_layer, shorten, stored_layer
 from qlib.version import library_version
-
-log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone
 READABLE = (2, 3)
@@ -58,7 +55,6 @@ DTYPES = {str(each).removeprefix("torch."): each for each in (
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
         "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json")  # fmt: skip
 """What loading a model looks for besides the weights: any of them decides what is loaded."""
-ATTEMPTS = 20  # to read a folder that others write to meanwhile
 
 
 def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -108,19 +104,13 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Mo
         A file may not be read.
     """
     folder, device = Path(folder), choose_device(device)
-    for _ in range(ATTEMPTS):
-        with disk_errors("read", folder):
-            place = _find(folder)
-        before = identity(place / MANIFEST)
-        try:
-            model = _read(place)
-        except (QlibError, OSError):
-            if current(folder, MANIFEST) == place and identity(place / MANIFEST) == before:
-                raise
-            log.info("%s was replaced while it was read; reading it again", folder)
-        else:
-            return model.to(device).eval()
-    raise ModelError(f"{folder} was replaced {ATTEMPTS} times while it was read. Wait for who writes there.")
+
+    def read(place: Path) -> Model:
+        _check_kind(folder, place)
+        return _read(place)
+
+    with disk_errors("read", folder):
+        return read_whole(folder, MANIFEST, read).to(device).eval()
 
 
 def folder_bytes(folder: str | Path) -> int:
@@ -186,9 +176,8 @@ def _our_files(folder: Path) -> list[str]:
 # --- reading
 
 
-def _find(folder: Path) -> Path:
-    """Return where a checkpoint lies; a folder that holds none is an error that says what it holds."""
-    place = current(folder, MANIFEST)
+def _check_kind(folder: Path, place: Path) -> None:
+    """Raise a ModelError that says what a folder holds, unless it is a checkpoint; it lies at `place` now."""
     if not place.is_dir():
         if str(folder) in registry.ENTRIES:
             raise ModelError(
@@ -206,7 +195,6 @@ def _find(folder: Path) -> Path:
             f"{folder} holds no checkpoint: neither {MANIFEST} nor config.json is there. Pass a folder that "
             "result.save(folder) wrote."
         )
-    return place
 
 
 def _read(folder: Path) -> Model:
@@ -296,9 +284,10 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 f"{file} ({file.stat().st_size:,} bytes) was changed or damaged since it was saved: it does "
                 f"not have the sha256 that {MANIFEST} names. Copy or make the checkpoint again."
             )
-    if manifest["version"] > 2 and (strange := [
-        name for name in READ if name not in manifest["files"] and (folder / name).exists()
-    ]):  # fmt: skip
+    if manifest["version"] == 2:
+        return
+    strange = [name for name in READ if name not in manifest["files"] and (folder / name).exists()]
+    if strange:
         raise ModelError(
             f"{folder / strange[0]} is not among the files that {MANIFEST} names, and would change what is "
             "loaded. Remove it."

@@ -67,7 +67,9 @@ class Entry:
             raise ModelError(f"its entry is damaged ({type(error).__name__}: {error})") from error
         # What was read must be written the same way again: no other kind of number, no key that does nothing.
         plain = entry.describe()
-        if wrong := [key for key in plain if _text(plain[key]) != _text(about[key])]:
+        if wrong := [
+            key for key in plain if _text(plain[key]) != _text(about[key]) or not _kinds(plain[key])
+        ]:
             raise ModelError(f"its entry is damaged: check {list_names(wrong, 9)}")
         entry.check()
         return entry
@@ -94,8 +96,21 @@ class Entry:
             raise ModelError(f"its notes {list(self.notes)} are no texts")
 
 
+KINDS: dict[str, tuple[type, ...]] = {
+    **{"bits": (int,), "group": (int, type(None)), "symmetric": (bool,), "dynamic": (bool,)},
+    **{"low": (float,), "high": (float,), "percentile": (int, float)},
+}
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def _kinds(value: Any) -> bool:
+    """Return whether the settings in plain data are of their kinds: 1 is not True."""
+    if not isinstance(value, dict):
+        return True
+    return all(type(each) in KINDS.get(key, (type(each),)) and _kinds(each) for key, each in value.items())
 
 
 def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from speech_fixtures import utterances
+from storage_cases import print_of, rtn_whisper
 from torch import Tensor
 
 import qlib
-from qlib import checkpoint
+from qlib import checkpoint, version
 from qlib.checkpoint import folder_bytes, save_quantized
 from qlib.errors import ModelError, QuantError
 from qlib.models.files import sealed, sha256_of
-from qlib.models.tiny import tiny_whisper
+from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
 from qlib.stored_layer import shorten, stored_bits, stored_tensors
 
@@ -258,3 +262,220 @@ def test_regular_group_index_is_not_stored(result: qlib.Result) -> None:
     layer = result.model.get_submodule("model.encoder.layers.0.fc1")
     assert isinstance(layer, qlib.FakeQuantLinear)
     assert layer.index is not None and "index" not in stored_tensors(layer)
+
+
+# --- whose folder it is
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"audio_filepath": "a.wav"}\n{"audio_filepath": "b.wav"}\n', '{"format": "mine"}', "[]", "\xff"],
+)
+def test_a_folder_of_recordings_with_a_manifest_is_refused(
+    tmp_path: Path, result: qlib.Result, content: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "manifest.json").write_text(content, encoding="latin-1")
+    (data / "a.wav").write_bytes(b"x")
+    with pytest.raises(QuantError, match=r"data exists and is not a quantized checkpoint\. Choose another"):
+        result.save(data)
+    assert sorted(path.name for path in data.iterdir()) == ["a.wav", "manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_own_files_in_a_checkpoint_survive_and_nothing_else_goes(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    outside = tmp_path / "outside.txt"
+    for path in (outside, folder / "wer.json", folder / "notes.txt"):
+        path.write_text("{}")
+    change(folder, layers={"x": 1})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {"../outside.txt": "x", "notes.txt": "x", **manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))  # the hash does not allow it to name files
+    result.save(folder)
+    assert outside.exists() and (folder / "wer.json").exists() and (folder / "notes.txt").exists()
+    qlib.load_quantized(folder)
+
+
+def test_an_older_format_loads_and_is_replaced(tmp_path: Path, result: qlib.Result) -> None:
+    """Version 2 hashed the weights alone; what can be checked without a hash is."""
+    folder = result.save(tmp_path / "saved")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    old = {key: value for key, value in manifest.items() if key not in ("files", "digest")}
+    old |= {"version": 2, "sha256": manifest["files"]["model.safetensors"]}
+
+    def write(**parts: object) -> None:
+        (folder / "manifest.json").write_text(json.dumps(old | parts))
+
+    write()
+    assert torch.equal(logits(qlib.load_quantized(folder)), logits(result.model))
+    name = "model.encoder.layers.0.fc1"
+    good = old["layers"][name]
+    for message, entry in {
+        "a zero point on the grid w4 g8 symmetric": good | {"grid": good["grid"] | {"symmetric": True}},
+        r"scale is \[64, 2\], not \[64, 4\]": good | {"grid": good["grid"] | {"group": 4}},
+        r"its shape is \[16, 64\], in this architecture \[64, 16\]": good | {"shape": [16, 64]},
+        r"its shape is \[1000000000, 16\]": good | {"shape": [10**9, 16]},
+        "its entry is damaged": good | {"grid": {"bits": 4}, "activation": {"kind": "nonsense"}},
+        "check grid": good | {"grid": good["grid"] | {"symmetric": 0}},
+        "check tensors": good | {"tensors": None},
+        "lacks the zero": good | {"tensors": ["codes", "scale", "zero", "zero"]},
+        "it has no bias, unlike in this architecture": good | {"tensors": ["codes", "scale", "zero"]},
+        "keeps the columns .0, 3. in float, its weight ..": good | {
+            "activation": {"kind": "keep columns", "columns": [0, 3],
+                           "inner": {"kind": "per token", "bits": 8, "symmetric": False}}},
+    }.items():  # fmt: skip
+        write(layers=old["layers"] | {name: entry})
+        with pytest.raises(ModelError, match=rf"manifest\.json.*{name}.*{message}"):
+            qlib.load_quantized(folder)
+    write()
+    result.save(folder)
+    assert json.loads((folder / "manifest.json").read_text())["version"] == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_refused_at_both_ends(
+    tmp_path: Path, result: qlib.Result, value: float
+) -> None:
+    folder = result.save(tmp_path / "saved")
+    name = "model.decoder.layers.0.fc1"
+    with torch.no_grad():
+        result.model.get_submodule(name).scale[3, 1] = value
+    with pytest.raises(QuantError, match=f"{name} cannot be saved: scale holds 1 NaN or infinite"):
+        result.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{name}.scale"][3, 1] = value
+    save_file(tensors, folder / "model.safetensors")
+    change(folder)
+    with pytest.raises(ModelError, match=f"{name}: scale holds 1 NaN or infinite"):
+        qlib.load_quantized(folder)
+
+
+# --- what is read
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    write_folder(tiny_whisper(frames=20), tmp_path / "float")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, message in {
+        "float": r"float is a float checkpoint: .*no manifest\.json\. Load it by qlib\.load_model",
+        "empty": r"empty holds no checkpoint: neither manifest\.json nor config\.json",
+        "file": "file is a file, not the folder of a checkpoint",
+        "nowhere": "nowhere does not exist",
+    }.items():
+        with pytest.raises(ModelError, match=message):
+            qlib.load_quantized(tmp_path / name)
+    with pytest.raises(
+        ModelError, match=r"whisper-base is the name of a float model.*load_model\('whisper-b"
+    ):
+        qlib.load_quantized("whisper-base")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "config.json"])
+def test_files_beside_the_weights_are_hashed_too(tmp_path: Path, result: qlib.Result, name: str) -> None:
+    path = result.save(tmp_path / "saved") / name
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1", b"2", 1))
+    with pytest.raises(ModelError, match=rf"{name} .*was changed or damaged since it was saved"):
+        qlib.load_quantized(path.parent)
+    path.unlink()
+    with pytest.raises(ModelError, match=rf"{name} is missing, and manifest\.json says that it was saved"):
+        qlib.load_quantized(path.parent)
+
+
+def test_a_file_that_would_change_what_is_loaded(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"index\.json is not among the files .* Remove it"):
+        qlib.load_quantized(folder)
+
+
+def test_a_reader_never_gets_parts_of_two(
+    tmp_path: Path, result: qlib.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody saves another model at the worst moment: between quantized layers and float tensors."""
+    other = qlib.quantize(tiny_whisper(1, frames=20), [], weight=qlib.Grid(4, 8), progress=False)
+    folder, fill, saves = result.save(tmp_path / "saved"), checkpoint.fill, []
+
+    def late(*arguments: Any, **options: Any) -> None:
+        if not saves:
+            saves.append(other.save(folder))
+        fill(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "fill", late)
+    again = qlib.load_quantized(folder)
+    assert saves and torch.equal(logits(again), logits(other.model))
+
+
+def test_a_file_that_changes_after_it_was_hashed(
+    tmp_path: Path, result: qlib.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, build = result.save(tmp_path / "saved"), checkpoint.build
+
+    def late(*arguments: Any) -> Any:
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"d_model": 16', '"d_model" : 16'))
+        return build(*arguments)
+
+    monkeypatch.setattr(checkpoint, "build", late)
+    with pytest.raises(ModelError, match=r"config\.json was changed while it was read"):
+        qlib.load_quantized(folder)
+
+
+def test_a_checkout_without_package_metadata_saves(
+    tmp_path: Path, result: qlib.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(version, "version", unknown)
+    folder = result.save(tmp_path / "saved")
+    assert json.loads((folder / "manifest.json").read_text())["versions"]["quantdraft"] is None
+    qlib.load_quantized(folder)
+
+
+def test_paths_that_are_not_utf8(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "\udcff\udcfe")
+    assert torch.equal(logits(qlib.load_quantized(folder)), logits(result.model))
+
+
+# --- two processes
+
+SAVER = """
+import sys, time
+from pathlib import Path
+from storage_cases import rtn_whisper
+result, ends = rtn_whisper(int(sys.argv[2])), time.monotonic() + float(sys.argv[3])
+while time.monotonic() < ends:
+    result.save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_savers_and_a_reader(tmp_path: Path) -> None:
+    """Each reading is the one model or the other; no saver fails; nothing is left over."""
+    known = {print_of(rtn_whisper(seed).model) for seed in (0, 1)}
+    folder = rtn_whisper(0).save(tmp_path / "in" / "saved")
+    (folder / "notes.txt").write_text("mine")
+    seconds = "3"
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    savers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(folder), seed, seconds], env=os.environ | {"PYTHONPATH": paths}
+        )
+        for seed in ("0", "1")
+    ]
+    seen = []
+    try:
+        while any(saver.poll() is None for saver in savers):
+            seen.append(print_of(qlib.load_quantized(folder)))
+    finally:
+        for saver in savers:
+            saver.wait(60)
+    assert [saver.returncode for saver in savers] == [0, 0]
+    assert {*seen} == known and len(seen) > 10
+    assert [path.name for path in folder.parent.iterdir()] == ["saved"]
+    assert (folder / "notes.txt").read_text() == "mine"

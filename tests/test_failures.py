@@ -1,7 +1,7 @@
 """Failures at every step on the disk: afterwards the old thing or the new one, and nothing in the way.
 
 Each write, mkdir, rename, unlink, rmdir and fsync of an action is a point. At one of them the disk fails
-once, or from then on, or the process dies. `QUANTDRAFT_ROUNDS` tries every point; without it a few of each.
+once, or from then on, or the process dies. `QUANTDRAFT_ROUNDS` tries every point, else a few of each.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -37,10 +37,13 @@ from qlib.errors import FileError, ModelError, QlibError
 log = logging.getLogger(__name__)
 
 LONGEST = 255  # bytes of a file's name, on all usual file systems
-WAIT = 0.05  # seconds between two attempts to get a lock
+WAIT = 0.01  # seconds between two attempts to get a lock
+ATTEMPTS = 20  # to read a folder that others replace meanwhile
+FREE_ATTEMPTS = 3  # of them without making the writers wait
 SEAL = "digest"  # where a JSON object keeps its own hash
 _PREFIX = ".quantdraft-"
 
+Result = TypeVar("Result")
 Owned = Callable[[Path], Sequence[str]]
 """From a folder to the names in it that we wrote and may remove, what identifies it last; raises a QlibError
 where the folder is not ours."""
@@ -109,14 +112,16 @@ class open_safetensors:  # noqa: N801  (reads as a function)
 
     def __init__(self, path: Path):
         self.path = path
+        self.held = contextlib.ExitStack()
 
     def __enter__(self) -> Any:
         try:
-            self.file: Any = safe_open(self.path, framework="pt")
+            self.file: Any = safe_open(self._utf8(), framework="pt")
             return self.file.__enter__()  # type: ignore[no-untyped-call]
         except FileNotFoundError as error:
             raise ModelError(f"{self.path} is missing. Download or convert the model again.") from error
         except (SafetensorError, OSError) as error:
+            self.held.close()
             size = (identity(self.path) or (0, 0, 0))[2]
             raise ModelError(
                 f"{self.path} ({size:,} bytes) is damaged or truncated: {error}. "
@@ -125,6 +130,15 @@ class open_safetensors:  # noqa: N801  (reads as a function)
 
     def __exit__(self, *exception: Any) -> None:
         self.file.__exit__(*exception)
+        self.held.close()
+
+    def _utf8(self) -> str | Path:
+        """Return the path, or another way to the file where safetensors cannot read the path's bytes."""
+        try:
+            os.fsencode(self.path).decode("utf-8")
+        except UnicodeDecodeError:
+            return f"/dev/fd/{self.held.enter_context(self.path.open('rb')).fileno()}"
+        return self.path
 
 
 # --- errors of the disk
@@ -426,6 +440,42 @@ def current(folder: Path, mark: str) -> Path:
             if (place / mark).is_file():
                 return place
     return folder
+
+
+def read_whole(folder: Path, mark: str, read: Callable[[Path], Result]) -> Result:
+    """Return what `read` makes of a folder that others may replace meanwhile: of one folder, never of parts.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the user says that it lies.
+    mark : str
+        The file by which a folder of ours is known; each writer makes a new one.
+    read : callable
+        Gets the folder's place now. It must raise a QlibError or OSError for files that do not fit together.
+
+    Raises
+    ------
+    QlibError, OSError
+        What `read` raises of a folder that nobody has touched.
+    FileError
+        The folder is replaced again and again, and cannot be locked.
+    """
+    for attempt in range(ATTEMPTS):
+        with contextlib.ExitStack() as held:
+            if attempt >= FREE_ATTEMPTS:
+                with contextlib.suppress(OSError):  # the disk may be one that can only be read
+                    target = Path(os.path.realpath(folder))
+                    held.enter_context(locked(target, holder=f"another process that writes {target}"))
+            place = current(folder, mark)
+            before = identity(place / mark)
+            try:
+                return read(place)
+            except (QlibError, OSError):
+                if current(folder, mark) == place and identity(place / mark) == before:
+                    raise
+                log.info("%s was replaced while it was read; reading it again", folder)
+    raise FileError(f"{folder} was replaced {ATTEMPTS} times while it was read. Wait for who writes there.")
 
 
 def _old_places(folder: Path) -> Iterator[Path]:

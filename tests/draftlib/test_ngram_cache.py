@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -447,6 +448,69 @@ def test_numbers_with_a_right_hash_and_wrong_content(tmp_path: Path) -> None:
         change_json(tmp_path, sha256=sha256(content).hexdigest())
         with pytest.raises(DraftError, match=message):
             NGramCache.load(tmp_path, PAIR)
+
+
+@pytest.mark.parametrize("names", [["a.txt"], ["ngrams.json"], ["a.txt", "ngrams.json"]])
+def test_a_foreign_folder_is_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(DraftError, match=r"holds .* and no n-gram cache\. Choose another folder"):
+        filled((0, 0)).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    (tmp_path / "file").touch()
+    with pytest.raises(DraftError, match=r"is a file\. An n-gram cache is saved in a folder"):
+        filled((0, 0)).save(tmp_path / "file")
+
+
+def test_saving_again_replaces_damage_and_keeps_other_files(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    filled((0, 0)).save(folder)
+    (folder / "ngrams.json").write_text("{")
+    filled((0, 1)).save(folder)
+    (folder / "notes.txt").write_text("mine")
+    filled((1, 0)).save(folder)
+    assert contents(NGramCache.load(folder, PAIR)) == contents(filled((1, 0)))
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_cache_of_the_first_format_loads(tmp_path: Path) -> None:
+    filled((0, 0), (0, 1)).save(tmp_path)
+    path = tmp_path / "ngrams.json"
+    old = json.loads(path.read_text()) | {"version": 1}
+    path.write_text(json.dumps(old))
+    with pytest.raises(DraftError, match="does not have the sha256"):
+        NGramCache.load(tmp_path, PAIR)
+    del old["digest"]
+    path.write_text(json.dumps(old))
+    assert contents(NGramCache.load(tmp_path, PAIR)) == contents(filled((0, 0), (0, 1)))
+
+
+def test_savers_and_readers_at_once(tmp_path: Path) -> None:
+    caches = [filled((0, 0)), filled((0, 1), (1, 1), policy="lru")]
+    folder, failed, stop = tmp_path / "cache", [], threading.Event()
+    known = [contents(cache) for cache in caches]
+    caches[0].save(folder)
+
+    def save(cache: NGramCache) -> None:
+        try:
+            while not stop.is_set():
+                cache.save(folder)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(cache,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    try:
+        found = [contents(NGramCache.load(folder, PAIR)) for _ in range(200)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert failed == []
+    assert all(each in known for each in found)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 # --- errors
