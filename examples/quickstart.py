@@ -87,7 +87,7 @@ def worst_clip(heard: dict[str, qlib.WerResult]) -> str:
     lines = [("said", reference.references[clip])]
     lines += [(name, wer.hypotheses[clip]) for name, wer in heard.items()]
     width = max(len(name) for name, _ in lines)
-    texts = (f"{name.ljust(width)}  {text[:300]}{' ...' * (len(text) > 300)}" for name, text in lines)
+    texts = (f"  {name.ljust(width)}  {text[:300]}{' ...' * (len(text) > 300)}" for name, text in lines)
     return f"The clip on which they differ most, {reference.ids[clip]}:\n" + "\n".join(texts)
 
 

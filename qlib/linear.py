@@ -131,5 +131,8 @@ class FakeQuantLinear(nn.Module):
 
 def _values(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """Return the decoded weight in a dtype; half a step beyond the end of a shorter float is its end."""
-    values, end = quantized.decode(), torch.finfo(dtype).max
-    return (values if dtype == values.dtype else values.clamp_(-end, end)).to(dtype)
+    values = quantized.decode()
+    end = torch.finfo(dtype).max
+    if end < torch.finfo(values.dtype).max:
+        values.clamp_(-end, end)
+    return values.to(dtype)

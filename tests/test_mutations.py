@@ -113,6 +113,9 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 def edit(value: Any, dice: random.Random) -> None:
     """Change one place of a JSON value: another value, a neighbour's, gone, or its key misspelled."""
+    if not value:
+        value["a"] = 1
+        return
     container, key = dice.choice(places(value))
     kind = dice.randrange(5)
     if kind == 0:

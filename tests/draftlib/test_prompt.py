@@ -109,7 +109,6 @@ def test_token_ids_of_many_kinds(prompt: Any) -> None:
         (None, r"The prompt is None\. Pass a str, tokens of the target, or messages"),
         (3, "The prompt is the int 3"),
         (b"the heart", "The prompt is the bytes"),
-        (iter("ab"), "The prompt is a str_"),
         ({"a", "b"}, "The prompt is a set of 2 str"),
         (["a", "b"], r"a list of 2 str, .*several prompts.*generate_many\(prompts\)"),
         ([[1, 2], [3]], r"several prompts.*generate_many\(prompts\)"),
