@@ -5,7 +5,7 @@ the word error rate on other recordings, save, and load again. At 8 bits roundin
 bits it breaks the model; GPTQ, which lets later columns make up for earlier ones, and SpQR, which keeps
 the outliers in float, do not.
 
-    python examples/quickstart.py                 all of it, about three minutes on two idle cores
+    python examples/quickstart.py                 all of it, two to four minutes on two idle cores
     python examples/quickstart.py --bits 4        one width only
 
 The first run fetches the model (71 MB). The 24 recordings are in examples/data/speech: eleven calibrate,
@@ -80,10 +80,11 @@ def errors(wer: qlib.WerResult) -> tuple[str, ...]:
 
 
 def worst_clip(heard: dict[str, qlib.WerResult]) -> str:
-    """Return what each model wrote for the clip on which they differ most."""
+    """Return what each model wrote for the clip on which they differ most, by its words."""
     reference, others = heard["float"], list(heard.values())
     counts = list(zip(*(each.utterance_errors for each in others), strict=True))
-    clip = max(range(len(counts)), key=lambda i: max(counts[i]) - counts[i][0])
+    words = reference.utterance_words
+    clip = max(range(len(counts)), key=lambda i: (max(counts[i]) - counts[i][0]) / words[i])
     lines = [("said", reference.references[clip])]
     lines += [(name, wer.hypotheses[clip]) for name, wer in heard.items()]
     width = max(len(name) for name, _ in lines)
