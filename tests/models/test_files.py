@@ -154,7 +154,7 @@ def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: py
     sync, rename, replace = os.fsync, os.rename, os.replace
 
     def synced(number: int) -> None:
-        done.append(Path(os.readlink(f"/dev/fd/{number}")).name)
+        done.append(Path(f"/dev/fd/{number}").readlink().name)
         sync(number)
 
     def renamed(source: Path, target: Path) -> None:
