@@ -145,6 +145,9 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
             blocks = len(weight.second.grid.slices(rows))
             _expect(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
             _expect(f"{part}_scale", level.scale, (groups, blocks), None)
+            if level.zero is None:
+                raise QuantError(f"{part}_zero is missing")
+            _expect(f"{part}_zero", level.zero, (groups, blocks), None)
             _check_index(f"{part}_index", level.index, rows, blocks)
 
 
@@ -310,17 +313,25 @@ def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> Quantize
     tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
     tensors["codes"][:, _others(kept, columns)] = from_unsigned(codes, grid)
     if second is not None:
-        for part in ("scale", "zero"):
-            packed = tensors[f"{part}_codes"]
-            tensors[f"{part}_codes"] = unpack(packed, second.bits, (len(grid.slices(columns)), rows))
-            if tensors[f"{part}_scale"].shape[1] > 1:
-                tensors[f"{part}_index"] = second.group_index(rows)
-        tensors["scale"], tensors["zero"] = SecondLevel.from_tensors(tensors, second).decode()
+        tensors = _restored_scales(tensors, second, rows, len(grid.slices(columns)))
     if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
         tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
     if "index" not in tensors and tensors["scale"].shape[1] > 1:
         tensors["index"] = grid.group_index(columns)
     return QuantizedWeight.from_tensors(tensors, second, tuple(about["notes"]))
+
+
+def _restored_scales(tensors: dict[str, Tensor], second: Grid, rows: int, groups: int) -> dict[str, Tensor]:
+    """Return the tensors with the codes of scales and zeros unpacked, and scales and zeros themselves."""
+    blocks, found = len(second.slices(rows)), dict(tensors)
+    for part in ("scale", "zero"):
+        for each in ("scale", "zero"):
+            _expect(f"{part}_{each}", tensors[f"{part}_{each}"], (groups, blocks), None)
+        found[f"{part}_codes"] = unpack(tensors[f"{part}_codes"], second.bits, (groups, rows))
+        if blocks > 1:
+            found[f"{part}_index"] = second.group_index(rows)
+    found["scale"], found["zero"] = SecondLevel.from_tensors(found, second).decode()
+    return found
 
 
 def _others(columns: Tensor, count: int) -> Tensor:

@@ -120,7 +120,7 @@ class open_safetensors:  # noqa: N801  (reads as a function)
             return self.file.__enter__()  # type: ignore[no-untyped-call]
         except FileNotFoundError as error:
             raise ModelError(f"{self.path} is missing. Download or convert the model again.") from error
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # the last: torch, of a file that has gone
             self.held.close()
             size = (identity(self.path) or (0, 0, 0))[2]
             raise ModelError(
@@ -452,11 +452,11 @@ def read_whole(folder: Path, mark: str, read: Callable[[Path], Result]) -> Resul
     mark : str
         The file by which a folder of ours is known; each writer makes a new one.
     read : callable
-        Gets the folder's place now. It must raise a QlibError or OSError for files that do not fit together.
+        Gets the folder's place now. It must raise an error for files that do not fit together.
 
     Raises
     ------
-    QlibError, OSError
+    Exception
         What `read` raises of a folder that nobody has touched.
     FileError
         The folder is replaced again and again, and cannot be locked.
@@ -471,7 +471,7 @@ def read_whole(folder: Path, mark: str, read: Callable[[Path], Result]) -> Resul
             before = identity(place / mark)
             try:
                 return read(place)
-            except (QlibError, OSError):
+            except Exception:  # of a folder that vanishes under it, any part may raise anything
                 if current(folder, mark) == place and identity(place / mark) == before:
                     raise
                 log.info("%s was replaced while it was read; reading it again", folder)

@@ -132,6 +132,47 @@ def test_the_current_folder_is_not_pulled_away(tmp_path: Path, monkeypatch: pyte
         put(tmp_path / "a", "2")
 
 
+def test_a_rename_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a", "1")
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(FileError, match=r"Cannot write .*a: the disk refused"):
+        put(tmp_path / "a", "2")
+    assert listing(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "content").read_text() == "1"
+
+
+def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut behind a rename must not find a name with nothing behind it."""
+    done: list[str] = []
+    sync, rename, replace = os.fsync, os.rename, os.replace
+
+    def synced(number: int) -> None:
+        done.append(Path(f"/dev/fd/{number}").readlink().name)
+        sync(number)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(f"{Path(source).name} -> {Path(target).name}")
+        (rename if Path(source).is_dir() else replace)(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", renamed)
+    put(tmp_path / "a", "1")
+    at = done.index("new -> a")
+    assert {"content", "mark", "new"} <= {*done[:at]} and tmp_path.name in done[at:]
+    done.clear()
+    write_json(tmp_path / "b", {})
+    at = done.index("b -> b")
+    assert "b" in done[:at] and tmp_path.name in done[at:]
+
+
 # --- killed between the two renames
 
 
@@ -247,6 +288,18 @@ def test_only_one_holds_it(tmp_path: Path) -> None:
         thread.join(60)
     assert most == [1]
     assert listing(tmp_path) == []
+
+
+def test_a_lock_that_its_holder_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "x.lock"
+
+    def late(file: object) -> bool:  # its holder goes, and another one comes, after we opened it
+        place.rename(tmp_path / "gone")
+        place.touch()
+        return True
+
+    monkeypatch.setattr(files, "_try_lock", late)
+    assert files._lock(place) is None
 
 
 HOLDER = """
