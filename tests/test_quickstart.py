@@ -33,4 +33,5 @@ def test_quickstart_prints_the_table(checkpoint: Callable[[str], Path], tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "whisper-tiny.en-gptq-w4",
         "whisper-tiny.en-rtn-w4",
+        "whisper-tiny.en-spqr-w4",
     ]
