@@ -7,31 +7,14 @@ names the argument, what it is, and what belongs there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from draftlib.ngram_cache import NGramCache
 from qlib.errors import DraftError, describe, did_you_mean
 from qlib.models.text import TextModel
 
 OnText = Callable[[str], None]
-
-
-def real_number(value: Any, name: str, remedy: str) -> float:
-    """Return a number as a float; those of NumPy and tensors of one number are accepted, bool is not.
-
-    >>> real_number(np.float32(0.5), "temperature", "")
-    0.5
-    """
-    single = isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0
-    number = value.item() if single else value
-    if isinstance(number, (bool, np.bool_)) or not isinstance(number, Real):
-        raise DraftError(f"{name} is {describe(value)}, not a number. {remedy}")
-    return float(number)
 
 
 def text_model(model: Any, side: str) -> TextModel:

@@ -12,12 +12,11 @@ in transformers: text from strangers can end a turn that way.
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from qlib.errors import DraftError, QlibError, describe
+from qlib.errors import DraftError, QlibError, as_whole, describe
 from qlib.models.chat import Message, read_messages
 from qlib.models.text import TextModel
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
@@ -168,12 +167,10 @@ def _from_array(prompt: Any, name: str) -> Any:
 
 
 def _token(value: Any, at: int, name: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # what tensors of several numbers raise
-        raise DraftError(f"{name}: element {at} is {describe(value)}, not a token id. {_KINDS}") from error
+    token = as_whole(value)
+    if token is None:
+        raise DraftError(f"{name}: element {at} is {describe(value)}, not a token id. {_KINDS}")
+    return token
 
 
 def _check_kind(prompt: Any, name: str) -> None:

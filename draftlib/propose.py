@@ -23,10 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from draftlib.arguments import real_number
 from draftlib.dictionary import Keys, Tokens, longest_match
 from draftlib.noise import Chance, Noise
-from qlib.errors import DraftError, describe, whole_number
+from qlib.errors import DraftError, describe, real_number, settle, whole_number
 
 Step = Callable[[Sequence[int]], Tensor]
 """Feeds draft tokens to the drafter; returns its logits [D] after the last of them."""
@@ -82,7 +81,7 @@ class FixedLength:
     max_tokens: int = 5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_tokens", _whole_length(self.max_tokens, "FixedLength: max_tokens"))
+        settle(self, max_tokens=_whole_length(self.max_tokens, "FixedLength: max_tokens"))
 
     def stop(self, confidences: Sequence[float]) -> bool:
         """Return False: only `max_tokens` ends the draft."""
@@ -106,9 +105,9 @@ class Confidence:
     max_tokens: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_tokens", _whole_length(self.max_tokens, "Confidence: max_tokens"))
-        remedy = "It is a probability."
-        object.__setattr__(self, "threshold", real_number(self.threshold, "Confidence: threshold", remedy))
+        length = _whole_length(self.max_tokens, "Confidence: max_tokens")
+        belief = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
+        settle(self, max_tokens=length, threshold=float(belief))
         if not 0 <= self.threshold <= 1:
             raise DraftError(
                 f"Confidence(threshold={self.threshold}): a probability is between 0 (never stop early) and "

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from draftlib.arguments import known_options, real_number
+from draftlib.arguments import known_options
 from draftlib.sampling import warp
-from qlib.errors import DraftError, describe, whole_number
+from qlib.errors import DraftError, real_number, settle, true_or_false, whole_number
 
 
 class Options(TypedDict, total=False):
@@ -90,8 +89,10 @@ class Settings:
             "max_new_tokens": whole_number(
                 self.max_new_tokens, "max_new_tokens", DraftError, 1, remedy="An answer has at least 1 token."
             ),
-            "temperature": real_number(
-                self.temperature, "temperature", "0 is greedy; above 0 tokens are drawn."
+            "temperature": float(
+                real_number(
+                    self.temperature, "temperature", DraftError, "0 is greedy; above 0 tokens are drawn."
+                )
             ),
             "seed": whole_number(self.seed, "seed", DraftError, 0, remedy="Any such number will do."),
             "stop": _stops(self.stop),
@@ -100,11 +101,10 @@ class Settings:
             remedy = "At least 1 token must be kept. None keeps all."
             checked["top_k"] = whole_number(self.top_k, "top_k", DraftError, 1, remedy=remedy)
         if self.top_p is not None:
-            checked["top_p"] = real_number(self.top_p, "top_p", "It is a probability. None keeps all tokens.")
-        if not isinstance(self.raw, (bool, np.bool_)):
-            raise DraftError(f"raw is {describe(self.raw)}. Pass True (no chat markers) or False.")
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+            remedy = "It is a probability. None keeps all tokens."
+            checked["top_p"] = float(real_number(self.top_p, "top_p", DraftError, remedy))
+        checked["raw"] = true_or_false(self.raw, "raw", DraftError, "Pass True (no chat template) or False.")
+        settle(self, **checked)
         self.law(torch.zeros(1))  # refuses what cannot be sampled from
 
     @property

@@ -10,6 +10,7 @@ import importlib
 import operator
 from collections.abc import Iterable, Mapping, Set
 from difflib import get_close_matches
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -158,7 +159,7 @@ def whole_number(
 
 
 def real_number(value: Any, name: str, error: type[QlibError], remedy: str = "") -> float:
-    """Return an int or float; NumPy's and torch's numbers become one, bool, text and complex are refused.
+    """Return an int or float; single numbers of NumPy and torch become one, all else is refused, bool too.
 
     NaN and infinity pass: whether they are allowed depends on what the number is for.
 
@@ -168,15 +169,10 @@ def real_number(value: Any, name: str, error: type[QlibError], remedy: str = "")
     """
     if type(value) in (int, float):
         return value  # type: ignore[no-any-return]
-    number = None
-    if not isinstance(value, bool | str | bytes):
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError):  # what tensors of several numbers raise
-            number = None
-    if number is None or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool":
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise error(f"{name} is {describe(value)}, not a number. {remedy}".rstrip())
-    return number
+    return float(number)
 
 
 def true_or_false(value: Any, name: str, error: type[QlibError], remedy: str = "") -> bool:

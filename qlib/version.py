@@ -1,4 +1,4 @@
-"""The version of the library: None for a checkout on the path that was never installed."""
+"""The version of the library, which a checkout on the path that was never installed does not know."""
 
 from __future__ import annotations
 
@@ -11,6 +11,3 @@ def library_version() -> str | None:
         return version("quantdraft")
     except PackageNotFoundError:
         return None
-
-
-__version__ = library_version()

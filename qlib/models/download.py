@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from qlib.errors import FetchError
 from qlib.models.files import sha256_of
+from qlib.models.progress import progress_bar
 
 POLL = 0.2  # seconds between two looks at the growing download
 
@@ -79,7 +80,7 @@ def download_wheel(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | places
         ) as pip,
-        tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package, disable=not progress) as bar,
+        progress_bar(show=progress, total=wheel.size, unit="B", unit_scale=True, desc=wheel.package) as bar,
     ):
         try:
             output = _follow(pip, folder, bar)
@@ -96,7 +97,7 @@ def download_wheel(wheel: Wheel, folder: Path, *, progress: bool = True) -> Path
     return found[0]
 
 
-def _follow(pip: subprocess.Popen[str], folder: Path, bar: tqdm[None]) -> str:
+def _follow(pip: subprocess.Popen[str], folder: Path, bar: tqdm[object]) -> str:
     while True:
         try:
             output, _ = pip.communicate(timeout=POLL)
