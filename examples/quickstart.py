@@ -5,7 +5,7 @@ the word error rate on other recordings, save, and load again. At 8 bits roundin
 bits it breaks the model; GPTQ, which lets later columns make up for earlier ones, and SpQR, which keeps
 the outliers in float, do not.
 
-    python examples/quickstart.py                 all of it, two to four minutes on two idle cores
+    python examples/quickstart.py                 all of it, one to two minutes on two idle cores
     python examples/quickstart.py --bits 4        one width only
 
 The first run fetches the model (71 MB). The 24 recordings are in examples/data/speech: eleven calibrate,
