@@ -9,11 +9,11 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
 from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.drafting.propose import Confidence, FixedLength
 from draftlib.metrics import Seconds, Stats, Step
-from draftlib.ngram_cache import NGramCache
-from draftlib.propose import Confidence, FixedLength
 from draftlib.settings import Options
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, FileError, ModelError, QlibError
 
 __all__ = [

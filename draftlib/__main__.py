@@ -18,10 +18,10 @@ from typing import Any, get_args
 import torch
 
 from draftlib.decoder import Output, SpeculativeDecoder, Verify, as_verify
+from draftlib.drafting.propose import Confidence, FixedLength, Length
 from draftlib.metrics import Stats, Step
-from draftlib.ngram_cache import NGramCache
-from draftlib.propose import Confidence, FixedLength, Length
 from draftlib.settings import Options
+from draftlib.vocabulary.ngram_cache import NGramCache
 from draftlib.writer import piece_of
 from qlib.errors import DraftError, QlibError
 from qlib.models import load_model

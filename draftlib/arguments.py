@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftlib.ngram_cache import NGramCache
+from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, describe, did_you_mean
 from qlib.models.text import TextModel
 

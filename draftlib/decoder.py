@@ -34,12 +34,7 @@ from draftlib.arguments import (
     text_model,
     text_sink,
 )
-from draftlib.keys import RoundKeys
-from draftlib.metrics import Seconds, Stats, Step
-from draftlib.ngram_cache import NGramCache
-from draftlib.noise import Dice, Noise
-from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, several_prompts, target_tokens
-from draftlib.propose import (
+from draftlib.drafting.propose import (
     Coupled,
     Draft,
     Draw,
@@ -50,10 +45,12 @@ from draftlib.propose import (
     draw_independent,
     propose,
 )
+from draftlib.metrics import Seconds, Stats, Step
+from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, several_prompts, target_tokens
 from draftlib.settings import Settings
 from draftlib.sides import DraftSide, TargetSide
-from draftlib.translate import ReverseTranslator, Translation, translate
-from draftlib.verify import (
+from draftlib.verification.noise import Dice, Noise
+from draftlib.verification.verify import (
     Verdict,
     verify_exact,
     verify_greedy,
@@ -61,7 +58,10 @@ from draftlib.verify import (
     verify_point_mass,
     verify_ratio,
 )
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.keys import RoundKeys
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
 from draftlib.writer import Finish, Writer
 from qlib.errors import DraftError, did_you_mean, list_names
 from qlib.models.text import TextModel

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.writer import piece_of
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from draftlib.arguments import known_options
-from draftlib.sampling import warp
+from draftlib.verification.sampling import warp
 from qlib.errors import DraftError, real_number, settle, true_or_false, whole_number
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from draftlib.translate import ReverseTranslator
-from qlib.models.packed import STABLE_ROWS
+from draftlib.vocabulary.translate import ReverseTranslator
+from qlib.models.fast.packed import STABLE_ROWS
 from qlib.models.text import TextModel
 
 

@@ -21,10 +21,10 @@ import torch
 from drawing import BLUE, GREEN, GREY, ORANGE, canvas, save
 from torch import Tensor
 
-from draftlib.dictionary import Snapshot, longest_match
-from draftlib.propose import Draft
-from draftlib.revealed import Proposed, path_revealed
-from draftlib.verify import ratio, residual
+from draftlib.drafting.propose import Draft
+from draftlib.verification.revealed import Proposed, path_revealed
+from draftlib.verification.verify import ratio, residual
+from draftlib.vocabulary.dictionary import Snapshot, longest_match
 
 Rule = Callable[[Draft, Snapshot, int], list[Proposed]]
 

@@ -17,7 +17,7 @@ from drawing import BLUE, GREEN, canvas, save
 from two_tokenizers import PAGES, byte_level, sentence_pieces
 
 from draftlib import NGramCache, VocabularyMap
-from draftlib.translate import ReverseTranslator, translate
+from draftlib.vocabulary.translate import ReverseTranslator, translate
 
 SENTENCE = " the largest weight of each group decides the scale"
 ROUND = 4

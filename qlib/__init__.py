@@ -26,7 +26,7 @@ from qlib.errors import (
 from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.overview import layers
 from qlib.pipeline import Result, quantize
 from qlib.report import LayerReport, QuantReport

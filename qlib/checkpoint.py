@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.linear import FakeQuantLinear
-from qlib.models import registry
 from qlib.models.files import (
     SEAL,
     atomic_folder,
@@ -40,8 +39,9 @@ from qlib.models.files import (
     sealed,
     sha256_of,
 )
-from qlib.models.load import build, fill, read_tensors
-from qlib.models.placement import choose_device
+from qlib.models.hub import registry
+from qlib.models.hub.load import build, fill, read_tensors
+from qlib.models.hub.placement import choose_device
 from qlib.models.structure import Model
 from qlib.stored_layer import put, restored_layer, shorten, stored_layer
 from qlib.version import library_version

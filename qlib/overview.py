@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from qlib.arguments import as_model, as_patterns
+from qlib.chain import choose_layers
 from qlib.models.structure import LayerGroup, Model
-from qlib.plan import choose_layers
 from qlib.report import align
 
 

@@ -26,6 +26,7 @@ from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance
 from qlib.block_task import block_task
 from qlib.calibrate import Visit, count_blocks, walk
+from qlib.chain import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.checkpoint import save_quantized
 from qlib.errors import QuantError, true_or_false, whole_number
 from qlib.grid import Grid, QuantizedWeight
@@ -34,7 +35,6 @@ from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transfor
 from qlib.models.progress import progress_bar
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
-from qlib.plan import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
 from qlib.resume import finished_blocks
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale

@@ -22,7 +22,7 @@ def one_thread() -> None:
 def checkpoint() -> Callable[[str], Path]:
     """Find the folder of a checkpoint; where it was not fetched, skip the test and say how to fetch it."""
     from qlib.errors import ModelError
-    from qlib.models import registry
+    from qlib.models.hub import registry
 
     def find(name: str) -> Path:
         try:

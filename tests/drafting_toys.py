@@ -15,11 +15,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Snapshot, Tokens
-from draftlib.noise import Chance, splitmix
-from draftlib.propose import Draft, FixedLength, Length, draw_independent, propose
-from draftlib.sampling import warp
-from draftlib.verify import Verdict
+from draftlib.drafting.propose import Draft, FixedLength, Length, draw_independent, propose
+from draftlib.verification.noise import Chance, splitmix
+from draftlib.verification.sampling import warp
+from draftlib.verification.verify import Verdict
+from draftlib.vocabulary.dictionary import Snapshot, Tokens
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Script")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from text_oracles import exact_norms
 from torch import Tensor
 
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.structure import Model
 
 TEXT = {

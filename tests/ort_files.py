@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qlib.models.formats.tokenizer_bin import FIRST_PIECE
+from qlib.models.hub.formats.tokenizer_bin import FIRST_PIECE
 from qlib.models.moonshine import Moonshine
 
 Array = NDArray[Any]

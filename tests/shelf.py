@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from packages import build_wheel
 
-from qlib.models import registry
-from qlib.models.download import Wheel
-from qlib.models.registry import Entry
+from qlib.models.hub import registry
+from qlib.models.hub.download import Wheel
+from qlib.models.hub.registry import Entry
 
 
 @dataclass

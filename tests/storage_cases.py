@@ -12,7 +12,7 @@ import torch
 
 import qlib
 from draftlib import NGramCache
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.activation import describe
 from qlib.linear import FakeQuantLinear
 from qlib.models.structure import Model

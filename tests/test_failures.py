@@ -27,8 +27,8 @@ import qlib
 from draftlib import NGramCache
 from qlib import checkpoint, resume
 from qlib.errors import QlibError
-from qlib.models import convert, registry
 from qlib.models.files import sha256_of
+from qlib.models.hub import convert, registry
 from qlib.models.tiny import tiny_llama
 
 FEW = 9  # points of each kind, for every day

@@ -11,7 +11,7 @@ from speech_fixtures import noise
 
 import qlib
 from qlib.asr.wer import score
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.moonshine import Moonshine
 
 pytestmark = pytest.mark.weights

@@ -11,9 +11,9 @@ import torch
 from text_oracles import transformers_logits
 
 import draftlib
+from qlib.models.fast.packed import arithmetic_dtype
+from qlib.models.hub.load import load_model
 from qlib.models.llama import Llama
-from qlib.models.load import load_model
-from qlib.models.packed import arithmetic_dtype
 from qlib.models.text import TextModel
 
 pytestmark = pytest.mark.weights

@@ -12,7 +12,7 @@ import torch
 import qlib
 from qlib.asr.audio import log_mel_batch
 from qlib.asr.wer import score
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.whisper import Whisper
 
 pytestmark = pytest.mark.weights

@@ -30,7 +30,7 @@ from draftlib.__main__ import DTYPES, read_prompts
 from draftlib.metrics import Stats
 from draftlib.prompt import target_tokens
 from qlib.models import load_model
-from qlib.models.load import locate
+from qlib.models.hub.load import locate
 from qlib.models.text import TextModel
 from qlib.report import align
 

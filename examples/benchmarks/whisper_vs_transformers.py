@@ -27,7 +27,7 @@ from tqdm import tqdm
 import qlib
 from qlib.asr.audio import log_mel_batch
 from qlib.asr.wer import score
-from qlib.models import registry
+from qlib.models.hub import registry
 from qlib.report import align
 
 Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]

@@ -6,8 +6,9 @@
 It imports nothing of the library but the errors.
 """
 
-from qlib.models.load import load_model
-from qlib.models.registry import fetch
+from qlib.models.hub import registry
+from qlib.models.hub.load import load_model
+from qlib.models.hub.registry import fetch
 from qlib.models.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer", "fetch", "load_model"]
+__all__ = ["Tokenizer", "fetch", "load_model", "registry"]

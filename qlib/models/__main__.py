@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from qlib.errors import QlibError
-from qlib.models import registry
+from qlib.models.hub import registry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

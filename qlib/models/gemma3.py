@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.config_values import MOST_LAYERS, MOST_POSITIONS, ConfigValues
+from qlib.models.fast.packed_layer import PackedLayer
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
-from qlib.models.packed_layer import PackedLayer
 from qlib.models.rotary import Rope, Rotary
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlib.models.cache import LONG_BLOCK, KVCache
-from qlib.models.packed import STABLE_ROWS, cast, next_of, safe_counts, safe_for_all
+from qlib.models.fast.packed import STABLE_ROWS, cast, next_of, safe_counts, safe_for_all
 from qlib.models.rotary import Rope, Rotary, rotate
 
 KEY_BLOCK = 64  # lengths of keys are multiples of it, where rows are to be stable

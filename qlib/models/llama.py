@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
 from qlib.models.config_values import MOST_POSITIONS, ConfigValues
+from qlib.models.fast.packed_layer import PackedLayer
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
-from qlib.models.packed_layer import PackedLayer
 from qlib.models.rotary import Rope, Rotary, read_rope
 from qlib.models.structure import LayerGroup, QueryKey
 from qlib.models.text import TextCore, TextModel, decoder_groups

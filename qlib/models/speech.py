@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache, drop_row
-from qlib.models.packed import pack_linears
+from qlib.models.fast.packed import pack_linears
 from qlib.models.structure import Model, Source, Stage
 
 if TYPE_CHECKING:

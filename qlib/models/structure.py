@@ -169,7 +169,8 @@ class Model(nn.Module):
     def pack(self) -> Self:
         """Lay the weights that decoding reads out for inference, in place, and return the model.
 
-        See `qlib.models.packed`. A packed model can run; to quantize, save, train or move it, load it again.
+        See `qlib.models.fast.packed`. A packed model can run; to quantize, save, train or move it, load it
+        again.
 
         Raises
         ------

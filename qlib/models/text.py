@@ -22,6 +22,15 @@ from torch.nn import functional as F
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
 from qlib.models.chat import Chat
+from qlib.models.fast.packed import (
+    STABLE_ROWS,
+    PackedLinear,
+    arithmetic_dtype,
+    cast,
+    pack_linears,
+    safe_for_all,
+)
+from qlib.models.fast.packed_layer import PackedLayer, PackedNorm
 from qlib.models.layers import (
     Attention,
     Reach,
@@ -31,8 +40,6 @@ from qlib.models.layers import (
     embedding,
     stable_attention,
 )
-from qlib.models.packed import STABLE_ROWS, PackedLinear, arithmetic_dtype, cast, pack_linears, safe_for_all
-from qlib.models.packed_layer import PackedLayer, PackedNorm
 from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer

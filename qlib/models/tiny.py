@@ -17,8 +17,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
 from qlib.models.files import atomic_folder
-from qlib.models.formats.tokenizer_bin import tokenizer_json
 from qlib.models.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from qlib.models.hub.formats.tokenizer_bin import tokenizer_json
 from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
 from qlib.models.rotary import Rope

@@ -33,7 +33,7 @@ from qlib.models.config_values import (
     ConfigValues,
     divide,
 )
-from qlib.models.formats.whisper_config import MULTILINGUAL_VOCABULARY
+from qlib.models.hub.formats.whisper_config import MULTILINGUAL_VOCABULARY
 from qlib.models.layers import embedding
 from qlib.models.speech import (
     Cross,

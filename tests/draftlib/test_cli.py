@@ -9,7 +9,7 @@ import pytest
 
 from draftlib.__main__ import colour, main
 from draftlib.metrics import Seconds, Step
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.models.tiny import tiny_llama, tiny_moonshine, write_folder
 
 WORDS = VocabularyMap.from_bytes([b"f", b"la", b" z", None], [b"fla", b"f", b" z\n", b"la", None], {3: 4})

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer as RawTokenizer
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.decoder import Verify
-from draftlib.noise import Chance, gumbel
-from draftlib.sampling import warp
-from draftlib.vocab import VocabularyMap
+from draftlib.verification.noise import Chance, gumbel
+from draftlib.verification.sampling import warp
+from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer, load_model
 from qlib.models.llama import Llama, LlamaConfig

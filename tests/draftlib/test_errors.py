@@ -14,7 +14,7 @@ import torch
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, SpeculativeDecoder
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from draftlib.dictionary import Snapshot
-from draftlib.keys import RoundKeys
-from draftlib.ngram_cache import NGramCache
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.dictionary import Snapshot
+from draftlib.vocabulary.keys import RoundKeys
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
 
 PAIR = VocabularyMap.from_bytes([b"a", b"b", b"c"], [b"a", b"b", b"ab", b"abc", b"abca", b"ba", b"cc"])
 WORDS = {(0, 1): 2, (0, 1, 2): 3, (0, 1, 2, 0): 4, (1, 0): 5, (2, 2): 6}

@@ -23,11 +23,10 @@ from drafting_toys import (
     translate_plainly,
 )
 
-from draftlib.dictionary import Snapshot, Tokens
-from draftlib.noise import Chance, Noise, splitmix
-from draftlib.propose import Confidence, Coupled, FixedLength, Length, propose
-from draftlib.revealed import path_revealed
-from draftlib.verify import (
+from draftlib.drafting.propose import Confidence, Coupled, FixedLength, Length, propose
+from draftlib.verification.noise import Chance, Noise, splitmix
+from draftlib.verification.revealed import path_revealed
+from draftlib.verification.verify import (
     Verdict,
     choose,
     ratio,
@@ -36,6 +35,7 @@ from draftlib.verify import (
     verify_point_mass,
     verify_rejection,
 )
+from draftlib.vocabulary.dictionary import Snapshot, Tokens
 
 Keys = dict[Tokens, int]
 A, B, C, AB, ABC, BC = range(6)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from draftlib.metrics import Seconds, Stats, Step
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 
 WORDS = VocabularyMap.from_bytes([b"f", b"la", b"ke", b"z"], [b"flake", b"f", b"la", b"ke"])
 

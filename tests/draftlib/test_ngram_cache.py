@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from draftlib.ngram_cache import NGram, NGramCache, Policy
-from draftlib.trie import Trie
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGram, NGramCache, Policy
+from draftlib.vocabulary.trie import Trie
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
 from qlib.models.files import sealed

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from draftlib.noise import Dice, Noise, gumbel, splitmix
-from draftlib.verify import choose
+from draftlib.verification.noise import Dice, Noise, gumbel, splitmix
+from draftlib.verification.verify import choose
 from qlib.errors import DraftError
 
 LOW = (1 << 32) - 1
@@ -127,7 +127,7 @@ def test_choosing_with_noise_draws_from_the_law() -> None:
 def test_the_extremes_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest and the largest bits of all."""
     extremes = torch.tensor([0, 0x7FFFFFFF, -1, -(1 << 31)], dtype=torch.int32)
-    monkeypatch.setattr("draftlib.noise._mix", lambda bits: extremes)
+    monkeypatch.setattr("draftlib.verification.noise._mix", lambda bits: extremes)
     assert gumbel(0, 0, 4).tolist() == pytest.approx([22.18, -2.81, -2.81, 22.18], abs=0.01)
 
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Snapshot, longest_match
-from draftlib.noise import Dice, Noise
-from draftlib.propose import (
+from draftlib.drafting.propose import (
     Confidence,
     Coupled,
     FixedLength,
@@ -21,7 +19,9 @@ from draftlib.propose import (
     draw_independent,
     propose,
 )
-from draftlib.sampling import warp
+from draftlib.verification.noise import Dice, Noise
+from draftlib.verification.sampling import warp
+from draftlib.vocabulary.dictionary import Snapshot, longest_match
 from qlib.errors import DraftError
 
 SIZE = 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftlib.sampling import warp
+from draftlib.verification.sampling import warp
 from qlib.errors import DraftError
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftlib.ngram_cache import NGramCache
-from draftlib.translate import ReverseTranslator, Translation, translate
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
 from qlib.models.tiny import CHAT_SPECIALS, tiny_byte_tokenizer, tiny_tokenizer

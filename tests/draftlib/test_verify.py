@@ -9,12 +9,11 @@ import torch
 from drafting_toys import every_way
 from torch import Tensor
 
-from draftlib.dictionary import Snapshot
-from draftlib.noise import Chance, Dice, gumbel
-from draftlib.propose import Draft
-from draftlib.revealed import Proposed, branches, path_revealed
-from draftlib.sampling import warp
-from draftlib.verify import (
+from draftlib.drafting.propose import Draft
+from draftlib.verification.noise import Chance, Dice, gumbel
+from draftlib.verification.revealed import Proposed, branches, path_revealed
+from draftlib.verification.sampling import warp
+from draftlib.verification.verify import (
     Verdict,
     choose,
     ratio,
@@ -26,6 +25,7 @@ from draftlib.verify import (
     verify_ratio,
     verify_rejection,
 )
+from draftlib.vocabulary.dictionary import Snapshot
 from qlib.errors import DraftError
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from draftlib.vocab import Speller, VocabularyMap, token_bytes
+from draftlib.vocabulary.mapping import Speller, VocabularyMap, token_bytes
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
 from qlib.models.tiny import CHAT_SPECIALS, tiny_byte_tokenizer, tiny_tokenizer

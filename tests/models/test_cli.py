@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qlib.errors import FetchError
-from qlib.models import registry
 from qlib.models.__main__ import main
+from qlib.models.hub import registry
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from packages import byte_level_table, whisper_package, whisper_tensors
 from torch import Tensor
 
 from qlib.errors import FileError, ModelError
-from qlib.models import convert
-from qlib.models.formats.gguf import llama3_scaling
-from qlib.models.formats.gguf_tokenizer import tokenizer_json
-from qlib.models.load import load_model
+from qlib.models.hub import convert
+from qlib.models.hub.formats.gguf import llama3_scaling
+from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
+from qlib.models.hub.load import load_model
 from qlib.models.tokenizer import Tokenizer
 
 FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.gemma3 import FULL, SLIDING, Gemma3Config, Gemma3RMSNorm
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.rotary import Rope
 from qlib.models.tiny import tiny_gemma3, write_folder
 

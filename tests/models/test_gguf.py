@@ -16,9 +16,9 @@ from packages import byte_level_table
 from safetensors.torch import load_file
 
 from qlib.errors import MissingExtraError, ModelError
-from qlib.models import convert
-from qlib.models.formats.gguf import GgufFile, text_config, text_tensors, unpermute
-from qlib.models.formats.gguf_tokenizer import tokenizer_json
+from qlib.models.hub import convert
+from qlib.models.hub.formats.gguf import GgufFile, text_config, text_tensors, unpermute
+from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.tokenizer import Tokenizer
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 2

@@ -11,8 +11,8 @@ from text_oracles import transformers_logits
 from torch import Tensor
 
 from qlib.errors import ModelError
+from qlib.models.hub.load import load_model
 from qlib.models.llama import Llama, LlamaConfig
-from qlib.models.load import load_model
 from qlib.models.rotary import Rope
 from qlib.models.tiny import tiny_llama, write_folder
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_whisper, write_folder
 
 

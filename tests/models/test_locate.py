@@ -10,7 +10,7 @@ import pytest
 
 import qlib
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_llama, tiny_whisper, write_folder
 
 

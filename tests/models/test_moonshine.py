@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.moonshine import (
     MIN_SAMPLES,
     Moonshine,

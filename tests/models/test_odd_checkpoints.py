@@ -16,7 +16,7 @@ from torch import Tensor
 
 import qlib
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 
 # --- tensors
 

@@ -11,8 +11,8 @@ import torch
 from ort_files import Exporter, codes, flatbuffer, graph, moonshine_package, node, session, tensor
 
 from qlib.errors import ModelError
-from qlib.models.formats import ort
-from qlib.models.formats.flatbuffer import Table
+from qlib.models.hub.formats import ort
+from qlib.models.hub.formats.flatbuffer import Table
 from qlib.models.tiny import tiny_moonshine
 
 

@@ -14,10 +14,9 @@ from torch.nn.functional import linear
 
 import qlib
 from qlib.errors import ModelError
-from qlib.models import layers, packed
-from qlib.models.layers import AttentionShape, stable_attention
-from qlib.models.moonshine import Moonshine
-from qlib.models.packed import (
+from qlib.models import layers
+from qlib.models.fast import packed
+from qlib.models.fast.packed import (
     STABLE_ROWS,
     Beside,
     PackedLinear,
@@ -27,6 +26,8 @@ from qlib.models.packed import (
     reordered_product,
     safe_rows,
 )
+from qlib.models.layers import AttentionShape, stable_attention
+from qlib.models.moonshine import Moonshine
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from qlib.models.fast.packed import cast
+from qlib.models.fast.packed_layer import PackedLayer, PackedNorm
 from qlib.models.gemma3 import Gemma3RMSNorm
 from qlib.models.layers import RMSNorm
-from qlib.models.packed import cast
-from qlib.models.packed_layer import PackedLayer, PackedNorm
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_gemma3, tiny_llama
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
-from qlib.models.placement import choose_device, choose_dtype
+from qlib.models.hub.load import load_model
+from qlib.models.hub.placement import choose_device, choose_dtype
 
 
 @pytest.mark.parametrize(

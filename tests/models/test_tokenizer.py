@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from packages import WHISPER_SPECIALS, byte_level_table
 
 from qlib.errors import ModelError
-from qlib.models.formats.tokenizer_json import apply_merges, mend_merges
+from qlib.models.hub.formats.tokenizer_json import apply_merges, mend_merges
 from qlib.models.tokenizer import Tokenizer
 
 TABLE = byte_level_table()

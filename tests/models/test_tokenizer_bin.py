@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlib.errors import ModelError
-from qlib.models.formats.tokenizer_bin import merges, read, tokenizer_json
+from qlib.models.hub.formats.tokenizer_bin import merges, read, tokenizer_json
 from qlib.models.tiny import tiny_byte_tokenizer
 from qlib.models.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.load import load_model
+from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
 

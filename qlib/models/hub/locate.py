@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from qlib.errors import ModelError, describe, did_you_mean, list_names
-from qlib.models import registry
-from qlib.models.foreign import converted, is_ctranslate2
+from qlib.models.hub import registry
+from qlib.models.hub.foreign import converted, is_ctranslate2
 
 _WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".npz")
 

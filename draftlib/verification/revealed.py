@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from draftlib.dictionary import Dictionary, longest_match
-from draftlib.propose import Draft
+from draftlib.drafting.propose import Draft
+from draftlib.vocabulary.dictionary import Dictionary, longest_match
 
 
 class Proposed(NamedTuple):
@@ -89,7 +89,7 @@ def branches(dictionary: Dictionary, w: tuple[int, ...], room: int) -> tuple[set
     `room` is the number of tokens that the round could still draft after `w`. The second set is empty for an
     empty `w`: a single token is no merge.
 
-    >>> from draftlib.dictionary import Snapshot
+    >>> from draftlib.vocabulary.dictionary import Snapshot
     >>> branches(Snapshot({(0, 1): 5, (0, 1, 1): 6, (0, 2): 7}, draft_size=3), (0,), room=2)
     ({1}, {2})
     """

@@ -16,9 +16,9 @@ from torch import Tensor
 from qlib.errors import ModelError
 from qlib.models.config_values import MOST_TOKENS, ConfigValues
 from qlib.models.files import json_text, read_json
-from qlib.models.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
-from qlib.models.formats.gguf_tokenizer import tokenizer_json
-from qlib.models.formats.tokenizer_json import mend_merges
+from qlib.models.hub.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
+from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
+from qlib.models.hub.formats.tokenizer_json import mend_merges
 from qlib.models.moonshine import MoonshineConfig, MoonshineGeneration
 from qlib.models.progress import progress_bar
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qlib.errors import FileError, ModelError
-from qlib.models import convert, files, store
+from qlib.models import files
+from qlib.models.hub import convert, store
 
 log = logging.getLogger(__name__)
 _CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")

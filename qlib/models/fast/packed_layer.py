@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qlib.models.cache import KVCache
+from qlib.models.fast.packed import cast, pack_linears
 from qlib.models.layers import Attention, GatedMLP, Reach, RMSNorm, look_back
-from qlib.models.packed import cast, pack_linears
 
 
 class PackedNorm(nn.Module):
@@ -55,7 +55,7 @@ class PackedLayer(nn.Module):
     norms_behind : (RMSNorm, RMSNorm), optional
         Of what the attention and the MLP give.
     stable : bool
-        See `qlib.models.packed`.
+        See `qlib.models.fast.packed`.
     """
 
     def __init__(

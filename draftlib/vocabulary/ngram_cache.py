@@ -27,10 +27,10 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from draftlib import ngram_file
-from draftlib.ngram_file import Table
-from draftlib.trie import Trie
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary import ngram_file
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_file import Table
+from draftlib.vocabulary.trie import Trie
 from qlib.errors import DraftError, describe, did_you_mean, whole_number
 
 Policy = Literal["lfu", "lru"]

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Keys, Tokens, longest_match
-from draftlib.noise import Chance, Noise
+from draftlib.verification.noise import Chance, Noise
+from draftlib.vocabulary.dictionary import Keys, Tokens, longest_match
 from qlib.errors import DraftError, describe, real_number, settle, whole_number
 
 Step = Callable[[Sequence[int]], Tensor]

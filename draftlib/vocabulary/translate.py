@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from draftlib.ngram_cache import NGramCache
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError
 
 _SPACE = b" \n\t\r"

@@ -10,13 +10,13 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Tokens, longest_match
-from draftlib.ngram_cache import NGramCache
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.dictionary import Tokens, longest_match
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
 
 
 class RoundKeys:
-    """What draft tokens stand for, as `draftlib.dictionary.Dictionary` asks for it.
+    """What draft tokens stand for, as `draftlib.vocabulary.dictionary.Dictionary` asks for it.
 
     Parameters
     ----------

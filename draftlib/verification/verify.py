@@ -27,10 +27,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from draftlib.dictionary import Dictionary, Keys
-from draftlib.noise import Chance
-from draftlib.propose import Draft
-from draftlib.revealed import Proposed, path_revealed
+from draftlib.drafting.propose import Draft
+from draftlib.verification.noise import Chance
+from draftlib.verification.revealed import Proposed, path_revealed
+from draftlib.vocabulary.dictionary import Dictionary, Keys
 from qlib.errors import DraftError
 
 

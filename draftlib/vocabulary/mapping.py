@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftlib.spelling import Speller
+from draftlib.vocabulary.spelling import Speller
 from qlib.errors import DraftError, list_names
 from qlib.models import Tokenizer
 

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from draftlib.vocab import VocabularyMap
+from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError, ModelError, list_names
 from qlib.models.files import SEAL, atomic_folder, digest_of, parse_json, read_whole, sealed, sha256_of
 

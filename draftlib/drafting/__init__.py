@@ -1,0 +1,1 @@
+"""What the drafter proposes, and how many tokens of it."""

@@ -1,0 +1,1 @@
+"""Where checkpoints come from: names, downloads, foreign formats, and a folder that becomes a model."""
