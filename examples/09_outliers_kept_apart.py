@@ -18,8 +18,8 @@ import torch
 from drawing import BLUE, GREEN, GREY, ORANGE, canvas, save
 from torch import Tensor
 
+from qlib import Grid, QuantizedWeight
 from qlib.activation import KeepColumns, PerToken
-from qlib.grid import Grid, QuantizedWeight
 from qlib.linear import FakeQuantLinear
 from qlib.methods.quik import quik
 from qlib.methods.second_order import hessian

@@ -23,12 +23,13 @@ from qlib.errors import (
     QlibError,
     QuantError,
 )
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
 from qlib.overview import layers
 from qlib.pipeline import Result, quantize
+from qlib.quantized_weight import QuantizedWeight
 from qlib.report import LayerReport, QuantReport
 
 __all__ = [

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, did_you_mean, real_number, settle, true_or_false
-from qlib.grid import Grid, check_bits, range_of, working
+from qlib.grid import Grid, as_compute_dtype, check_bits, min_max_with_zero
 from qlib.histogram import Histogram as Histogram
 from qlib.histogram import check_percentile, fixed_scale, float32, round_fixed
 
@@ -86,8 +86,8 @@ class PerToken:
         """Return the rounded inputs, same shape and dtype; the last axis of [..., features] is one token."""
         if inputs.numel() == 0:
             return inputs
-        values = working(inputs.detach())
-        return _shortened(_round(values, *range_of(values), self.grid), inputs.dtype)
+        values = as_compute_dtype(inputs.detach())
+        return _shortened(_round(values, *min_max_with_zero(values), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         return f"a{self.bits} per token {_symmetry(self.symmetric)}"
@@ -189,8 +189,8 @@ class PerTensor:
             )
         if inputs.numel() == 0:
             return inputs
-        values = working(inputs.detach())
-        return _shortened(_round(values, *range_of(values.reshape(-1)), self.grid), inputs.dtype)
+        values = as_compute_dtype(inputs.detach())
+        return _shortened(_round(values, *min_max_with_zero(values.reshape(-1)), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         fit = f"percentile {self.percentile:g}" if self.fit == "percentile" else self.fit
@@ -294,7 +294,7 @@ class FixedRange(nn.Module):
         """Return the rounded inputs [..., features], same shape and dtype."""
         if inputs.numel() == 0:
             return inputs
-        values = working(inputs.detach())
+        values = as_compute_dtype(inputs.detach())
         self.seen += values.numel()
         # Two reductions take a fifth of the time of looking at each value, which not every call needs.
         if not (self.low <= float(values.amin()) and float(values.amax()) <= self.high):

@@ -24,10 +24,8 @@ Left out: float16 scales, which would save 16 bits a group on disk; every value 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -177,7 +175,7 @@ def check_grid(grid: object) -> None:
 
 
 @dataclass(frozen=True)
-class Scale:
+class QuantParams:
     """Step and offset of every group, and which group each column belongs to.
 
     Parameters
@@ -205,128 +203,10 @@ class Scale:
         return columns, None if zero is None else zero.index_select(1, self.index)
 
 
-@dataclass(frozen=True, repr=False)
-class QuantizedWeight:
-    """What is left of a weight: integer codes, and the few numbers that turn them into values.
-
-    Parameters
-    ----------
-    codes : Tensor
-        [rows, columns], uint8 (asymmetric) or int8 (symmetric).
-    scale, zero, index : Tensor
-        As in `Scale`.
-    notes : tuple of str
-        What the user should know about this layer: what damping did, inputs that were never used.
-    columns, column_values : Tensor or None
-        Input columns that stay in float: their numbers [k], int64, and values [rows, k]. Their codes do not
-        count and are 0.
-    outliers, outlier_values : Tensor or None
-        Single weights that stay in float: positions row * columns + column, ascending [n], int64, and
-        values [n]. Their codes do not count.
-    second : SecondLevel or None
-        The smaller numbers that `scale` and `zero` were decoded from, if they were rounded too.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None = None
-    index: Tensor | None = None
-    notes: tuple[str, ...] = ()
-    columns: Tensor | None = None
-    column_values: Tensor | None = None
-    outliers: Tensor | None = None
-    outlier_values: Tensor | None = None
-    second: SecondLevel | None = None
-
-    def __repr__(self) -> str:
-        """Return one line: shape, bits, groups, what stays in float, and bits per weight."""
-        rows, columns = self.codes.shape
-        groups, bits = self.scale.shape[1], _bits_of(self.codes)
-        parts = [f"{rows} x {columns}", f"{bits} bits", "one group" if groups == 1 else f"{groups} groups"]
-        if self.columns is not None:
-            parts.append(f"{len(self.columns)} columns in float")
-        if self.outliers is not None:
-            parts.append(f"{len(self.outliers)} outliers in float")
-        return f"QuantizedWeight({', '.join(parts)}, about {self._bits():.2f} bits per weight)"
-
-    def _bits(self) -> float:
-        """Return the bits per weight of codes, scales, zeros and what stays in float, without the index."""
-        bits, numbers = _bits_of(self.codes), self.tensors()
-        if self.second is not None:  # scale and zero are made from the numbers of the second level
-            del numbers["scale"], numbers["zero"]
-        stored = bits * numbers.pop("codes").numel()
-        numbers.pop("index", None)
-        for each in numbers.values():  # whole zeros take as many bits as codes
-            stored += (bits if each.dtype == torch.uint8 else 8 * each.itemsize) * each.numel()
-        return stored / self.codes.numel()
-
-    def decode(self) -> Tensor:
-        """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
-        values = decode(self.codes, Scale(self.scale, self.zero, self.index))
-        if self.columns is not None and self.column_values is not None:
-            values[:, self.columns] = self.column_values.to(values.dtype)
-        if self.outliers is not None and self.outlier_values is not None:
-            values.view(-1)[self.outliers] = self.outlier_values.to(values.dtype)
-        return values
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name; those of the second level as ``scale_codes``, ``zero_scale`` ..."""
-        own = {name: getattr(self, name) for name in TENSORS}
-        found = {name: value for name, value in own.items() if value is not None}
-        if self.second is not None:
-            for part, level in (("scale", self.second.scale), ("zero", self.second.zero)):
-                found |= {f"{part}_{name}": value for name, value in level.tensors().items()}
-        return found
-
-    @classmethod
-    def from_tensors(
-        cls, tensors: Mapping[str, Tensor], second: Grid | None = None, notes: tuple[str, ...] = ()
-    ) -> QuantizedWeight:
-        """Undo `tensors`; `second` is the grid of the second level, if there is one."""
-        own: dict[str, Any] = {name: tensors[name] for name in TENSORS if name in tensors}
-        if second is not None:
-            own["second"] = SecondLevel.from_tensors(tensors, second)
-        return cls(notes=notes, **own)
-
-
-def _bits_of(codes: Tensor) -> int:
-    """Return the fewest bits, from 2 on, that hold all codes."""
-    low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
-    return max(2, high.bit_length() if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1)
-
-
-TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outliers", "outlier_values")
-
-
-@dataclass(frozen=True)
-class SecondLevel:
-    """Scales and zeros that were rounded themselves: the transposed matrices [groups, rows] on a grid.
-
-    A group of that grid is a number of neighbouring rows whose scales (or zeros) share a scale of their own.
-    """
-
-    grid: Grid
-    scale: QuantizedWeight
-    zero: QuantizedWeight
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], grid: Grid) -> SecondLevel:
-        """Return the level whose tensors have these names: ``scale_codes``, ``zero_scale`` ..."""
-        scale, zero = (
-            {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
-            for part in ("scale", "zero")
-        )
-        return cls(grid, QuantizedWeight.from_tensors(scale), QuantizedWeight.from_tensors(zero))
-
-    def decode(self) -> tuple[Tensor, Tensor]:
-        """Return scale and zero [rows, groups] of the first level."""
-        return self.scale.decode().T.contiguous(), self.zero.decode().T.contiguous()
-
-
 # --- the arithmetic, on any shapes that broadcast; codes and zeros are whole numbers in a float tensor
 
 
-def nearest(
+def to_codes(
     values: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid, out: Tensor | None = None
 ) -> Tensor:
     """Return the code nearest to each value, as floats (written to `out`, if given). A NaN stays a NaN."""
@@ -336,23 +216,23 @@ def nearest(
     return codes.clamp_(grid.qmin, grid.qmax)
 
 
-def nearest_float_zero(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+def to_codes_float_zero(values: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """Return the code nearest to each value where zero is not a whole number: it is added before rounding."""
     return torch.div(values, scale).add_(zero).round_().clamp_(grid.qmin, grid.qmax)
 
 
-def value_of(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def to_values(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """Return the value of each code (a float tensor): scale (code - zero), for both kinds of zero."""
     return codes * scale if zero is None else (codes - zero).mul_(scale)
 
 
-def range_of(values: Tensor) -> tuple[Tensor, Tensor]:
+def min_max_with_zero(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and largest value over the last axis (kept, of size 1), extended to reach 0."""
     # Two passes on purpose: on a CPU, torch.aminmax along an axis takes 15 times as long as both together.
     return values.amin(-1, keepdim=True).clamp_(max=0), values.amax(-1, keepdim=True).clamp_(min=0)
 
 
-def scale_of(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+def scale_and_zero_point(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Return scale and (float) zero of the range [lo, hi], which contains 0."""
     span = torch.maximum(-lo, hi) if grid.symmetric else hi - lo
     numbers = torch.finfo(span.dtype)
@@ -382,7 +262,7 @@ def _scale_of_huge(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor |
 # --- fitting
 
 
-def fit_minmax(weight: Tensor, grid: Grid) -> Scale:
+def fit_minmax(weight: Tensor, grid: Grid) -> QuantParams:
     """Fit each group's range to its smallest and largest weight.
 
     Parameters
@@ -398,17 +278,17 @@ def fit_minmax(weight: Tensor, grid: Grid) -> Scale:
         The weight is not a matrix, holds NaN or infinity, or is narrower than a group.
     """
     groups = _grouped(weight, grid)  # [rows, groups, group]
-    return _as_scale(*scale_of(*range_of(groups), grid), weight.shape[1], grid)
+    return _as_scale(*scale_and_zero_point(*min_max_with_zero(groups), grid), weight.shape[1], grid)
 
 
-def fit_mse(weight: Tensor, grid: Grid) -> Scale:
+def fit_mse(weight: Tensor, grid: Grid) -> QuantParams:
     """Shrink each group's range while that lowers the sum of |error|^2.4: clip few, serve many.
 
     Tries 100 %, 99 %, ... 21 % of the full range; the widest range wins a tie. Arguments and errors as
     for `fit_minmax`.
     """
     groups = _grouped(weight, grid)
-    scale, zero = scale_of(*range_of(groups), grid)
+    scale, zero = scale_and_zero_point(*min_max_with_zero(groups), grid)
     rows = max(1, CHUNK // groups[0].numel())
     for row in range(0, len(groups), rows):
         part = slice(row, row + rows)
@@ -416,7 +296,7 @@ def fit_mse(weight: Tensor, grid: Grid) -> Scale:
     return _as_scale(scale, zero, weight.shape[1], grid)
 
 
-def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
+def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
     """Fit each group's range to its smallest and largest weight, without reaching for 0.
 
         scale = (hi - lo) / (2^b - 1)      zero = -lo / scale, not rounded
@@ -428,7 +308,7 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     columns = weight.shape[1]
     if grid.symmetric:
         raise QuantError("A float zero point needs an asymmetric grid. Use Grid(..., symmetric=False).")
-    parts = [working(weight.detach())[:, part] for part in grid.slices(columns)]
+    parts = [as_compute_dtype(weight.detach())[:, part] for part in grid.slices(columns)]
     lo = torch.stack([part.amin(1) for part in parts], dim=1)
     hi = torch.stack([part.amax(1) for part in parts], dim=1)
     numbers = torch.finfo(lo.dtype)
@@ -438,10 +318,10 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> Scale:
     scale = torch.where(huge, (hi / grid.qmax - lo / grid.qmax) * (1 - 1e-6), scale)
     scale = scale.clamp(min=numbers.tiny).masked_fill_(hi == lo, 1)
     index = None if len(parts) == 1 else grid.group_index(columns).to(weight.device)
-    return Scale(scale, -lo / scale, index)
+    return QuantParams(scale, -lo / scale, index)
 
 
-def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> Scale:
+def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> QuantParams:
     """Fit by name: "minmax" or "mse".
 
     Raises
@@ -468,7 +348,7 @@ def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> N
     full, best = scale.clone(), torch.full_like(scale, torch.inf)
     for share in SHRINKS:
         tried = full * share
-        values = value_of(nearest(groups, tried, zero, grid), tried, zero)
+        values = to_values(to_codes(groups, tried, zero, grid), tried, zero)
         error = values.sub_(groups).abs_().pow_(NORM).sum(-1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
@@ -484,19 +364,19 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     check_weight_on(weight, grid)
     columns = weight.shape[1]
     width = grid.group or columns
-    values = working(weight.detach())
+    values = as_compute_dtype(weight.detach())
     if columns % width:
         values = pad(values, (0, -columns % width))
     return values.reshape(len(weight), -1, width)
 
 
-def _as_scale(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> Scale:
-    """Return a `Scale` from numbers [rows, groups, 1]."""
+def _as_scale(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> QuantParams:
+    """Return a `QuantParams` from numbers [rows, groups, 1]."""
     index = None if scale.shape[1] == 1 else grid.group_index(columns).to(scale.device)
-    return Scale(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
+    return QuantParams(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
 
 
-def working(values: Tensor) -> Tensor:
+def as_compute_dtype(values: Tensor) -> Tensor:
     """Return the values in the dtype of the arithmetic: float64 as it is, all others float32."""
     return values if values.dtype == torch.float64 else values.float()
 
@@ -550,7 +430,7 @@ def check_weight_on(weight: Tensor, grid: Grid) -> None:
 # --- codes
 
 
-def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
+def encode(weight: Tensor, scale: QuantParams, grid: Grid) -> Tensor:
     """Return the codes of a weight, [rows, columns], uint8 (asymmetric) or int8 (symmetric).
 
     Raises
@@ -560,17 +440,17 @@ def encode(weight: Tensor, scale: Scale, grid: Grid) -> Tensor:
     """
     check_grid(grid)
     check_weight(weight)
-    values, (step, zero) = _aligned(working(weight.detach()), scale, grid)
+    values, (step, zero) = _aligned(as_compute_dtype(weight.detach()), scale, grid)
     float_zero = scale.zero is not None and scale.zero.is_floating_point()
     if zero is not None and float_zero:
-        codes = nearest_float_zero(values, step, zero, grid)
+        codes = to_codes_float_zero(values, step, zero, grid)
     else:
-        codes = nearest(values, step, zero, grid)
+        codes = to_codes(values, step, zero, grid)
     # By way of int16: from float to uint8 at once takes three times as long.
     return codes.to(torch.int16).to(grid.code_dtype).view(weight.shape)
 
 
-def _aligned(values: Tensor, scale: Scale, grid: Grid) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+def _aligned(values: Tensor, scale: QuantParams, grid: Grid) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """Return values, and the scale and zero of each, in shapes that broadcast."""
     columns, width = values.shape[1], grid.group
     if scale.index is None or width is None or columns % width:
@@ -582,99 +462,6 @@ def _aligned(values: Tensor, scale: Scale, grid: Grid) -> tuple[Tensor, tuple[Te
     return values.reshape(len(values), -1, width), (scale.scale.unsqueeze(-1), zero)
 
 
-def decode(codes: Tensor, scale: Scale) -> Tensor:
+def decode(codes: Tensor, scale: QuantParams) -> Tensor:
     """Return the values of codes, [rows, columns], in the scale's dtype."""
-    return value_of(codes.to(scale.scale.dtype), *scale.per_column())
-
-
-def to_unsigned(codes: Tensor, grid: Grid) -> Tensor:
-    """Return codes counted from 0 (uint8), as `pack` wants them."""
-    return (codes.to(torch.int16) - grid.qmin).to(torch.uint8)
-
-
-def from_unsigned(codes: Tensor, grid: Grid) -> Tensor:
-    """Undo `to_unsigned`: codes from `grid.qmin` on, in the grid's dtype."""
-    return (codes.to(torch.int16) + grid.qmin).to(grid.code_dtype)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes without gaps: code k takes the bits k * bits to (k + 1) * bits - 1 of the stream.
-
-    Bit i of the stream is bit i % 8 (counted from the lowest) of byte i // 8.
-
-    Parameters
-    ----------
-    codes : Tensor
-        Whole numbers 0 .. 2^bits - 1 of any shape, flattened in row-major order.
-    bits : int
-        2 to 8.
-
-    Returns
-    -------
-    Tensor
-        uint8, ceil(codes.numel() * bits / 8) bytes; the last byte is filled up with zero bits.
-
-    Raises
-    ------
-    QuantError
-        A code that needs more bits.
-
-    Examples
-    --------
-    >>> pack(torch.tensor([1, 2, 3]), bits=4).tolist()
-    [33, 3]
-    """
-    count = codes.numel()
-    low, high = (int(codes.min()), int(codes.max())) if count else (0, 0)
-    if low < 0 or high >= 1 << bits:
-        raise QuantError(
-            f"codes from {low} to {high} do not fit into {bits} unsigned bits. "
-            "Shift signed codes by to_unsigned(codes, grid) first."
-        )
-    octets = pad(codes.flatten(), (0, -count % 8)).view(-1, 8)  # 8 codes fill exactly `bits` bytes
-    word = torch.zeros(len(octets), dtype=torch.int64, device=codes.device)
-    for k in range(8):
-        word |= octets[:, k].to(torch.int64) << (bits * k)
-    packed = torch.empty(len(octets), bits, dtype=torch.uint8, device=codes.device)
-    for k in range(bits):
-        packed[:, k] = (word >> (8 * k)) & 0xFF
-    return packed.flatten()[: -(-count * bits // 8)]
-
-
-def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """Undo `pack`.
-
-    Parameters
-    ----------
-    packed : Tensor
-        uint8, [ceil(prod(shape) * bits / 8)].
-    bits : int
-        2 to 8.
-    shape : sequence of int
-        Shape of the codes.
-
-    Returns
-    -------
-    Tensor
-        uint8 codes of that shape.
-
-    Raises
-    ------
-    QuantError
-        The number of bytes does not belong to that many codes.
-    """
-    count = prod(shape)
-    needed = -(-count * bits // 8)
-    if packed.shape != (needed,):
-        raise QuantError(
-            f"{count} codes of {bits} bits take {needed} bytes, but the packed tensor has shape "
-            f"{tuple(packed.shape)}. Is the file complete, and are bits and shape those it was written with?"
-        )
-    octets = pad(packed, (0, -needed % bits)).view(-1, bits)
-    word = torch.zeros(len(octets), dtype=torch.int64, device=packed.device)
-    for k in range(bits):
-        word |= octets[:, k].to(torch.int64) << (8 * k)
-    codes = torch.empty(len(octets), 8, dtype=torch.uint8, device=packed.device)
-    for k in range(8):
-        codes[:, k] = (word >> (bits * k)) & ((1 << bits) - 1)
-    return codes.flatten()[:count].view(tuple(shape))
+    return to_values(codes.to(scale.scale.dtype), *scale.per_column())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import SHRINKS, Grid, range_of, scale_of, working
+from qlib.grid import SHRINKS, Grid, as_compute_dtype, min_max_with_zero, scale_and_zero_point
 
 Range = tuple[float, float]
 
@@ -71,7 +71,7 @@ class Histogram:
         """
         if values.numel() == 0:
             return
-        flat = working(values.detach()).reshape(-1)
+        flat = as_compute_dtype(values.detach()).reshape(-1)
         low, high = float(flat.amin()), float(flat.amax())
         if not (math.isfinite(low) and math.isfinite(high)):
             bad = int((~flat.isfinite()).sum())
@@ -167,7 +167,7 @@ def float32(number: float) -> float:
 def fixed_scale(low: float, high: float, grid: Grid) -> tuple[float, int]:
     """Return scale (a float32 number) and zero of the range [low, high], extended to 0."""
     ends = torch.tensor([low, high, 0.0], dtype=torch.float32)
-    scale, zero = scale_of(*range_of(ends), grid)
+    scale, zero = scale_and_zero_point(*min_max_with_zero(ends), grid)
     return float(scale), 0 if zero is None else int(zero)
 
 

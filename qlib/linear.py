@@ -16,7 +16,8 @@ from torch.nn.functional import linear as multiply
 
 from qlib.activation import Activation
 from qlib.errors import QuantError, describe
-from qlib.grid import Grid, QuantizedWeight, check_grid
+from qlib.grid import Grid, check_grid
+from qlib.quantized_weight import QuantizedWeight
 
 
 class FakeQuantLinear(nn.Module):

@@ -29,12 +29,13 @@ from qlib.calibrate import Visit, count_blocks, walk
 from qlib.chain import Chain, Method, check_layers, choose_layers, make_chain
 from qlib.checkpoint import save_quantized
 from qlib.errors import QuantError, true_or_false, whole_number
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import BlockMethod, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.progress import progress_bar
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.models.text import TextModel
+from qlib.quantized_weight import QuantizedWeight
 from qlib.report import LayerReport, QuantReport, output_error, weight_error
 from qlib.resume import finished_blocks
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError, describe, list_names
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.methods.contracts import Fitted
+from qlib.quantized_weight import QuantizedWeight
 
 
 def check_scale(scale: object, inputs: int, method: str) -> Tensor:

@@ -16,17 +16,10 @@ from torch import Tensor, nn
 
 from qlib.activation import Activation, KeepColumns, describe, restore
 from qlib.errors import ModelError, QlibError, QuantError, list_names
-from qlib.grid import (
-    TENSORS,
-    Grid,
-    QuantizedWeight,
-    SecondLevel,
-    from_unsigned,
-    pack,
-    to_unsigned,
-    unpack,
-)
+from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
+from qlib.packing import from_unsigned, pack, to_unsigned, unpack
+from qlib.quantized_weight import TENSORS, QuantizedWeight, SecondLevel
 
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, QlibError)
 """What reading a damaged entry may raise."""

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("qlib", "draftlib")
 
 METHODS_IMPORT = (
-    *("qlib.grid", "qlib.errors", "qlib.models.structure"),
-    *("qlib.methods.contracts", "qlib.methods.second_order"),
+    *("qlib.grid", "qlib.quantized_weight", "qlib.errors", "qlib.models.structure"),
+    *("qlib.methods.contracts", "qlib.methods.checks", "qlib.methods.second_order"),
 )
 # Who may import what of the two packages; the first line whose folder fits counts.
 ARROWS: list[tuple[str, tuple[str, ...]]] = [

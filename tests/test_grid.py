@@ -14,23 +14,11 @@ from oracles import encode_oracle, fit_mse_oracle, pack_oracle
 from torch import Tensor, nn
 
 from qlib.errors import QuantError
-from qlib.grid import (
-    Grid,
-    Scale,
-    decode,
-    encode,
-    fit_float_zero,
-    fit_minmax,
-    fit_mse,
-    fit_scale,
-    from_unsigned,
-    pack,
-    to_unsigned,
-    unpack,
-)
+from qlib.grid import Grid, QuantParams, decode, encode, fit_float_zero, fit_minmax, fit_mse, fit_scale
 from qlib.linear import FakeQuantLinear
 from qlib.methods.gptq import gptq, hessian
 from qlib.methods.rtn import rtn
+from qlib.packing import from_unsigned, pack, to_unsigned, unpack
 
 GRIDS = [
     Grid(bits, group, symmetric)
@@ -46,8 +34,8 @@ def layer(rows: int = 24, columns: int = 384, seed: int = 0) -> Tensor:
 
 
 def round_trip(
-    weight: Tensor, grid: Grid, fit: Callable[[Tensor, Grid], Scale] = fit_minmax
-) -> tuple[Tensor, Scale]:
+    weight: Tensor, grid: Grid, fit: Callable[[Tensor, Grid], QuantParams] = fit_minmax
+) -> tuple[Tensor, QuantParams]:
     scale = fit(weight, grid)
     return decode(encode(weight, scale, grid), scale), scale
 
@@ -126,7 +114,7 @@ class TestProperties:
 
     @every_grid
     @pytest.mark.parametrize("fit", [fit_minmax, fit_mse], ids=["minmax", "mse"])
-    def test_zero_is_exact(self, grid: Grid, fit: Callable[[Tensor, Grid], Scale]) -> None:
+    def test_zero_is_exact(self, grid: Grid, fit: Callable[[Tensor, Grid], QuantParams]) -> None:
         weight = layer()
         weight[:, ::7] = 0
         assert (round_trip(weight, grid, fit)[0][:, ::7] == 0).all()
@@ -150,7 +138,7 @@ class TestProperties:
 
     @every_grid
     @pytest.mark.parametrize("fit", [fit_minmax, fit_mse], ids=["minmax", "mse"])
-    def test_rows_are_independent(self, grid: Grid, fit: Callable[[Tensor, Grid], Scale]) -> None:
+    def test_rows_are_independent(self, grid: Grid, fit: Callable[[Tensor, Grid], QuantParams]) -> None:
         weight = layer(rows=6)
         order = torch.tensor([3, 1, 5])
         assert torch.equal(round_trip(weight[order], grid, fit)[0], round_trip(weight, grid, fit)[0][order])
@@ -260,7 +248,7 @@ class TestRangeSearch:
     def test_never_worse_in_its_own_norm(self, grid: Grid) -> None:
         weight = layer()
 
-        def loss(fit: Callable[[Tensor, Grid], Scale]) -> Tensor:
+        def loss(fit: Callable[[Tensor, Grid], QuantParams]) -> Tensor:
             error = (round_trip(weight, grid, fit)[0] - weight).abs().pow(2.4)
             return torch.stack([error[:, part].sum(1) for part in grid.slices(384)])
 
@@ -444,7 +432,7 @@ class TestEndsOfTheFloats:
         assert decode(encode(weight, scale, Grid(4)), scale).abs().max() == 0
 
     @pytest.mark.parametrize("fit", [fit_minmax, fit_mse, fit_float_zero], ids=lambda fit: fit.__name__)
-    def test_the_widest_span_of_all(self, fit: Callable[[Tensor, Grid], Scale]) -> None:
+    def test_the_widest_span_of_all(self, fit: Callable[[Tensor, Grid], QuantParams]) -> None:
         largest = torch.finfo(torch.float32).max
         weight = torch.tensor([[-largest, 0.0, largest, largest / 3]])
         scale = fit(weight, Grid(4))

@@ -10,9 +10,10 @@ from torch import nn
 
 from qlib.activation import PerToken
 from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods.rtn import rtn
+from qlib.quantized_weight import QuantizedWeight
 
 GRID = Grid(bits=4, group=5)
 

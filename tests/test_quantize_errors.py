@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import qlib
 from qlib.activation import FixedRange
 from qlib.errors import QlibError
-from qlib.grid import Grid, QuantizedWeight, encode, fit_float_zero, fit_minmax
+from qlib.grid import Grid, encode, fit_float_zero, fit_minmax
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.gptq import gptq, hessian, inverse_factor
@@ -29,6 +29,7 @@ from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.methods.spqr import spqr
 from qlib.models.tiny import tiny_llama, tiny_whisper
+from qlib.quantized_weight import QuantizedWeight
 
 GRID = Grid(4, 8)
 UTTERANCE = qlib.Utterance(Path("a.wav"), "a", "a")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import qlib
 from qlib.activation import FixedRange, KeepColumns
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.gptq import gptq
 from qlib.methods.quik import quik
@@ -26,6 +26,7 @@ from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.models.llama import Llama
 from qlib.models.tiny import tiny_llama
+from qlib.quantized_weight import QuantizedWeight
 from qlib.text import text_batches
 
 TEXTS = [

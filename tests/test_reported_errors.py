@@ -12,7 +12,6 @@ from speech_fixtures import utterances
 from torch import Tensor, nn
 
 import qlib
-from qlib.grid import QuantizedWeight
 from qlib.methods.contracts import BlockTask, Fitted, Fold, LayerStats, Needs
 from qlib.methods.gptq import hessian
 from qlib.methods.hqq import hqq
@@ -20,6 +19,7 @@ from qlib.methods.rtn import rtn
 from qlib.methods.spqr import spqr
 from qlib.models.structure import Model, fold
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper
+from qlib.quantized_weight import QuantizedWeight
 
 TEXTS = ["the heart of the matter", "at a heath there was a hat", "the cat sat at the hat, a tea"]
 GRID = qlib.Grid(2, 8)

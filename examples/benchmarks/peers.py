@@ -41,10 +41,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qlib.grid import Grid, QuantizedWeight, encode, fit_float_zero
+from qlib.grid import Grid, encode, fit_float_zero
 from qlib.methods.gptq import ActOrder, gptq, hessian
 from qlib.methods.hqq import hqq
 from qlib.methods.rtn import rtn
+from qlib.quantized_weight import QuantizedWeight
 from qlib.report import align, output_error
 
 WIDTHS = (4, 3, 2)

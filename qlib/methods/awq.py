@@ -29,14 +29,8 @@ from torch import Tensor
 
 from qlib.errors import QuantError
 from qlib.grid import Grid, check_grid, check_tensor, check_weight, decode, encode, fit_minmax
-from qlib.methods.contracts import (
-    LayerStats,
-    Needs,
-    check_stats,
-    check_symmetric_hessian,
-    check_types,
-    check_weights,
-)
+from qlib.methods.checks import check_stats, check_symmetric_hessian, check_types, check_weights
+from qlib.methods.contracts import LayerStats, Needs
 
 FAINT = 1e-4  # no channel counts as smaller than this share of the largest
 STRIP = 256  # columns of H that are multiplied at once

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError, did_you_mean
-from qlib.grid import Fit, Grid, QuantizedWeight, check_fit
-from qlib.methods.contracts import LayerStats, Needs, check_types
+from qlib.grid import Fit, Grid, check_fit
+from qlib.methods.checks import check_types
+from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.second_order import (
     Layer,
     OnGrid,
@@ -37,6 +38,7 @@ from qlib.methods.second_order import (
     walk,
     with_token_note,
 )
+from qlib.quantized_weight import QuantizedWeight
 
 __all__ = ["GPTQ", "ActOrder", "GPTQStep", "gptq", "gptq_plain", "gptq_steps", "hessian", "inverse_factor"]
 

@@ -27,17 +27,10 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import (
-    CHUNK,
-    Grid,
-    QuantizedWeight,
-    Scale,
-    encode,
-    fit_float_zero,
-    nearest_float_zero,
-    value_of,
-)
-from qlib.methods.contracts import LayerStats, Needs, check_types
+from qlib.grid import CHUNK, Grid, QuantParams, encode, fit_float_zero, to_codes_float_zero, to_values
+from qlib.methods.checks import check_types
+from qlib.methods.contracts import LayerStats, Needs
+from qlib.quantized_weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ def hqq_steps(
         if not step.kept:
             break
         best, least, zero, beta = zero, error, moved, beta * kappa
-    codes = encode(W, Scale(scale.scale, best, scale.index), grid)
+    codes = encode(W, QuantParams(scale.scale, best, scale.index), grid)
     return QuantizedWeight(codes, scale.scale, best, scale.index)
 
 
@@ -158,7 +151,7 @@ def _sweep(
     total = torch.zeros((), dtype=torch.float64, device=W.device)
     outliers, moved = 0, torch.empty_like(zero)
     for part, s, z, new in _parts(W, grid.group or W.shape[1], scale, zero, moved):
-        R = part - value_of(nearest_float_zero(part, s, z, grid), s, z)
+        R = part - to_values(to_codes_float_zero(part, s, z, grid), s, z)
         size = R.abs()
         total += size.sum()
         beyond = int((size > limit).sum())

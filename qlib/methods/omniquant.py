@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, pad
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, fit_minmax, nearest, value_of
-from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds, check_learnable, check_types
+from qlib.grid import Grid, fit_minmax, to_codes, to_values
+from qlib.methods.checks import check_learnable, check_types
+from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds
 
 START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
 SMALLEST = 1e-5  # ranges below this count as this much in the first scales
@@ -106,7 +107,7 @@ class _FakeQuant(torch.autograd.Function):
         scale = fit.scale.view_as(hi)
         zero = None if fit.zero is None else fit.zero.view_as(hi).to(scale)
         clamped = weight.clamp(lo, hi)
-        values = value_of(nearest(clamped, scale, zero, grid, out=clamped), scale, zero)
+        values = to_values(to_codes(clamped, scale, zero, grid, out=clamped), scale, zero)
         ctx.grid = grid
         ctx.save_for_backward(weight, values, lo, hi, scale)
         return values

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Fit, Grid, QuantizedWeight, check_fit, check_tensor
-from qlib.methods.contracts import LayerStats, Needs, check_types
+from qlib.grid import Fit, Grid, check_fit, check_tensor
+from qlib.methods.checks import check_types
+from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.second_order import (
     Layer,
     OnGrid,
@@ -38,6 +39,7 @@ from qlib.methods.second_order import (
     walk,
     with_token_note,
 )
+from qlib.quantized_weight import QuantizedWeight
 
 SHARE = 16  # one input in so many stays in float, unless told otherwise: 256 of 4096 in the paper
 

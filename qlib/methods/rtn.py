@@ -17,8 +17,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from qlib.grid import Fit, Grid, QuantizedWeight, check_fit, encode, fit_scale
+from qlib.grid import Fit, Grid, check_fit, encode, fit_scale
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.quantized_weight import QuantizedWeight
 
 
 def rtn(weight: Tensor, grid: Grid, fit: Fit = "minmax") -> QuantizedWeight:

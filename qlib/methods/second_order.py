@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError, real_number
-from qlib.grid import Fit, Grid, QuantizedWeight, check_tensor, check_weight_on, fit_scale, nearest, value_of
-from qlib.methods.contracts import LayerStats, check_hessian, check_stats
+from qlib.grid import Fit, Grid, check_tensor, check_weight_on, fit_scale, to_codes, to_values
+from qlib.methods.checks import check_hessian, check_stats
+from qlib.methods.contracts import LayerStats
+from qlib.quantized_weight import QuantizedWeight
 
 ENOUGH = 4  # tokens for each input, from which on a Hessian is not worth a note
 
@@ -274,8 +276,8 @@ class OnGrid:
     def round_column(self, column: int, weight: Tensor) -> Tensor:
         """Return the rounded values of a column [rows] and keep its codes."""
         scale, zero = self._scales[self._groups[column]]
-        codes = nearest(weight, scale, zero, self.grid, out=self._codes[column])
-        return value_of(codes, scale, zero)
+        codes = to_codes(weight, scale, zero, self.grid, out=self._codes[column])
+        return to_values(codes, scale, zero)
 
     def result(self) -> QuantizedWeight:
         """Return codes and scales in the original order of the columns."""

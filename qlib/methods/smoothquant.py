@@ -26,7 +26,8 @@ from torch import Tensor
 
 from qlib.errors import QuantError
 from qlib.grid import Grid, check_tensor
-from qlib.methods.contracts import LayerStats, Needs, check_stats, check_types, check_weights
+from qlib.methods.checks import check_stats, check_types, check_weights
+from qlib.methods.contracts import LayerStats, Needs
 
 TINY = 1e-5  # smaller ranges count as this: no division by 0
 

@@ -31,9 +31,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight, SecondLevel, encode, fit_float_zero, nearest_float_zero, value_of
-from qlib.methods.contracts import LayerStats, Needs, check_types
+from qlib.grid import Grid, encode, fit_float_zero, to_codes_float_zero, to_values
+from qlib.methods.checks import check_types
+from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.second_order import Layer, check_damping, check_layer, known_hessian, walk, with_token_note
+from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
 def spqr(
@@ -130,7 +132,7 @@ def leave_one_out(group: Tensor, pivots: Tensor, grid: Grid) -> Tensor:
 def _cost(group: Tensor, pivots: Tensor, grid: Grid) -> Tensor:
     """Return ((w - w^) / U_jj)^2 for each weight of a group fitted alone, [rows, width]."""
     scale, zero = _fit(group, grid)
-    rounded = value_of(nearest_float_zero(group, scale, zero, grid), scale, zero)
+    rounded = to_values(to_codes_float_zero(group, scale, zero, grid), scale, zero)
     return rounded.sub_(group).mul_(pivots).square_()
 
 
@@ -191,8 +193,8 @@ class _TwoLevels:
 
     def round_column(self, column: int, weight: Tensor) -> Tensor:
         """Return the values of a column [rows], rounded or kept."""
-        codes = nearest_float_zero(weight, self.scale, self.zero, self.grid)
-        rounded, short = value_of(codes, self.scale, self.zero), weight.half()
+        codes = to_codes_float_zero(weight, self.scale, self.zero, self.grid)
+        rounded, short = to_values(codes, self.scale, self.zero), weight.half()
         cost = (weight - rounded).mul_(self.pivots[column]).square_()
         kept = (cost > self.tau) & short.isfinite()  # what float16 cannot hold is rounded like the rest
         self.codes[column], self.kept[column], self.values[column] = codes.masked_fill_(kept, 0), kept, short

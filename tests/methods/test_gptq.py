@@ -10,10 +10,11 @@ from oracles import gptq_oracle, least_squares_oracle
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight, fit_mse
+from qlib.grid import Grid, fit_mse
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import GPTQ, gptq, gptq_plain, gptq_steps, hessian, inverse_factor
 from qlib.methods.rtn import rtn
+from qlib.quantized_weight import QuantizedWeight
 
 COLUMNS = 40
 ORDERS = ["off", "off-static", "dynamic", "static"]

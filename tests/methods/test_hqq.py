@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import CHUNK, Grid, QuantizedWeight, fit_float_zero
+from qlib.grid import CHUNK, Grid, fit_float_zero
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.hqq import HQQ, hqq, hqq_steps
 from qlib.methods.rtn import rtn
+from qlib.quantized_weight import QuantizedWeight
 
 GRIDS = [Grid(bits, group) for bits, group in itertools.product([2, 3, 4, 8], [None, 20, 8, 12])]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)

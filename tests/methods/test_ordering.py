@@ -19,11 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.gptq import gptq, hessian
 from qlib.methods.hqq import hqq
 from qlib.methods.rtn import rtn
+from qlib.quantized_weight import QuantizedWeight
 
 DECAY = 1.15  # powers of ten from the strongest direction of the tokens to the weakest
 SIZE, TOKENS, OUTLIERS = 384, 4096, 16

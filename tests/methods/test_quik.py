@@ -12,12 +12,13 @@ from oracles import fit_oracle, round_oracle
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
 from qlib.methods.quik import QUIK, quik
 from qlib.methods.second_order import hessian
+from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_layer import restored, stored_tensors
 
 COLUMNS = 40

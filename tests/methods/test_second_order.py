@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, QuantizedWeight
+from qlib.grid import Grid
 from qlib.methods.contracts import LayerStats
 from qlib.methods.second_order import (
     Layer,
@@ -21,6 +21,7 @@ from qlib.methods.second_order import (
     walk,
     with_token_note,
 )
+from qlib.quantized_weight import QuantizedWeight
 
 COLUMNS, ROWS = 12, 5
 ORDER = torch.tensor([3, 0, 11, 7, 1, 10, 2, 9, 4, 8, 6, 5])
