@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from qlib.models.table import align
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -102,20 +104,6 @@ class QuantReport:
                 f"left in float ({len(names)}, {reason}): {', '.join(names[:3])}" + " ..." * (len(names) > 3)
             )
         return "\n".join(lines)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as columns: the first left-aligned, the others right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    )
 
 
 def weight_error(weight: Tensor, values: Tensor) -> float:
