@@ -423,7 +423,7 @@ def test_messages(table: str, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_p
     call, words = case
     monkeypatch.chdir(tmp_path)
     if table in BEFORE_THE_WORK and "Result" not in words and "already" not in words:
-        monkeypatch.setattr("qlib.pipeline._Work.block", None)  # would fail with a TypeError if reached
+        monkeypatch.setattr("qlib.pipeline.BlockQuantizer", None)  # would fail with a TypeError if reached
     with pytest.raises(QlibError, match=f"(?s){words}"):
         call()
     assert not any(tmp_path.iterdir()), "nothing was written"

@@ -171,11 +171,13 @@ class Learned:
     @classmethod
     def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
         """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest."""
-        upper = {}
+        upper, lower = {}, {}
         for layer in task.layers:
-            weight = task.parameters[name := f"{layer}.weight"]
-            upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
-        return cls(upper, {} if grid.symmetric else deepcopy(upper))
+            weight, own = task.parameters[name := f"{layer}.weight"], task.grids.get(layer, grid)
+            upper[name] = weight.new_full(_grouped(weight, own).shape[:2], logit, requires_grad=True)
+            if not own.symmetric:
+                lower[name] = deepcopy(upper[name])
+        return cls(upper, lower)
 
     def start_scales(self, task: BlockTask, alpha: float) -> None:
         """Add SmoothQuant's scales, and shifts that centre each input.
@@ -207,7 +209,8 @@ class Learned:
         """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
         parameters = Fitted(self.folded(task), self.folds(task))
         for name, upper in self.upper.items():
-            parameters[name] = change(parameters[name], grid, upper, self.lower.get(name))
+            own = task.grids.get(name.removesuffix(".weight"), grid)
+            parameters[name] = change(parameters[name], own, upper, self.lower.get(name))
         return parameters
 
 
@@ -240,7 +243,7 @@ class OmniQuant:
 
     @torch.no_grad()
     def fit(self, task: BlockTask, grid: Grid) -> Fitted:
-        """Learn one block, one step for each utterance.
+        """Learn one block, one step for each utterance; `grid` is that of layers not in `task.grids`.
 
         Returns
         -------
@@ -257,7 +260,8 @@ class OmniQuant:
         """
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
-        self.check_weights({layer: task.parameters[f"{layer}.weight"] for layer in task.layers}, grid)
+        for layer in task.layers:
+            self.check_weights({layer: task.parameters[f"{layer}.weight"]}, task.grids.get(layer, grid))
         plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
         if task.rounds_inputs if self.let is None else self.let:
             learned.start_scales(task, self.alpha)
@@ -266,6 +270,10 @@ class OmniQuant:
             if (loss := _mean_loss(task, candidate, grid)) < least:
                 best, least = candidate.apply(clip_range, task, grid), loss
         return best.without(task.parameters)
+
+    def fit_mixed(self, task: BlockTask) -> Fitted:
+        """Learn one block whose layers have different grids, `task.grids`; otherwise as `fit`."""
+        return self.fit(task, task.grids[task.layers[0]])
 
     def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
         """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
