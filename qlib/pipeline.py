@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,15 @@ def quantize(
 def _run(request: Request, settings: Mapping[str, Any]) -> tuple[Model, list[LayerReport]]:
     """Return the quantized copy and the reports of its layers, in order of computation."""
     model, chain, reports = request.model, request.chain, []
-    quantized = copy.deepcopy(model)
-    with (
-        finished_blocks(request.folder, settings, model) as finished,
-        progress_bar(
-            show=request.progress, total=count_blocks(model), desc=request.title, unit="block"
-        ) as bar,
-    ):
+    with finished_blocks(request.folder, settings, model) as finished, ExitStack() as held:
+        batches, quantized = request.batches(), copy.deepcopy(model)
+        bar = held.enter_context(
+            progress_bar(show=request.progress, total=count_blocks(model), desc=request.title, unit="block")
+        )
         quantizer = BlockQuantizer(
             chain, request.grids, request.activation, lambda loss: bar.set_postfix(loss=f"{loss:.3g}")
         )
-        for visit in walk_blocks(quantized, request.batches(), model if chain.learns else None):
+        for visit in walk_blocks(quantized, batches, model if chain.learns else None):
             known = None if finished is None else finished.load(visit.name, quantized)
             if known is None:
                 block = quantizer.quantize(visit)

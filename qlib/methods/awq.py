@@ -81,9 +81,13 @@ def awq_scale(
     """
     AWQ(points=points)  # refuses a bad number
     check_weights(weights, "AWQ")
-    grids = [grid] * len(weights) if isinstance(grid, Grid) else list(grid)
+    grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
     for each in grids:
         check_grid(each)
+    if len(grids) != len(weights):
+        raise QuantError(
+            f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
+        )
     check_tensor(magnitude, "the magnitude", "Pass the mean |x| of each input: inputs.abs().mean(0).")
     floats = [_checked(weight, hessian, magnitude) for weight in weights]
     form = _upper(hessian, floats[0])
