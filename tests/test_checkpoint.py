@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from speech_fixtures import utterances
-from storage_cases import print_of, rtn_whisper
+from storage_cases import print_of, results, rtn_whisper
 from torch import Tensor
 
 import qlib
 from qlib import checkpoint, version
 from qlib.checkpoint import folder_bytes, save_quantized
 from qlib.errors import ModelError, QuantError
+from qlib.methods.gptq import hessian
+from qlib.methods.spqr import spqr
 from qlib.models.files import sealed, sha256_of
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
@@ -93,6 +95,29 @@ def test_size_on_disk_is_what_the_report_says(tmp_path: Path) -> None:
     weights = sum(each.outputs * each.inputs for each in result.report.layers)
     assert on_disk * 8 / weights == pytest.approx(result.report.bits_per_weight)
     assert folder_bytes(path) == (path / "model.safetensors").stat().st_size
+
+
+def test_bits_are_those_of_the_packed_tensors() -> None:
+    """Of every way to store a layer: counted without packing, and by packing."""
+    for kind, made in results(0).items():
+        for layer in made.report.layers:
+            module = made.model.get_submodule(layer.name)
+            assert isinstance(module, qlib.FakeQuantLinear)
+            packed = 8 * sum(each.nbytes for each in pack_weight(module).values())
+            assert module.quantized.bits(module.grid) == packed, kind
+            assert layer.bits_per_weight == packed / module.codes.numel(), kind
+
+
+def test_bits_of_outliers_far_apart() -> None:
+    """Their positions need 16 bits each, their distances 8."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    grid = qlib.Grid(3, 16)
+    quantized = spqr(weight, hessian(inputs), grid, threshold=0.05)
+    packed = pack_weight(qlib.FakeQuantLinear(quantized, grid))
+    assert quantized.outliers is not None and int(quantized.outliers.max()) > 255
+    assert packed["outliers"].dtype == torch.uint8
+    assert quantized.bits(grid) == 8 * sum(each.nbytes for each in packed.values())
 
 
 def test_shortening_never_changes_a_value() -> None:

@@ -223,6 +223,27 @@ class Halve:
         return torch.full_like(stats.absmax, 2.0)
 
 
+class HalveMixed(Halve):
+    """The same with several grids, which it keeps."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Grid]] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def scale_mixed(self, weights: list[Tensor], stats: LayerStats, grids: list[Grid]) -> Tensor:
+        self.seen.append(list(grids))
+        return self.scale_group(weights, stats, grids[0])
+
+
+def test_a_transformation_gets_the_grid_of_each_weight() -> None:
+    method = HalveMixed()
+    run(method, {"*": COARSE, "v_proj": FINE, "model.layers.0.mlp.gate_proj": Grid(4)})
+    attention = [COARSE, COARSE, FINE]
+    assert method.seen == [attention, [Grid(4), COARSE], attention]
+
+
 class Same:
     """A method that learns nothing, with one grid."""
 

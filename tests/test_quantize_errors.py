@@ -438,7 +438,6 @@ def test_messages(table: str, case: Case, monkeypatch: pytest.MonkeyPatch, tmp_p
         ((method for method in [qlib.HQQ()]), {}),
         ([qlib.HQQ()], {"skip": iter(())}),
         ([qlib.HQQ()], {"weight": Grid(np.int64(4), torch.tensor(8), np.bool_(False))}),
-        ([qlib.HQQ()], {"weight": {"*": GRID}}),
         ([qlib.HQQ(iterations=np.int64(20), p=np.float64(0.7))], {}),
         ([qlib.HQQ()], {"calib": iter(["a", "b"])}),
     ],

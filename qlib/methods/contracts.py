@@ -204,6 +204,10 @@ class BlockTask:
     rounds_inputs: bool = False
     grids: Mapping[str, Grid] = field(default_factory=dict)
 
+    def grid_of(self, name: str, otherwise: Grid) -> Grid:
+        """Return the grid of a layer, or of its weight; the other one where `grids` does not name it."""
+        return self.grids.get(name.removesuffix(".weight"), otherwise)
+
 
 @runtime_checkable
 class BlockMethod(Protocol):

@@ -61,8 +61,7 @@ def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None =
         being replaced by x plus a constant.
     """
     groups = _grouped(weight, grid)
-    values = _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid)  # type: ignore[no-untyped-call]
-    return values.flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return]
+    return _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid).flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return,no-untyped-call]
 
 
 def clip_range(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
@@ -121,8 +120,7 @@ class _FakeQuant(torch.autograd.Function):
         of_lo = (gradient * below).sum(-1, keepdim=True)
         if not ctx.grid.symmetric:  # where it is, lo = -hi and scale = hi / qmax
             of_lo -= of_scale / ctx.grid.qmax
-        inside = gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None
-        return inside, of_lo, of_hi, None
+        return gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None, of_lo, of_hi, None
 
 
 # --- LET
@@ -171,13 +169,11 @@ class Learned:
     @classmethod
     def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
         """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest."""
-        upper, lower = {}, {}
-        for layer in task.layers:
-            weight, own = task.parameters[name := f"{layer}.weight"], task.grids.get(layer, grid)
-            upper[name] = weight.new_full(_grouped(weight, own).shape[:2], logit, requires_grad=True)
-            if not own.symmetric:
-                lower[name] = deepcopy(upper[name])
-        return cls(upper, lower)
+        upper = {}
+        for name in [f"{layer}.weight" for layer in task.layers]:
+            groups = _grouped(task.parameters[name], task.grid_of(name, grid))
+            upper[name] = groups.new_full(groups.shape[:2], logit, requires_grad=True)
+        return cls(upper, {n: deepcopy(u) for n, u in upper.items() if not task.grid_of(n, grid).symmetric})
 
     def start_scales(self, task: BlockTask, alpha: float) -> None:
         """Add SmoothQuant's scales, and shifts that centre each input.
@@ -188,7 +184,7 @@ class Learned:
             The ranges of an input are not known.
         """
         for group in task.groups:
-            first, stats = group.layers[0], task.stats[group.layers[0]]
+            stats = task.stats[first := group.layers[0]]
             if stats.low is None or stats.high is None or stats.absmax is None:
                 raise QuantError(f"No ranges for the input of {first}: calibrate with needs=Needs.RANGE.")
             weights = [task.parameters[f"{layer}.weight"] for layer in group.layers]
@@ -209,8 +205,7 @@ class Learned:
         """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
         parameters = Fitted(self.folded(task), self.folds(task))
         for name, upper in self.upper.items():
-            own = task.grids.get(name.removesuffix(".weight"), grid)
-            parameters[name] = change(parameters[name], own, upper, self.lower.get(name))
+            parameters[name] = change(parameters[name], task.grid_of(name, grid), upper, self.lower.get(name))
         return parameters
 
 
@@ -261,7 +256,7 @@ class OmniQuant:
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
         for layer in task.layers:
-            self.check_weights({layer: task.parameters[f"{layer}.weight"]}, task.grids.get(layer, grid))
+            self.check_weights({layer: task.parameters[f"{layer}.weight"]}, task.grid_of(layer, grid))
         plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
         if task.rounds_inputs if self.let is None else self.let:
             learned.start_scales(task, self.alpha)
