@@ -196,7 +196,7 @@ class Llama(TextModel):
     def attention_inputs(
         self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
     ) -> dict[str, AttentionInputs]:
-        """Return what attention needs for `new` tokens behind `start` others: all layers see the whole text."""
+        """Return what attention needs for `new` tokens behind `start` others, which all layers see."""
         heads = self.config.num_attention_heads, self.config.num_key_value_heads
         return {FULL: attention_inputs(self.rotary, start, new, hidden, heads, stable=stable)}
 

@@ -112,7 +112,7 @@ class TextModel(Model):
 
     @property
     def chat(self) -> Chat | None:
-        """How a conversation is written for the model; None where it has neither a template nor role markers."""
+        """How a conversation is written for the model; None without template and role markers."""
         return Chat.find(self.tokenizer, self.chat_template, self.template_file)
 
     def save_description(self, folder: Path) -> None:
@@ -209,7 +209,8 @@ class TextModel(Model):
         tokens : Tensor
             New tokens; the first stands behind those in the cache.
         cache : KVCache, optional
-            From `start`; keys and values of the new tokens are added to it. Without one the text begins here, and gradients flow.
+            From `start`; keys and values of the new tokens are added to it.
+            Without one the text begins here, and gradients flow.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a quantizer must know of a decoder-only text model: its linear layers by input, its one chain of blocks.
+"""What a quantizer must know of a decoder-only text model: its linear layers, its chain of blocks.
 
 The families share all of it but what their norms can absorb: see `llama_structure.py`, `gemma3_structure.py`.
 """
@@ -90,7 +90,7 @@ def _behind_norm(layers: tuple[str, ...], parent: str, norm: str | None, reason:
 
 
 def value_rows(shape: AttentionShape) -> tuple[int, ...] | None:
-    """Return the output of `v_proj` that each input of `o_proj` comes from; None: the one of the same number."""
+    """Return the output of `v_proj` that each input of `o_proj` comes from; None: the same one."""
     groups, channels = shape.heads // shape.kv_heads, shape.head_dim
     if groups == 1:
         return None

@@ -36,7 +36,7 @@ Pack = Callable[[Tensor, "Tensor | None"], "Product | None"]  # of weight and bi
 
 
 def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `x.to(dtype)`, without the call where the dtype is right: it takes as long as a small operation."""
+    """Return `x.to(dtype)`, or `x` itself: the call takes as long as a small operation."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -89,7 +89,7 @@ def plain_product(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def arithmetic_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype in which a packed weight is multiplied: its own, if the processor has kernels for it."""
+    """Return the dtype in which a packed weight is multiplied: its own, if the processor has kernels."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not _can_reorder(weight.dtype):
         return torch.float32
     return weight.dtype
@@ -103,8 +103,8 @@ Operators = tuple[Callable[[Tensor, "Tensor | None"], Any], Callable[[Tensor, An
 def _half_operators(threaded: bool) -> Operators | None:
     """Return FBGEMM's operators for weights in float16, or None where they are not available.
 
-    Torch has two pairs of them. The older one is deprecated, but a call takes 20 us less, which is the time of
-    a small layer; the newer one divides the work among all threads.
+    Torch has two pairs of them. The older one is deprecated, but a call takes 20 us less, the time of a
+    small layer; the newer one divides the work among all threads.
     """
     weight, x, bias = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4), torch.ones(3)
     for find in (_newer_half, _older_half) if threaded else (_older_half, _newer_half):

@@ -47,7 +47,7 @@ def measure_stable_attention(
         read = keys[:, :, inputs.keys], values[:, :, inputs.keys]
         return attend(queries[:, start:stop], *read, inputs.mask, shape.scale)[0]
 
-    # Which numbers of blocks give what all the blocks of a split give, wherever the text ends in the last one.
+    # Which numbers of blocks give what all blocks of a split give, wherever the text ends.
     most = KEY_SPLIT // KEY_BLOCK
     as_many_tokens = tuple(range(STABLE_ROWS + 1))
     all_blocks = StableSizes(as_many_tokens, (0, *[most] * most))
