@@ -24,7 +24,7 @@ from qlib.models.fast.products import Pack, arithmetic_dtype
 # Most rows of one product that can be row-stable. A draft to verify is seldom longer, and prepacked products
 # of 16 rows take little more time than of 1 (SmolLM2-135M, one thread: 26 ms instead of 19).
 STABLE_ROWS = 16
-# Numbers of keys are multiples of it. Nearly all of them give the same bits (measured in float32 with heads of
+# Numbers of keys are multiples of it. Nearly all give the same bits (measured in float32 with heads of
 # 64 channels: all but 256 and 320 keys), so few keys are read that are not needed.
 KEY_BLOCK = 64
 
