@@ -18,7 +18,7 @@ from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import Needs
 from qlib.methods.rtn import rtn
 from qlib.models.structure import fold
-from qlib.models.text import TextBatch
+from qlib.models.text_structure import TextBatch
 from qlib.models.tiny import tiny_llama, tiny_whisper
 from qlib.models.whisper import Whisper
 
