@@ -18,11 +18,11 @@ Policy = Literal["lfu", "lru"]
 
 
 class Row(NamedTuple):
-    """An n-gram with all that is kept of it; the numbers are those of `ngram_trie.Node`."""
+    """An n-gram with all that is kept of it; the numbers are those of `ngram_trie.Node` (`emitted`: count)."""
 
     tokens: Tokens
     target: int
-    count: int
+    emitted: int
     last: int
     aged: int
 
@@ -69,9 +69,9 @@ class BoundedNGrams:
     def _evict(self) -> None:
         """Let the least useful go if there are too many."""
         surplus = self._surplus(len(self))
-        for tokens, _, count, _, aged in self._rows()[:surplus] if surplus else ():
-            self._grow_older(count + aged)
-            self.ngrams.remove(tokens)
+        for row in self._rows()[:surplus] if surplus else ():
+            self._grow_older(row.emitted + row.aged)
+            self.ngrams.remove(row.tokens)
 
     def _surplus(self, entries: int) -> int:
         """Return how many of so many have to go.
@@ -98,7 +98,7 @@ class BoundedNGrams:
     def _in_order(self, rows: Iterable[Row]) -> list[Row]:
         """Return rows, the least useful first."""
         if self.policy == "lfu":
-            return sorted(rows, key=lambda row: (row.count + row.aged, row.last))
+            return sorted(rows, key=lambda row: (row.emitted + row.aged, row.last))
         return sorted(rows, key=lambda row: row.last)
 
     def _aged_from_now(self) -> list[Row]:
@@ -112,7 +112,7 @@ class BoundedNGrams:
         ordered = self._in_order(rows)
         surplus = self._surplus(len(ordered))
         for row in ordered[:surplus]:
-            self._grow_older(row.count + row.aged)
+            self._grow_older(row.emitted + row.aged)
         for tokens, target, count, last, aged in ordered[surplus:]:
             ngram = self.ngrams.insert(tokens, target)
             ngram.count, ngram.last, ngram.aged = count, last, aged

@@ -140,7 +140,7 @@ class NGramCache(BoundedNGrams):
     def __iter__(self) -> Iterator[NGram]:
         """Yield all entries, the most useful first."""
         for row in reversed(self._rows()):
-            yield NGram(row.tokens, row.target, row.count)
+            yield NGram(row.tokens, row.target, row.emitted)
 
     # --- fill
 
@@ -213,10 +213,10 @@ class NGramCache(BoundedNGrams):
         for row in theirs:
             if len(row.tokens) > self.max_length:
                 continue
-            known = merged.get(row.tokens, row._replace(count=0))
+            known = merged.get(row.tokens, row._replace(emitted=0))
             if row.last > 0:  # emitted, and so the newer
                 known = known._replace(last=row.last + clock, aged=row.aged)
-            merged[row.tokens] = known._replace(target=row.target, count=known.count + row.count)
+            merged[row.tokens] = known._replace(target=row.target, emitted=known.emitted + row.emitted)
         self._clock = clock + other._clock
         self._restore(merged.values())
 

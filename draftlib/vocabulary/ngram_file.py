@@ -54,7 +54,7 @@ class Table:
             np.array([token for row in rows for token in row.tokens], dtype=np.int32),
             np.array([len(row.tokens) for row in rows], dtype=np.int32),
             np.array([row.target for row in rows], dtype=np.int32),
-            np.array([row.count for row in rows], dtype=np.int64),
+            np.array([row.emitted for row in rows], dtype=np.int64),
             np.array([row.last for row in rows], dtype=np.int64),
             np.array([row.aged for row in rows], dtype=np.int64),
         )

@@ -18,9 +18,9 @@ from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError
 
 _SPACE = b" \n\t\r"
-# A word may still grow, so its draft tokens are spelled anew with each target token. Text without spaces is cut
-# where it is longer than this. Chosen, not measured: 16 draft tokens are longer than nearly every word, and so
-# few are spelled in microseconds. It decides how the drafter reads the text, never what the text is.
+# A word may still grow, so its draft tokens are spelled anew with each target token. Text without spaces is
+# cut where it is longer than this. Chosen, not measured: 16 draft tokens are longer than nearly every word,
+# and so few are spelled in microseconds. It decides how the drafter reads a text, never what the text is.
 _WINDOW = 16
 
 
