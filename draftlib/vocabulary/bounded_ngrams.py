@@ -18,7 +18,7 @@ Policy = Literal["lfu", "lru"]
 
 
 class Row(NamedTuple):
-    """An n-gram with all that is kept of it; the numbers are those of `ngram_trie.Node` (`emitted`: count)."""
+    """An n-gram with all that is kept of it: the numbers of `ngram_trie.Node`, `emitted` is its count."""
 
     tokens: Tokens
     target: int
