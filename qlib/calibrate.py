@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.models.structure import LayerGroup, Model, Stage
+from qlib.models.structure import LayerGroup, Model, Stage, select
 
 ROWS = 2048  # input vectors that are multiplied at once for a Hessian
 
@@ -98,7 +98,7 @@ class Visit:
             unseen = set(modules)
 
             def check(layer: str, inputs: Tensor, batch: Any = batch, unseen: set[str] = unseen) -> None:
-                rows = self.stage.seen(inputs, batch, source[layer])
+                rows = select(inputs, self.stage.valid(batch, source[layer]))
                 if not rows.isfinite().all():
                     raise QuantError(
                         f"The input of {layer} is not finite for {batch.where}: "
@@ -111,7 +111,7 @@ class Visit:
                     raise _AllSeen  # the last layer's own product, a fifth of the block, is not needed
 
             with torch.no_grad(), suppress(_AllSeen), watch_inputs(modules, check):
-                self.stage.counted(self.block, hidden, batch)
+                self.stage.run(self.block, hidden, batch, self.stage.valid(batch, "hidden"))
 
 
 class _AllSeen(Exception):  # noqa: N818  (not an error: it ends a pass)

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import qlib
-from qlib.asr.audio import log_mel_batch
+from qlib.models.log_mel import log_mel_batch
 from qlib.asr.wer import score
 from qlib.models.hub import registry
 from qlib.report import align

@@ -31,7 +31,7 @@ from qlib.models.config_values import MOST_LAYERS, MOST_POSITIONS, ConfigValues
 from qlib.models.fast.packed_layer import PackedLayer
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.rotary import Rope, Rotary
-from qlib.models.structure import LayerGroup, QueryKey
+from qlib.models.structure import LayerGroup
 from qlib.models.text import TextCore, TextModel, decoder_groups
 from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
@@ -225,10 +225,6 @@ class Gemma3(TextModel):
             None,
             reason="the norm multiplies by 1 + weight, and 1 + weight / s is not (1 + weight) / s",
         )
-
-    def query_keys(self) -> list[QueryKey]:
-        """Return nothing: queries and keys are normed before they are multiplied."""
-        return []
 
 
 @lru_cache

@@ -268,17 +268,6 @@ class Attention(nn.Module):
             return None
         return tuple(head // groups * channels + c for head in range(heads) for c in range(channels))
 
-    def rotary_rows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the free scale behind each output of `q_proj` and of `k_proj`.
-
-        The two channels of a rotated pair share theirs, and so do all query heads of one key head.
-        """
-        pairs, channels = self.shape.head_dim // 2, self.shape.head_dim
-        groups = self.shape.heads // self.shape.kv_heads
-        queries = [h // groups * pairs + c % pairs for h in range(self.shape.heads) for c in range(channels)]
-        keys = [h * pairs + c % pairs for h in range(self.shape.kv_heads) for c in range(channels)]
-        return tuple(queries), tuple(keys)
-
 
 class GatedMLP(nn.Module):
     """y = down(activation(gate(x)) * up(x)). Paper: Shazeer 2020, arXiv 2002.05202."""

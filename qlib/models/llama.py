@@ -28,7 +28,7 @@ from qlib.models.config_values import MOST_POSITIONS, ConfigValues
 from qlib.models.fast.packed_layer import PackedLayer
 from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
 from qlib.models.rotary import Rope, Rotary, read_rope
-from qlib.models.structure import LayerGroup, QueryKey
+from qlib.models.structure import LayerGroup
 from qlib.models.text import TextCore, TextModel, decoder_groups
 from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
@@ -190,14 +190,3 @@ class Llama(TextModel):
         No offset moves: RMS norms have no bias that could absorb it.
         """
         return decoder_groups(self, "input_layernorm", "post_attention_layernorm")
-
-    def query_keys(self) -> list[QueryKey]:
-        """Return q and k of every attention; none where a norm stands between them and their product."""
-        if self.config.qk_norm:
-            return []
-        pairs = []
-        for i, layer in enumerate(self.model.layers):
-            assert isinstance(layer, LlamaLayer)
-            name = f"model.layers.{i}.self_attn"
-            pairs.append(QueryKey(f"{name}.q_proj", f"{name}.k_proj", *layer.self_attn.rotary_rows()))
-        return pairs

@@ -40,7 +40,7 @@ from qlib.models.layers import (
     embedding,
     stable_attention,
 )
-from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
+from qlib.models.structure import LayerGroup, Model, Source, Stage, select, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.tokenizer import Tokenizer
 
@@ -276,9 +276,9 @@ class TextStage(Stage):
         """Token embeddings."""
         return self.model.embed(batch.tokens)
 
-    def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch, only: Tensor | None = None) -> Tensor:
         """One layer. Padding stands behind the text, where the causal mask hides it."""
-        return block(hidden, self.model.reach(0, hidden.shape[1], hidden))  # type: ignore[no-any-return]
+        return select(block(hidden, self.model.reach(0, hidden.shape[1], hidden)), only)
 
     def leave(self, hidden: Tensor, batch: TextBatch) -> TextBatch:
         """Nothing follows."""
