@@ -28,7 +28,7 @@ from qlib.asr.languages import language_code
 from qlib.asr.recordings import Recording, Source, as_sources
 from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError, ModelError, describe, whole_number
-from qlib.models.fast.packed import reordered_product
+from qlib.models.fast.products import reordered_product
 from qlib.models.progress import progress_bar
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import SpeechCache
