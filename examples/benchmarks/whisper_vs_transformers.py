@@ -25,9 +25,9 @@ import torch
 from tqdm import tqdm
 
 import qlib
-from qlib.models.log_mel import log_mel_batch
 from qlib.asr.wer import score
 from qlib.models.hub import registry
+from qlib.models.log_mel import log_mel_batch
 from qlib.report import align
 
 Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]

@@ -1,7 +1,7 @@
 """Recordings in, waveforms out: 16 kHz mono, cut into windows that a model can read at once.
 
-A recording becomes 16 kHz mono float32 (`read_audio`) and is cut at pauses where it is longer than the model's
-30 seconds (`split_windows`).
+A recording becomes 16 kHz mono float32 (`read_audio`) and is cut at pauses where it is longer than the
+model's 30 seconds (`split_windows`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from qlib.errors import ModelError
 from qlib.models.call import call
 from qlib.models.fast.packed import pack_linears
+from qlib.models.quantized_linear import QuantizedLinear
 from qlib.models.speech_layers import Cross, SpeechCache, cross_attention, start_cache
 from qlib.models.structure import Model, Source, Stage
 from qlib.models.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ class SpeechModel(Model):
         raise NotImplementedError
 
     def encode(self, features: Tensor) -> Tensor:
-        """What the encoder reads, ``[B, ...]`` (`encoder_input`) -> its states ``[B, S, D]``."""
+        """Return the states ``[B, S, D]`` of what the encoder reads, ``[B, ...]`` (`encoder_input`)."""
         return call(self.model.encoder, features)
 
     def encode_speech(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -155,8 +156,7 @@ class SpeechModel(Model):
         for path, module in list(decoder.named_modules()):
             parent, _, name = path.rpartition(".")
             reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
-            # What has codes is a quantized layer, a class of a package above this one.
-            if not reads_states and (isinstance(module, nn.Linear) or hasattr(module, "codes")):
+            if not reads_states and isinstance(module, nn.Linear | QuantizedLinear):
                 setattr(decoder.get_submodule(parent), name, pack_linears([module]))
         self.proj_out = pack_linears([self.proj_out])
         self.packed = True

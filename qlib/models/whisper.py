@@ -33,8 +33,8 @@ from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 from qlib.models.whisper_structure import DecoderStage, EncoderStage, whisper_groups
 
-# One padded frame in so many counts in statistics. Chosen by word errors of GPTQ at 3 bits on whisper-tiny.en:
-# all of the padding (1) and none of it were both worse.
+# One padded frame in so many counts in statistics. Chosen by word errors of GPTQ at 3 bits on
+# whisper-tiny.en: all of the padding (1) and none of it were both worse.
 SILENCE_STRIDE = 4
 
 
@@ -214,8 +214,8 @@ class Whisper(SpeechModel):
         seconds = self.frames / FRAMES_PER_SECOND
         if seconds < 1:
             raise ModelError(
-                f"The encoder has {self.config.max_source_positions} positions and reads {seconds:g} s at once, "
-                "too short for a word. Take a checkpoint with 50 or more; OpenAI's have 1500."
+                f"The encoder has {self.config.max_source_positions} positions and reads {seconds:g} s at once, too "
+                "short for a word. Take a checkpoint with 50 or more; OpenAI's have 1500."
             )
         return seconds
 
