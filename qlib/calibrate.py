@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.models.structure import LayerGroup, Model, Source, Stage
+from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 
 T = TypeVar("T")
 ROWS = 2048  # input vectors that are multiplied at once for a Hessian
@@ -123,14 +123,14 @@ class Visit:
         missing = set(sources)
 
         def keep(layer: str, inputs: Tensor) -> None:
-            found.append((layer, self.stage.seen(inputs, batch, sources[layer])))
+            found.append((layer, select(inputs, self.stage.valid(batch, sources[layer]))))
             missing.discard(layer)
             if not missing:
                 raise _AllInputsSeen
 
         modules = {layer: self.model.get_submodule(layer) for layer in sources}
         with suppress(_AllInputsSeen), watch_inputs(modules, keep):
-            self.stage.counted(self.block, hidden, batch)
+            self.stage.run(self.block, hidden, batch, self.stage.valid(batch, "hidden"))
         return found
 
 

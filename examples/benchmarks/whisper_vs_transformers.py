@@ -25,10 +25,10 @@ from common import command_line, parse, quiet_transformers, recordings
 from tqdm import tqdm
 
 import qlib
-from qlib.asr.audio import log_mel_batch
 from qlib.asr.wer import score
 from qlib.models.hub import registry
 from qlib.models.table import align
+from qlib.models.log_mel import log_mel_batch
 
 Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]
 
