@@ -22,7 +22,7 @@ from qlib import Grid, QuantizedWeight
 from qlib.activation import KeepColumns, PerToken
 from qlib.linear import FakeQuantLinear
 from qlib.methods.quik import quik
-from qlib.methods.second_order import hessian
+from qlib.methods.hessian import hessian
 from qlib.methods.spqr import spqr
 from qlib.stored_layer import stored_bits
 

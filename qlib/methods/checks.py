@@ -1,7 +1,7 @@
 """What methods check alike: types of settings, statistics that belong to a layer, a Hessian that is one.
 
-Every function refuses what does not fit with a `QuantError`; some return what they were given in the type that
-the arithmetic wants.
+Every function refuses what does not fit with a `QuantError`; some return what they were given as plain Python
+numbers, or in the dtype of the arithmetic.
 """
 
 from __future__ import annotations
@@ -46,8 +46,13 @@ def _whole(value: object, name: str, error: type[QuantError], remedy: str) -> in
     return whole_number(value, name, error, -(1 << 63), remedy=remedy)
 
 
+def check_whole(value: int, name: str, method: str, default: int | None) -> int:
+    """Return a whole number of any size; the remedy names the default."""
+    return _whole(value, f"{name} in {method}", QuantError, f"Use {name}={default}.")
+
+
 def check_damping(damping: float, method: str, default: float = 0.01) -> float:
-    """Return damping, a number >= 0; the remedy names the default of the function or class that was called."""
+    """Return damping, a number >= 0; the remedy names the default of the function or class called."""
     remedy = f"Use damping={default}."
     damping = real_number(damping, f"damping in {method}", QuantError, remedy)
     if not 0 <= damping < float("inf"):
@@ -83,8 +88,8 @@ def check_act_order(act_order: bool, method: str, static_groups: bool = True) ->
 # --- statistics
 
 
-def check_layer_stats(stats: LayerStats, columns: int, needs: Needs, method: str) -> tuple[Tensor, ...]:
-    """Return what a method needs of the statistics, if they are those of a layer with so many inputs.
+def check_layer_stats(stats: LayerStats, weight: Tensor, needs: Needs, method: str) -> tuple[Tensor, ...]:
+    """Return what a method needs of the statistics, if they are those of the layer with this weight.
 
     Whether the numbers themselves are usable is for the method's function to check, which may be called
     without any statistics.
@@ -93,8 +98,8 @@ def check_layer_stats(stats: LayerStats, columns: int, needs: Needs, method: str
     ----------
     stats : LayerStats
         What calibration collected, or what the user filled in.
-    columns : int
-        Inputs of the layer.
+    weight : Tensor
+        [outputs, inputs], the weight of the layer.
     needs : Needs
         HESSIAN, RANGE, MAGNITUDE, or several of them.
     method : str
@@ -103,18 +108,20 @@ def check_layer_stats(stats: LayerStats, columns: int, needs: Needs, method: str
     Returns
     -------
     tuple of Tensor
-        Those needed, in this order: the Hessian [columns, columns], max |x| [columns], mean |x| [columns].
+        Those needed, in this order: the Hessian [inputs, inputs], max |x| [inputs], mean |x| [inputs].
 
     Raises
     ------
     QuantError
-        No `LayerStats`, something needed that was not collected, or the shape of another layer.
+        No `LayerStats`, no weight, something needed that was not collected, or the shape of another layer.
 
     Examples
     --------
-    >>> (H,) = check_layer_stats(LayerStats(tokens=9, hessian=torch.eye(4)), 4, Needs.HESSIAN, "GPTQ")
+    >>> (H,) = check_layer_stats(LayerStats(9, torch.eye(4)), torch.ones(2, 4), Needs.HESSIAN, "GPTQ")
     """
     check_stats(stats, method)
+    check_weight(weight)
+    columns = weight.shape[1]
     known = [
         (Needs.HESSIAN, "a Hessian", stats.hessian, (columns, columns)),
         (Needs.RANGE, "the range of the inputs", stats.absmax, (columns,)),
