@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from qlib import calibrate
 from qlib.asr.calibration import speech_batches
-from qlib.calibrate import InputStatistics, count_blocks, gram, walk_blocks, watch_inputs
+from qlib.calibrate import InputStatistics, count_blocks, walk_blocks, watch_inputs
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.models.speech import SpeechBatch

@@ -17,7 +17,7 @@ from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
 from qlib.methods.quik import QUIK, quik
-from qlib.methods.second_order import hessian
+from qlib.methods.hessian import hessian
 from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_layer import pack_weight, unpack_weight
 

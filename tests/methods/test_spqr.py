@@ -15,7 +15,7 @@ from qlib.grid import Grid, fit_float_zero
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
-from qlib.methods.second_order import hessian
+from qlib.methods.hessian import hessian
 from qlib.methods.spqr import SpQR, leave_one_out, spqr
 from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_layer import pack_weight, unpack_weight
