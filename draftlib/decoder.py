@@ -49,7 +49,7 @@ from draftlib.metrics import Seconds, Stats, Step
 from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, several_prompts, target_tokens
 from draftlib.settings import Settings
 from draftlib.sides import DraftSide, TargetSide
-from draftlib.verification.noise import Dice, Noise
+from draftlib.verification.noise import GumbelNoise, RandomDraws
 from draftlib.verification.verify import (
     Verdict,
     verify_exact,
@@ -58,9 +58,9 @@ from draftlib.verification.verify import (
     verify_point_mass,
     verify_ratio,
 )
-from draftlib.vocabulary.keys import RoundKeys
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.ngram_table import NGramTable
 from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
 from draftlib.writer import Finish, Writer
 from qlib.errors import DraftError, did_you_mean, list_names
@@ -193,7 +193,8 @@ class SpeculativeDecoder:
         if cache is not None:
             cache.bind(self.vocabulary)
         self._cache = cache
-        self._keys = RoundKeys(self.vocabulary, cache, *self._sizes, device=self._device)
+        ngrams = None if cache is None else cache.ngrams
+        self._keys = NGramTable.of_pair(self.vocabulary, ngrams, *self._sizes, device=self._device)
 
     @property
     def length(self) -> Length:
@@ -373,9 +374,9 @@ class _Answer:
         self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
         self._text = decoder._draft_text(read, self._prompt, settings) if drafting else None
         seed, device = settings.seed, decoder._device
-        self._noise = Noise(seed, target.config.vocab_size, device=device)
-        self._own = Noise(seed, decoder.draft.config.vocab_size, stream=1, device=device)
-        self._dice = Dice(seed)
+        self._noise = GumbelNoise(seed, target.config.vocab_size, device=device)
+        self._own = GumbelNoise(seed, decoder.draft.config.vocab_size, stream=1, device=device)
+        self._dice = RandomDraws(seed)
 
     def steps(self) -> Iterator[Step]:
         clock = _Clock()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from draftlib.vocabulary.translate import ReverseTranslator
-from qlib.models.fast.packed import STABLE_ROWS
+from qlib.models.fast.row_stability import STABLE_ROWS
 from qlib.models.text import TextModel
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft, FixedLength, Length, draw_independent, propose
-from draftlib.verification.noise import Chance, splitmix
+from draftlib.verification.noise import RandomDraws, splitmix
 from draftlib.verification.sampling import warp
 from draftlib.verification.verify import Verdict
-from draftlib.vocabulary.dictionary import Snapshot, Tokens
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.ngram_trie import Tokens
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Script")
@@ -100,8 +101,8 @@ def translate_plainly(tokens: Tokens, keys: dict[Tokens, int]) -> tuple[list[int
 # --- every way that chance can take
 
 
-class Script:
-    """A `Chance` that follows a list of decisions; beyond its end it takes the first of the noted options."""
+class Script(RandomDraws):
+    """Follows a list of decisions; beyond its end it takes the first of the noted options."""
 
     def __init__(self, decisions: list[int]) -> None:
         self.decisions = decisions
@@ -115,11 +116,11 @@ class Script:
             self.decisions.append(0)
         return options[self.decisions[index]][0]
 
-    def happens(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         probability = min(1.0, probability)
         return bool(self._decide([(1, probability), (0, 1 - probability)]))
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         return self._decide(list(enumerate((weights / weights.sum()).tolist())))
 
     @property
@@ -130,13 +131,13 @@ class Script:
         return result
 
 
-def every_way(run: Callable[[Chance], T]) -> Iterator[tuple[float, T]]:
+def every_way(run: Callable[[RandomDraws], T]) -> Iterator[tuple[float, T]]:
     """Run once for every outcome of every decision: (probability, result)."""
     for script, result in _scripts(run, Script):
         yield script.probability, result
 
 
-def _scripts(run: Callable[[Chance], T], kind: type[S]) -> Iterator[tuple[S, T]]:
+def _scripts(run: Callable[[RandomDraws], T], kind: type[S]) -> Iterator[tuple[S, T]]:
     decisions: list[int] = []
     while True:
         script = kind(decisions)
@@ -152,7 +153,7 @@ def _scripts(run: Callable[[Chance], T], kind: type[S]) -> Iterator[tuple[S, T]]
 class DrawsLast:
     """Marks a judge whose only draw comes last and is its token: no need to run it for every outcome."""
 
-    judge: Callable[[Chance], Verdict]
+    judge: Callable[[RandomDraws], Verdict]
 
 
 class _AllDraws(Script):
@@ -160,12 +161,12 @@ class _AllDraws(Script):
 
     weights: Tensor
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         self.weights = weights / weights.sum()
         return -1
 
 
-def every_verdict(judge: Callable[[Chance], Verdict] | DrawsLast) -> Iterator[tuple[float, Verdict]]:
+def every_verdict(judge: Callable[[RandomDraws], Verdict] | DrawsLast) -> Iterator[tuple[float, Verdict]]:
     """Like `every_way`, sooner."""
     if not isinstance(judge, DrawsLast):
         yield from every_way(judge)
@@ -186,13 +187,13 @@ class Round:
     toy: Toy
     text: Tokens
     draft: Draft
-    keys: Snapshot
+    keys: NGramTable
     proposed: list[int]
     spans: list[Span]
     rows: Tensor
 
 
-Rule = Callable[[Round], Callable[[Chance], Verdict] | DrawsLast]
+Rule = Callable[[Round], Callable[[RandomDraws], Verdict] | DrawsLast]
 """What does not depend on chance is computed once for a round, and what does once for every way."""
 
 Grow = Callable[[dict[Tokens, int], Tokens], dict[Tokens, int]]
@@ -228,17 +229,17 @@ class Enumeration:
         return law
 
     def round_law(self, text: Tokens, keys: dict[Tokens, int]) -> Law:
-        snapshot = Snapshot(keys, self.toy.draft_size)
+        table = NGramTable.of(keys, self.toy.draft_size)
         law: Law = defaultdict(float)
 
-        def draft(chance: Chance) -> Draft:
+        def draft(chance: RandomDraws) -> Draft:
             step, draw = self.toy.step(text), draw_independent(chance)
             return propose(step, [0], self.length, self.toy.draft_law, draw, self.ended)
 
         for probability, drafted in every_way(draft):
             proposed, spans = translate_plainly(drafted.tokens, keys)
             rows = self.toy.target_rows(text, proposed)
-            seen = Round(self.toy, text, drafted, snapshot, proposed, spans, rows)
+            seen = Round(self.toy, text, drafted, table, proposed, spans, rows)
             for share, verdict in every_verdict(self.rule(seen)):
                 emitted = (*proposed[: verdict.accepted], verdict.token)
                 law[emitted] += probability * share

@@ -23,8 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from draftlib.verification.noise import Chance, Noise
-from draftlib.vocabulary.dictionary import Keys, Tokens, longest_match
+from draftlib.verification.noise import GumbelNoise, RandomDraws
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.ngram_trie import Tokens
 from qlib.errors import DraftError, describe, real_number, settle, whole_number
 
 Step = Callable[[Sequence[int]], Tensor]
@@ -203,9 +204,9 @@ def draw_greedy(logprobs: Tensor, drafted: Sequence[int]) -> int:
     return int(logprobs.argmax())
 
 
-def draw_independent(chance: Chance) -> Draw:
+def draw_independent(draws: RandomDraws) -> Draw:
     """Return a `Draw` that takes each token at random, for verification by rejection."""
-    return lambda logprobs, drafted: chance.draw(logprobs.exp())
+    return lambda logprobs, drafted: draws.categorical(logprobs.exp())
 
 
 @dataclass(frozen=True)
@@ -216,20 +217,20 @@ class Coupled:
     ----------
     position : int
         Position in the target's text of the first token of this round.
-    keys : Keys
-        Direct map and n-grams of this round.
-    noise : Noise
+    keys : NGramTable
+        Direct counterparts and n-grams of this round.
+    noise : GumbelNoise
         The target's noise, rows [V].
-    own : Noise
+    own : GumbelNoise
         Other noise, rows [D], for the draft tokens that have no target token of their own.
     candidates : int
         How many of the likeliest tokens are looked up as the end of an n-gram.
     """
 
     position: int
-    keys: Keys
-    noise: Noise
-    own: Noise
+    keys: NGramTable
+    noise: GumbelNoise
+    own: GumbelNoise
     candidates: int = 32
 
     def __call__(self, logprobs: Tensor, drafted: Sequence[int]) -> int:
@@ -255,7 +256,7 @@ def coupled_noise(coupled: Coupled, logprobs: Tensor, drafted: Sequence[int]) ->
 def _noise_after(coupled: Coupled, logprobs: Tensor, w: Tokens, position: int) -> Tensor:
     if not w:
         return _fresh_noise(coupled, position)
-    match = longest_match(coupled.keys, w)
+    match = coupled.keys.longest(w)
     # Without a match nothing after w can be proposed, unless w becomes a key: any noise will do.
     rest = w[match[0] :] if match else ()
     noise = _noise_after(coupled, logprobs, rest, position + 1)

@@ -48,7 +48,12 @@ FAINT = 1e-4  # no channel counts as smaller than this share of the largest; the
 
 
 def awq_scale(
-    weights: Sequence[Tensor], hessian: Tensor, magnitude: Tensor, grid: Grid, *, points: int = 20
+    weights: Sequence[Tensor],
+    hessian: Tensor,
+    magnitude: Tensor,
+    grid: Grid | Sequence[Grid],
+    *,
+    points: int = 20,
 ) -> tuple[Tensor, Tensor]:
     """Search the factor that moves from each input channel into the weights that read it.
 
@@ -60,8 +65,8 @@ def awq_scale(
         Sum of x x^T over the tokens, [inputs, inputs].
     magnitude : Tensor
         Mean |x| of each channel, [inputs].
-    grid : Grid
-        The grid that the scaled weights will be rounded to.
+    grid : Grid, or sequence of Grid
+        The grid that the scaled weights will be rounded to, or one for each of them.
     points : int
         Exponents tried: 0, 1 / points .. 1 - 1 / points.
 
@@ -87,7 +92,13 @@ def awq_scale(
     """
     check_points(points)
     check_weights(weights, "AWQ")
-    check_grid(grid)
+    grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
+    for each in grids:
+        check_grid(each)
+    if len(grids) != len(weights):
+        raise QuantError(
+            f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
+        )
     for weight in weights:
         check_hessian(hessian, weight.shape[1])
     remedy = "Pass the mean |x| of each input: inputs.abs().mean(0)."
@@ -99,8 +110,8 @@ def awq_scale(
     losses = torch.zeros(points, dtype=torch.float64, device=H.device)
     for k in range(points):
         s = candidate_scale(a, k / points)
-        for W in Ws:
-            D = round_to_nearest(W * s, grid) / s - W  # what the weights meet is x / s
+        for W, own in zip(Ws, grids, strict=True):
+            D = round_to_nearest(W * s, own) / s - W  # what the weights meet is x / s
             losses[k] += error_of_rows(D, H).sum(dtype=torch.float64)  # tr (D H D^T)
     return candidate_scale(a, int(losses.argmin()) / points), losses
 
@@ -201,7 +212,11 @@ class AWQ:
         check_ranges(self.steps, self.shrink)
 
     def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
-        """Return s for the layers that share an input, ones with `scale=False`.
+        """Return s for the layers that share an input; see `scale_mixed`."""
+        return self.scale_mixed(weights, stats, [grid] * len(weights))
+
+    def scale_mixed(self, weights: Sequence[Tensor], stats: LayerStats, grids: Sequence[Grid]) -> Tensor:
+        """Return s for layers that share an input, each with its grid; ones with `scale=False`.
 
         Raises
         ------
@@ -216,7 +231,7 @@ class AWQ:
             )
         if not self.scale:
             return torch.ones_like(stats.magnitude, dtype=torch.float32)
-        return awq_scale(weights, stats.hessian, stats.magnitude, grid, points=self.points)[0]
+        return awq_scale(weights, stats.hessian, stats.magnitude, grids, points=self.points)[0]
 
     def clip_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
         """Return the clipped weight, or with `clip=False` the weight itself.

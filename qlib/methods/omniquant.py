@@ -144,8 +144,7 @@ class _FakeQuant(torch.autograd.Function):
         of_lo = (gradient * below).sum(-1, keepdim=True)
         if not ctx.grid.symmetric:  # where it is, lo = -hi and scale = hi / qmax
             of_lo -= of_scale / ctx.grid.qmax
-        inside = gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None
-        return inside, of_lo, of_hi, None
+        return gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None, of_lo, of_hi, None
 
 
 # --- LET: learnable equivalent transformation
@@ -197,9 +196,9 @@ class Learned:
         upper = {}
         for layer in task.layers:
             weight = task.parameters[name := f"{layer}.weight"]
-            groups = len(grid.slices(weight.shape[1]))
+            groups = len(task.grid_of(name, grid).slices(weight.shape[1]))
             upper[name] = weight.new_full((len(weight), groups), logit, requires_grad=True)
-        return cls(upper, {} if grid.symmetric else deepcopy(upper))
+        return cls(upper, {n: deepcopy(u) for n, u in upper.items() if not task.grid_of(n, grid).symmetric})
 
     def start_scales(self, task: BlockTask, alpha: float) -> None:
         """Add SmoothQuant's scales, and shifts that centre each input.
@@ -210,7 +209,7 @@ class Learned:
             The ranges of an input are not known.
         """
         for group in task.groups:
-            first, stats = group.layers[0], task.stats[group.layers[0]]
+            stats = task.stats[first := group.layers[0]]
             if stats.low is None or stats.high is None or stats.absmax is None:
                 raise QuantError(f"No ranges for the input of {first}: calibrate with needs=Needs.RANGE.")
             weights = [task.parameters[f"{layer}.weight"] for layer in group.layers]
@@ -231,14 +230,14 @@ class Learned:
         """Return the folded parameters with each weight rounded within its learned range."""
         parameters = self.folded(task)
         for name, u in self.upper.items():
-            parameters[name] = fake_quant(parameters[name], grid, u, self.lower.get(name))
+            parameters[name] = fake_quant(parameters[name], task.grid_of(name, grid), u, self.lower.get(name))
         return parameters
 
     def clipped(self, task: BlockTask, grid: Grid) -> Fitted:
         """Return the folded parameters with each weight clamped to its learned range, and the folds."""
         parameters = Fitted(self.folded(task), self.folds(task))
         for name, u in self.upper.items():
-            parameters[name] = clip_range(parameters[name], grid, u, self.lower.get(name))
+            parameters[name] = clip_range(parameters[name], task.grid_of(name, grid), u, self.lower.get(name))
         return parameters
 
 
@@ -311,7 +310,7 @@ class OmniQuant:
 
     @torch.no_grad()
     def fit(self, task: BlockTask, grid: Grid) -> Fitted:
-        """Learn one block, one step for each utterance.
+        """Learn one block, one step for each utterance; `grid` is that of layers not in `task.grids`.
 
         Returns
         -------
@@ -329,17 +328,23 @@ class OmniQuant:
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
         weights = {layer: task.parameters[f"{layer}.weight"] for layer in task.layers}
-        self.check_weights(weights, grid)
+        grids = {layer: task.grid_of(layer, grid) for layer in task.layers}
+        for layer, weight in weights.items():
+            self.check_weights({layer: weight}, grids[layer])
         start = Learned.start(task, grid)
         if task.rounds_inputs if self.let is None else self.let:
             start.start_scales(task, self.alpha)
 
-        nearest = {f"{layer}.weight": round_to_nearest(weight, grid) for layer, weight in weights.items()}
+        nearest = {f"{layer}.weight": round_to_nearest(w, grids[layer]) for layer, w in weights.items()}
         best, least = Fitted({}), mean_loss(task, nearest)
         for candidate in (start, learn(task, grid, start, self)):
             if (loss := mean_loss(task, candidate.rounded(task, grid))) < least:
                 best, least = candidate.clipped(task, grid), loss
         return best.without(task.parameters)
+
+    def fit_mixed(self, task: BlockTask) -> Fitted:
+        """Learn one block whose layers have different grids, `task.grids`; otherwise as `fit`."""
+        return self.fit(task, task.grids[task.layers[0]])
 
 
 def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:

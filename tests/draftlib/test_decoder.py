@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as RawTokenizer
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.decoder import Verify
-from draftlib.verification.noise import Chance, gumbel
+from draftlib.verification.noise import RandomDraws, gumbel
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
@@ -229,8 +229,8 @@ def law_of_two_tokens(
     decoder.generate(prompt, max_new_tokens=3, temperature=1.0)
     change(decoder)
 
-    def run(chance: Chance) -> tuple[int, ...]:
-        monkeypatch.setattr("draftlib.decoder.Dice", lambda seed: chance)
+    def run(chance: RandomDraws) -> tuple[int, ...]:
+        monkeypatch.setattr("draftlib.decoder.RandomDraws", lambda seed: chance)
         # With a third token, whose draw is of no interest, the second can still be drafted.
         return decoder.generate(prompt, max_new_tokens=3, temperature=1.0).tokens[:2]
 
