@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 from qlib.methods.hessian import gram
+from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 
 T = TypeVar("T")
 ROWS = 2048  # input vectors that are multiplied at once for a Hessian

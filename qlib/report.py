@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from qlib.methods.output_error import squared_output_error
 from qlib.models.table import align
 
 
@@ -122,8 +123,8 @@ def weight_error(weight: Tensor, values: Tensor) -> float:
 def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
     """Return |X (W - Q(W))^T| / |X W^T| in the Frobenius norm, from X^T X alone.
 
-    |X D^T|^2 = trace(D X^T X D^T), so no input has to be kept.
+    No input has to be kept: see `squared_output_error`.
     """
     before, after = weight.detach().double(), values.detach().double()
-    size, error = (((each @ hessian) * each).sum() for each in (before, before - after))
+    size, error = (squared_output_error(each, hessian) for each in (before, before - after))
     return float((error / size).clamp(min=0).sqrt()) if size > 0 else 0.0

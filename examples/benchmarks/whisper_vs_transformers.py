@@ -27,8 +27,8 @@ from tqdm import tqdm
 import qlib
 from qlib.asr.wer import score
 from qlib.models.hub import registry
-from qlib.models.table import align
 from qlib.models.log_mel import log_mel_batch
+from qlib.models.table import align
 
 Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]
 

@@ -34,7 +34,7 @@ from qlib.quantized_weight import QuantizedWeight
 
 
 def visiting_order(H: Tensor, act_order: bool) -> Tensor:
-    """Return the columns from left to right, or (`act_order`) those with the largest H_jj first, [columns]."""
+    """Return the columns from left to right, or (`act_order`) the largest H_jj first, [columns]."""
     if act_order:
         return H.diagonal().argsort(descending=True, stable=True)
     return torch.arange(len(H), device=H.device)
@@ -136,12 +136,12 @@ class Compensated:
         return values[self.order.argsort()]
 
     def _correction(self, done: slice, part: slice) -> Tensor:
-        """Return sum_i R_ij d_i over columns i that are done, for each column j of a part, [columns, rows]."""
+        """Return sum_i R_ij d_i over columns i that are done, for each j of a part, [columns, rows]."""
         correction: Tensor = self.R[done, part].T @ self.error[done]
         return correction
 
     def _moved(self, part: slice, correction: Tensor) -> Tensor:
-        """Return columns as all those before the part have moved them: they then solve R_pp^T x = correction."""
+        """Return columns as all those before the part moved them: they solve R_pp^T x = correction."""
         if not part.start:
             return self.weight[part]
         moved: Tensor = torch.linalg.solve_triangular(self.R[part, part].T, correction, upper=False)

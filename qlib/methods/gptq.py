@@ -5,8 +5,8 @@ Problem: minimise |X W^T - X W^^T|^2 over W^ on the grid, that is tr (W - W^) H 
 Rule: with U upper triangular, U^T U = H^-1; for column j = 0, 1, ...                        (`gptq_steps`)
           q = Q(w_j)      e = (w_j - q) / U_jj      w_k -= e U_jk  for all k >= j
 Why it works: an error in one column is seen in the outputs only as far as the other columns cannot undo it;
-    row j of U says how they best try. `qlib/methods/hessian.py` derives that, and `compensate.py` the fast form
-    of the rule (`gptq`), which needs no inverse and works in blocks.
+    row j of U says how they best try. `qlib/methods/hessian.py` derives that, and `compensate.py` the fast
+    form of the rule (`gptq`), which needs no inverse and works in blocks.
 Shapes: W [outputs, inputs], H [inputs, inputs]; inside, W is transposed so that a column is contiguous.
 Needs: the Hessian. Changes: this weight only, every column of it.
 Left out: nothing. Unlike the published code, a group's scale is always fitted to up-to-date columns; there it

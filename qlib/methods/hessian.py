@@ -47,7 +47,7 @@ def gram(rows: Tensor) -> Tensor:
     Parameters
     ----------
     rows : Tensor
-        [tokens, features]. Calibration passes float32, 2048 tokens at a time, and adds the products in float64.
+        [tokens, features]. Calibration passes float32, 2048 tokens at a time, and adds products in float64.
     """
     width = rows.shape[1]
     step = max(128, -(-width // 16))

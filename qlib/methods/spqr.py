@@ -2,7 +2,8 @@
 
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Problem: that of GPTQ. A group of 16 weights is rounded much better than one of 128, but its scale and zero
-    in 32 bits each would cost 4 bits a weight; and one large weight still spoils the grid of its 15 neighbours.
+    in 32 bits each would cost 4 bits a weight; and one large weight still spoils the grid of its
+    15 neighbours.
 Rule: GPTQ, and when a group of columns is reached, for each row
       1. leave-one-out test: how much does the group's error sum ((w - w^) / U_jj)^2 fall if a weight is left
          out and the range is fitted to the others? By more than tau: it will be an outlier. For the
@@ -76,8 +77,8 @@ def spqr(
     damping : float
         The share of the mean of diag(H) that is added to it.
     act_order : bool
-        Visit the columns with the largest H_jj first, grouped as they are visited (the result then carries the
-        group of each), instead of from left to right.
+        Visit the columns with the largest H_jj first, grouped as they are visited (the result then carries
+        the group of each), instead of from left to right.
 
     Returns
     -------
@@ -237,7 +238,7 @@ def _assemble(
     levels: Sequence[QuantizedWeight],
     second: Grid,
 ) -> QuantizedWeight:
-    """Return everything in the original order of the columns; codes, outlier and value are [columns, rows]."""
+    """Return everything in the original order; codes, outlier and value are [columns, rows]."""
     codes, outlier, value = (
         compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
     )
