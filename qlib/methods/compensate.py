@@ -151,7 +151,7 @@ class Compensated:
     def _visit(self, group: slice, correction: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
         """Yield j and column j for the columns of a group, block by block."""
         starts = range(group.start, group.stop, block)
-        for start, of_block in zip(starts, correction.split(block), strict=True):
+        for start, of_block in zip(starts, torch.split(correction, block), strict=True):
             part = slice(start, start + len(of_block))
             of_block += self._correction(slice(group.start, start), part)
             W, R = self.weight[part], self.R[part, part]
