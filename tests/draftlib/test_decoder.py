@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from drafting_toys import Law, every_way, total_variation
+from drafting_toys import Distribution, every_way, total_variation
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
-from draftlib.decoder import Verify
+from draftlib.arguments import Verify
 from draftlib.verification.noise import Chance, gumbel
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
@@ -205,12 +205,12 @@ def pairs_of(vocabulary: VocabularyMap) -> list[tuple[tuple[int, int], int]]:
     ]
 
 
-def law_of_two_tokens(
+def distribution_of_two_tokens(
     verify: Verify,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[SpeculativeDecoder], None] = lambda decoder: None,
-) -> tuple[Law, Law]:
-    """The exact laws of the first two tokens, of a decoder and of its target, over every throw of the dice.
+) -> tuple[Distribution, Distribution]:
+    """The exact distributions of the first two tokens, of a decoder and of its target, over every throw of the dice.
 
     The drafter's " t" and "he" are the target's " the": an n-gram. `change` is done to a decoder that has
     answered already.
@@ -230,14 +230,14 @@ def law_of_two_tokens(
     change(decoder)
 
     def run(chance: Chance) -> tuple[int, ...]:
-        monkeypatch.setattr("draftlib.decoder.Dice", lambda seed: chance)
+        monkeypatch.setattr("draftlib.answer.Dice", lambda seed: chance)
         # With a third token, whose draw is of no interest, the second can still be drafted.
         return decoder.generate(prompt, max_new_tokens=3, temperature=1.0).tokens[:2]
 
-    found: Law = defaultdict(float)
+    found: Distribution = defaultdict(float)
     for probability, tokens in every_way(run):
         found[tokens] += probability
-    alone: Law = {}
+    alone: Distribution = {}
     first = target(torch.tensor([prompt]))[0, -1].softmax(-1)
     for one in first.nonzero().flatten().tolist():
         second = target(torch.tensor([[*prompt, one]]))[0, -1].softmax(-1)
@@ -248,7 +248,7 @@ def law_of_two_tokens(
 
 @pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
 def test_sampled_text_has_the_law_of_the_target(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, alone = law_of_two_tokens(verify, monkeypatch)
+    found, alone = distribution_of_two_tokens(verify, monkeypatch)
     assert len(alone) == 9 and min(alone.values()) > 1e-3
     assert total_variation(found, alone) < 1e-12
 
@@ -293,12 +293,12 @@ def test_the_law_holds_whatever_becomes_of_the_cache(
 ) -> None:
     """A merge that adds nothing numbers the nodes of the trie anew; another cache may be put in its place."""
     folder = {"folder": tmp_path} if change is load_again else {}
-    found, alone = law_of_two_tokens(verify, monkeypatch, lambda decoder: change(decoder, **folder))
+    found, alone = distribution_of_two_tokens(verify, monkeypatch, lambda decoder: change(decoder, **folder))
     assert total_variation(found, alone) < 1e-12
 
 
 def test_that_of_the_paper_s_rule_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, alone = law_of_two_tokens("ratio", monkeypatch)
+    found, alone = distribution_of_two_tokens("ratio", monkeypatch)
     assert total_variation(found, alone) > 1e-2
 
 

@@ -23,7 +23,8 @@ from drafting_toys import (
     translate_plainly,
 )
 
-from draftlib.drafting.propose import Confidence, Coupled, FixedLength, Length, propose
+from draftlib.drafting.length import Confidence, FixedLength, Length
+from draftlib.drafting.propose import Coupled, propose
 from draftlib.verification.noise import Chance, Noise, splitmix
 from draftlib.verification.revealed import path_revealed
 from draftlib.verification.verify import (
@@ -279,7 +280,9 @@ def smallest(rule: Rule) -> tuple[list[float], float]:
     toy = Uniform(seed=0, draft_size=2, target_size=3)
     enumeration = Enumeration(toy, SMALLEST, rule, FixedLength(2))
     law = enumeration.first_tokens(1)
-    kept = sum(share for emitted, share in enumeration.round_law((), SMALLEST).items() if len(emitted) > 1)
+    kept = sum(
+        share for emitted, share in enumeration.round_distribution((), SMALLEST).items() if len(emitted) > 1
+    )
     return [law.get((token,), 0.0) for token in range(3)], kept
 
 
@@ -299,14 +302,31 @@ def test_smallest_counter_example() -> None:
         assert kept == pytest.approx(expected)
 
 
+def dropping(seen: Round) -> Judge | DrawsLast:
+    """Path-revealed, without the newest drafted token where the drafter is unsure of it."""
+    if seen.draft.confidences[-1] >= 0.5:
+        return revealed(seen)
+    assert len(seen.proposed) == 1
+    return lambda chance: verify_rejection([], seen.rows[:1], chance)
+
+
+class Sure(Toy):
+    """q = (.9, .1), p = (.5, .5)."""
+
+    def draft_logits(self, text: Tokens, drafted: Tokens) -> torch.Tensor:
+        return torch.tensor([0.9, 0.1], dtype=torch.float64).log()
+
+    def target_logits(self, text: Tokens) -> torch.Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+
 def test_dropping_a_drawn_token_for_what_it_is() -> None:
-    """q = (.9, .1), p = (.5, .5); drop a token with q < .5, verify the others with q: (.55, .45)."""
-    p, q = torch.tensor([0.5, 0.5]).double(), torch.tensor([0.9, 0.1]).double()
-    kept, dropped = 0.9, 0.1
-    accepted = float(p[0] / q[0])
-    left = (p - q).clamp(min=0)
-    output = kept * (accepted * torch.tensor([1.0, 0.0]) + (1 - accepted) * left / left.sum()) + dropped * p
-    assert output.tolist() == pytest.approx([0.55, 0.45])
+    """The example of `propose`: without the tokens with q < .5 the output is (.55, .45); with them it is p."""
+    toy, keys = Sure(seed=0, draft_size=2, target_size=2), {(a,): A, (b,): B}
+    for rule, expected in ((dropping, [0.55, 0.45]), (revealed, [0.5, 0.5])):
+        enumeration = Enumeration(toy, keys, rule, Confidence(0.5, max_tokens=1))
+        output = enumeration.first_tokens(1)
+        assert [output[A,], output[B,]] == pytest.approx(expected, abs=1e-15)
 
 
 # --- shared noise: not the same law, the same text
@@ -315,7 +335,7 @@ def test_dropping_a_drawn_token_for_what_it_is() -> None:
 def plain_text(toy: Toy, noise: Noise, count: int) -> Tokens:
     text: Tokens = ()
     while len(text) < count:
-        row = toy.target_law(toy.target_logits(text))
+        row = toy.target_logprobs(toy.target_logits(text))
         text = (*text, int(choose(row, noise.row(len(text)))))
     return text
 
@@ -330,7 +350,7 @@ def coupled_text(
     while len(text) < count:
         snapshot = Snapshot(keys, toy.draft_size)
         draw = Coupled(len(text), snapshot, noise, own)
-        draft = propose(toy.step(text), [0], length, toy.draft_law, draw)
+        draft = propose(toy.step(text), [0], length, toy.draft_logprobs, draw)
         proposed, _ = translate_plainly(draft.tokens, keys)
         rows = toy.target_rows(text, proposed)
         verdict = verify_exact(proposed, rows, noise.rows(len(text), len(rows)))
