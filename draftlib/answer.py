@@ -1,19 +1,19 @@
 """One answer on its way: what a round does, in its order, and what it leaves behind.
 
-    1. draft       the drafter continues its spelling of the text by k draft tokens      drafting/propose.py
-    2. translate   they become m <= k target tokens                                      vocabulary/translate.py
-    3. look        one pass of the target gives m + 1 rows of logits                     sides.py
-    4. verify      a beginning of the m tokens is accepted, one token is added           verification/verify.py
-    5. write       the new tokens join the answer, which may end with one of them        writer.py
-    6. learn       they are spelled for the drafter; new n-grams go to the cache         vocabulary/translate.py
+    1. draft       the drafter continues its spelling of the text by k draft tokens   drafting/propose.py
+    2. translate   they become m <= k target tokens                                   vocabulary/translate.py
+    3. score       one pass of the target gives m + 1 rows of logits                  sides.py
+    4. verify      a beginning of the m tokens is accepted, one token is added        verification/verify.py
+    5. write       the new tokens join the answer, which may end with one of them     writer.py
+    6. learn       they are spelled for the drafter; new n-grams go to the cache      vocabulary/translate.py
 
-`Answer.next_round` does these steps one after another; each of them fills a part of a `Round`. The models and
-the cache are handed in for every round as a `Pair`, so that they can be exchanged between rounds.
+`Answer.next_round` does these steps one after another; each fills a part of a `Round`. The models and the
+cache are handed in for every round as a `Pair`, so that they can be exchanged between rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -28,18 +28,11 @@ from draftlib.metrics import Clock, Seconds, Step
 from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, target_tokens
 from draftlib.settings import Settings
 from draftlib.sides import DraftSide, TargetSide
-from draftlib.verification.noise import Dice, Noise
-from draftlib.verification.verify import (
-    Verdict,
-    verify_exact,
-    verify_greedy,
-    verify_path_revealed,
-    verify_point_mass,
-    verify_ratio,
-)
-from draftlib.vocabulary.keys import RoundKeys
+from draftlib.verification.noise import GumbelNoise, RandomDraws
+from draftlib.verification.verify import RULES, Verdict, VerifyInputs
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.ngram_table import NGramTable
 from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
 from draftlib.writer import Writer
 from qlib.errors import DraftError, list_names
@@ -71,10 +64,16 @@ class Pair:
         return self.target.model.embed_tokens.weight.device
 
     @cached_property
-    def keys(self) -> RoundKeys:
+    def table(self) -> NGramTable:
         """Direct counterparts and n-grams as one table."""
+        ngrams = None if self.cache is None else self.cache.ngrams
         sizes = self.draft.config.vocab_size, self.target.config.vocab_size
-        return RoundKeys(self.vocabulary, self.cache, *sizes, device=self.device)
+        return NGramTable.of_pair(self.vocabulary, ngrams, *sizes, device=self.device)
+
+
+# What the parts of a round are before their step.
+_NOTHING, _NO_ROWS = Translation((), (), ()), torch.empty(0)
+_NO_VERDICT, _NO_TIME = Verdict(0, 0), Seconds()
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,12 @@ class Round:
     context: tuple[int, ...]
     draft_context: tuple[int, ...]
     draft: Draft | None = None
-    translation: Translation = Translation((), (), ())
-    rows: Tensor = torch.empty(0)
-    verdict: Verdict = Verdict(0, 0)
+    translation: Translation = _NOTHING
+    rows: Tensor = _NO_ROWS
+    verdict: Verdict = _NO_VERDICT
     tokens: tuple[int, ...] = ()
     learned: tuple[tuple[tuple[int, ...], int], ...] = ()
-    seconds: Seconds = Seconds()
+    seconds: Seconds = _NO_TIME
 
     @property
     def position(self) -> int:
@@ -161,64 +160,30 @@ class RoundObserver(Protocol):
         ...
 
 
-# --- the rules of verification, with one signature
-
-
 @dataclass(frozen=True)
 class Randomness:
     """The random numbers of one answer, all from its seed.
 
     Attributes
     ----------
-    noise : Noise
-        Of the target's tokens, for `exact`.
-    draft_noise : Noise
-        Of the draft tokens that have no target token of their own.
-    dice : Dice
-        Decisions in order, for the other rules.
+    noise : GumbelNoise
+        Of the target's tokens, for "exact".
+    draft_noise : GumbelNoise
+        Of the draft tokens that have no target token of their own, for "exact".
+    draws : RandomDraws
+        Random decisions in order, for the other rules.
     """
 
-    noise: Noise
-    draft_noise: Noise
-    dice: Dice
+    noise: GumbelNoise
+    draft_noise: GumbelNoise
+    draws: RandomDraws
 
     @classmethod
     def of(cls, seed: int, pair: Pair) -> Randomness:
         """Return those of a seed."""
-        noise = Noise(seed, pair.target.config.vocab_size, device=pair.device)
-        draft_noise = Noise(seed, pair.draft.config.vocab_size, stream=1, device=pair.device)
-        return cls(noise, draft_noise, Dice(seed))
-
-
-Rule = Callable[[Round, RoundKeys, Tensor, Randomness], Verdict]
-"""From a round up to its rows, the table of both vocabularies, the log-probabilities [m + 1, V] of the rows, and
-the random numbers."""
-
-
-def _exact(found: Round, keys: RoundKeys, logprobs: Tensor, random: Randomness) -> Verdict:
-    return verify_exact(found.proposed, logprobs, random.noise.rows(found.position, len(logprobs)))
-
-
-def _path_revealed(found: Round, keys: RoundKeys, logprobs: Tensor, random: Randomness) -> Verdict:
-    assert found.draft is not None
-    return verify_path_revealed(found.draft, keys, logprobs, random.dice)
-
-
-def _point_mass(found: Round, keys: RoundKeys, logprobs: Tensor, random: Randomness) -> Verdict:
-    return verify_point_mass(found.proposed, logprobs, random.dice)
-
-
-def _ratio(found: Round, keys: RoundKeys, logprobs: Tensor, random: Randomness) -> Verdict:
-    assert found.draft is not None
-    return verify_ratio(found.draft, keys, found.spans, logprobs, random.dice)
-
-
-RULES: dict[Verify, Rule] = {
-    "exact": _exact,
-    "path_revealed": _path_revealed,
-    "point_mass": _point_mass,
-    "ratio": _ratio,
-}
+        noise = GumbelNoise(seed, pair.target.config.vocab_size, device=pair.device)
+        draft_noise = GumbelNoise(seed, pair.draft.config.vocab_size, stream=1, device=pair.device)
+        return cls(noise, draft_noise, RandomDraws(seed))
 
 
 # --- the answer
@@ -283,7 +248,7 @@ class Answer:
             if drafter is not None:
                 found = self._draft(found, drafter, pair, length, verify)
                 found = self._translate(found, pair)
-            found = self._look(found, target)
+            found = self._score(found, target)
             found = self._verify(found, pair, verify)
         found = self._write(found, target)
         found = self._learn(found, pair)
@@ -320,7 +285,7 @@ class Answer:
         if not pending:
             return found
         draw = self._draw(found, pair, verify)
-        draft = propose(drafter.step, pending, length, self._settings.logprobs, draw, pair.keys.ended)
+        draft = propose(drafter.step, pending, length, self._settings.logprobs, draw, pair.table.ended)
         self._clock.lap("draft")
         return replace(found, draft=draft)
 
@@ -329,8 +294,8 @@ class Answer:
         if self._settings.greedy or verify == "point_mass":
             return draw_greedy
         if verify == "exact":
-            return Coupled(found.position, pair.keys, self._random.noise, self._random.draft_noise)
-        return draw_independent(self._random.dice)
+            return Coupled(found.position, pair.table, self._random.noise, self._random.draft_noise)
+        return draw_independent(self._random.draws)
 
     def _translate(self, found: Round, pair: Pair) -> Round:
         """Translate the draft, up to the room and up to a token that the target has no output for."""
@@ -344,7 +309,7 @@ class Answer:
         self._clock.lap("translate")
         return replace(found, translation=translation)
 
-    def _look(self, found: Round, target: TargetSide) -> Round:
+    def _score(self, found: Round, target: TargetSide) -> Round:
         rows = target.rows(found.proposed)
         rows[0, 0].item()  # waits for the device: otherwise the pass would be counted as verification
         self._clock.lap("target")
@@ -352,10 +317,22 @@ class Answer:
 
     def _verify(self, found: Round, pair: Pair, verify: Verify) -> Round:
         if self._settings.greedy:
-            verdict = verify_greedy(found.proposed, found.rows)
+            name, logprobs = "greedy", found.rows
         else:
-            rule = RULES[verify if found.draft else "exact"]
-            verdict = rule(found, pair.keys, self._settings.logprobs(found.rows), self._random)
+            name = verify if found.draft else "exact"  # where nothing was drafted the target only draws
+            logprobs = self._settings.logprobs(found.rows)
+        random = self._random
+        inputs = VerifyInputs(
+            found.proposed,
+            found.spans,
+            found.draft,
+            pair.table,
+            logprobs,
+            found.position,
+            random.noise,
+            random.draws,
+        )
+        verdict = RULES[name](inputs)
         self._clock.lap("verify")
         return replace(found, verdict=verdict)
 

@@ -1,13 +1,13 @@
 """The decoder: a target, a drafter that saves it passes, and what they learn from answer to answer.
 
-What a round does stands in `draftlib/answer.py`; the same algorithm in its plainest form, with one vocabulary,
-in `draftlib/plain.py`.
+What happens in a round stands in `draftlib/answer.py`; the same algorithm in its plainest form, with one
+vocabulary, in `draftlib/plain.py`.
 
-With ``verify="exact"`` the text does not depend on drafter, cache and length at all: each token is the one that
-the target draws with the noise of (seed, position), or its most probable one. They decide how many tokens one
-pass of the target yields. With "path_revealed" or "point_mass" sampled text is another one from the same
-distribution; with "ratio" the distribution is another one too. `generate_target_only` is the same loop without a
-drafter.
+With ``verify="exact"`` the text does not depend on drafter, cache and length at all: each token is the one
+that the target draws with the noise of (seed, position), or its most probable one. Drafter, cache and length
+decide how many tokens one pass of the target yields. With "path_revealed" or "point_mass" sampled text is
+another one from the same distribution; with "ratio" the distribution is another one too.
+`generate_target_only` is the same loop without a drafter.
 
 Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
 A packed target computes a token's logits to the same bits however many are verified beside it, in float32
@@ -172,8 +172,8 @@ class SpeculativeDecoder:
         """
         if self._trainable_draft is None:
             raise DraftError(
-                "The draft model was given packed, and packed weights cannot be trained. Make the decoder with "
-                "an unpacked one."
+                "The draft model was given packed, and packed weights cannot be trained. Make the decoder "
+                "with an unpacked one."
             )
         self._pair = replace(self._pair, draft=self._trainable_draft.packed_copy())
 

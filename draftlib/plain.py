@@ -1,14 +1,15 @@
 """Speculative decoding in its plainest form: one vocabulary, k draft tokens a round, no cache.
 
 A small model (the drafter) guesses the next k tokens one by one. The large model (the target) looks at all
-guesses in one pass, keeps a beginning of them and adds one token. The text is distributed as if the target had
-written it alone; a round costs one pass of the target and yields 1 to k + 1 tokens.
+guesses in one pass, keeps a beginning of them and adds one token. The text has the distribution that it would
+have if the target had written it alone; a round costs one pass of the target and yields 1 to k + 1 tokens.
 
-Papers    Leviathan, Kalman, Matias 2023 (arXiv 2211.17192, Algorithm 1) and Chen et al. 2023 (arXiv 2302.01318,
-          Algorithm 2). p is the target's distribution, q the drafter's, x the guesses. Leviathan et al. write
-          gamma for k, Chen et al. K, and the latter exchange p and q.
-Lossless  A token y comes out because it was guessed and accepted, which has the probability min(p(y), q(y)), or
-          because another guess was rejected and y was drawn from max(p - q, 0), which has the rest: p(y) in all.
+Papers    Leviathan, Kalman, Matias 2023 (arXiv 2211.17192, Algorithm 1) and Chen et al. 2023 (arXiv
+          2302.01318, Algorithm 2). p is the target's distribution, q the drafter's, x the guesses. Leviathan
+          et al. write gamma for k, Chen et al. K, and the latter exchange p and q.
+Lossless  A token y comes out because it was guessed and accepted, which has the probability min(p(y), q(y)),
+          or because another guess was rejected and y was drawn from max(p - q, 0), normalised. That has the
+          probability p(y) - min(p(y), q(y)). The sum is p(y).
 Shapes    V: vocabulary, T: tokens of the text, k: guesses of a round.
 Left out  What `draftlib.SpeculativeDecoder` adds: two vocabularies, key/value caches, drafts that stop early,
           top-k and top-p, endings, and texts that equal the target's own token for token also when sampled.
@@ -73,7 +74,7 @@ def speculative_decode(
 
 
 def distributions(model: LanguageModel, text: Sequence[int], temperature: float) -> Tensor:
-    """Return the probabilities [T, V] of the token after each token of a text; at temperature 0 one has all."""
+    """Return the probabilities [T, V] of what follows each token; at temperature 0 they are 0 or 1."""
     logits = model(torch.tensor([list(text)]))[0]
     if temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)

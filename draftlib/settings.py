@@ -105,7 +105,7 @@ class Settings:
         return self.options["temperature"] == 0
 
     def logprobs(self, logits: Tensor) -> Tensor:
-        """Return the log-probabilities [..., V] to draw from: temperature, top-k and top-p applied to logits."""
+        """Return the log-probabilities [..., V] to draw from: logits after temperature, top-k and top-p."""
         options = self.options
         return warp(logits, options["temperature"], options["top_k"], options["top_p"])
 

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from qlib import Grid, QuantizedWeight
 from qlib.activation import KeepColumns, PerToken
-from qlib.linear import FakeQuantLinear
 from qlib.methods.quik import quik
 from qlib.methods.second_order import hessian
 from qlib.methods.spqr import spqr
-from qlib.stored_layer import stored_bits
 
 ROWS, COLUMNS, TOKENS = 128, 128, 1000
 LARGE, ODD = 4, 0.01  # inputs that are 40 times larger; share of weights that are 6 times larger
@@ -63,7 +61,7 @@ def columns_kept(weight: Tensor, inputs: Tensor) -> dict[str, list[float]]:
 def weights_kept(weight: Tensor, inputs: Tensor, grid: Grid) -> list[tuple[float, float, QuantizedWeight]]:
     """Return stored bits per weight, output error and result for each threshold."""
     results = [spqr(weight, hessian(inputs), grid, threshold=threshold) for threshold in THRESHOLDS]
-    bits = [stored_bits(FakeQuantLinear(result, grid)) / weight.numel() for result in results]
+    bits = [result.bits(grid) / weight.numel() for result in results]
     return [
         (b, output_error(weight, r.decode(), inputs, inputs), r) for b, r in zip(bits, results, strict=True)
     ]

@@ -24,28 +24,28 @@ from torch import Tensor
 from draftlib.drafting.propose import Draft
 from draftlib.verification.revealed import Proposed, path_revealed
 from draftlib.verification.verify import ratio, residual
-from draftlib.vocabulary.dictionary import Snapshot, longest_match
+from draftlib.vocabulary.ngram_table import NGramTable
 
-Rule = Callable[[Draft, Snapshot, int], list[Proposed]]
+Rule = Callable[[Draft, NGramTable, int], list[Proposed]]
 
 
-def spans(draft: Draft, keys: Snapshot) -> list[tuple[int, int]]:
+def spans(draft: Draft, keys: NGramTable) -> list[tuple[int, int]]:
     """Return the draft tokens that each target token stands for: greedy longest match."""
     found, start = [], 0
-    while start < len(draft.tokens) and (match := longest_match(keys, draft.tokens[start:])):
+    while start < len(draft.tokens) and (match := keys.longest(draft.tokens[start:])):
         found.append((start, start + match[0]))
         start += match[0]
     return found
 
 
-def paper(draft: Draft, keys: Snapshot, size: int) -> list[Proposed]:
+def paper(draft: Draft, keys: NGramTable, size: int) -> list[Proposed]:
     """Return the proposed tokens with the paper's law: approximate."""
     return ratio(draft, keys, spans(draft, keys), size)
 
 
-def point_mass(draft: Draft, keys: Snapshot, size: int) -> list[Proposed]:
+def point_mass(draft: Draft, keys: NGramTable, size: int) -> list[Proposed]:
     """Return them with a law that knows everything, and so has one token only: exact."""
-    tokens = [longest_match(keys, draft.tokens[start:stop]) for start, stop in spans(draft, keys)]
+    tokens = [keys.longest(draft.tokens[start:stop]) for start, stop in spans(draft, keys)]
     one = torch.eye(size, dtype=torch.float64)
     return [Proposed(match[1], one[match[1]]) for match in tokens if match]
 
@@ -53,7 +53,7 @@ def point_mass(draft: Draft, keys: Snapshot, size: int) -> list[Proposed]:
 RULES: dict[str, Rule] = {"point mass": point_mass, "path revealed": path_revealed, "the paper's": paper}
 
 
-def first_token(q: Tensor, p: Tensor, keys: Snapshot, k: int, rule: Rule) -> tuple[Tensor, float]:
+def first_token(q: Tensor, p: Tensor, keys: NGramTable, k: int, rule: Rule) -> tuple[Tensor, float]:
     """Return the exact law of the first token that comes out, and how often it is the proposed one.
 
     q [D] and p [V] are the same at every position here; the library lets them depend on the text.
@@ -96,10 +96,10 @@ def main() -> None:
     """Print two tables, draw one picture."""
     double = torch.float64
     examples = [
-        ("The smallest example", ["A", "B", "AB"], Snapshot({(0,): 0, (1,): 1, (0, 1): 2}, 2), 2,
+        ("The smallest example", ["A", "B", "AB"], NGramTable.of({(0,): 0, (1,): 1, (0, 1): 2}, 2), 2,
          torch.full((2,), 1 / 2, dtype=double), torch.full((3,), 1 / 3, dtype=double)),
         ("Six tokens, drafts of three", ["A", "B", "C", "AB", "BC", "ABC"],
-         Snapshot({(0,): 0, (1,): 1, (2,): 2, (0, 1): 3, (1, 2): 4, (0, 1, 2): 5}, 3), 3,
+         NGramTable.of({(0,): 0, (1,): 1, (2,): 2, (0, 1): 3, (1, 2): 4, (0, 1, 2): 5}, 3), 3,
          torch.tensor([0.5, 0.3, 0.2], dtype=double),
          torch.tensor([0.25, 0.1, 0.15, 0.2, 0.1, 0.2], dtype=double)),
     ]  # fmt: skip

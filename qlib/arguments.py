@@ -70,25 +70,42 @@ def _foreign(model: nn.Module, missing: list[str], what: str) -> str:
     )
 
 
-def as_grid(weight: object) -> Grid:
-    """Return the grid of the weights.
+def as_grids(weight: object) -> Grid | dict[str, Grid]:
+    """Return the grid of all weights, or the grids of patterns of layers.
 
     Raises
     ------
     QuantError
-        It is no `Grid`; the message shows how to write the one that was meant.
+        It is no `Grid` and no mapping of strings to grids; the message shows how to write the one that was
+        meant.
     """
     if isinstance(weight, Grid):
         return weight
+    if isinstance(weight, Mapping):
+        return _as_mapping(weight)
     bits = as_whole(weight)
-    remedy = "Pass one Grid, such as qlib.Grid(bits=4, group=64)."
+    remedy = f"Pass one Grid, such as qlib.Grid(bits=4, group=64), or {_MAPPING}."
     if bits is not None:
         remedy = f"Did you mean weight=qlib.Grid(bits={bits})?"
     elif weight is Grid:
         remedy = "It must be called: weight=qlib.Grid(bits=4, group=64)."
-    elif isinstance(weight, Mapping):
-        remedy = "All layers share one Grid; leave layers in float by skip=[...]. " + remedy
     raise QuantError(f"weight is {describe(weight)}, not a Grid. {remedy}")
+
+
+_MAPPING = "a dict of patterns such as {'*': qlib.Grid(3, 64), 'fc2': qlib.Grid(8)}"
+
+
+def _as_mapping(weight: Mapping[Any, Any]) -> dict[str, Grid]:
+    """Return a mapping of patterns to grids."""
+    if not weight:
+        raise QuantError(f"weight is an empty {type(weight).__name__}. Pass one Grid, or {_MAPPING}.")
+    for pattern, grid in weight.items():
+        if not isinstance(pattern, str) or not isinstance(grid, Grid):
+            raise QuantError(
+                f"weight is {describe(weight)} and gives {describe(grid)} to {pattern!r}. Pass one Grid, or "
+                f"{_MAPPING}."
+            )
+    return dict(weight)
 
 
 def as_activation(activation: object) -> PerToken | PerTensor | None:

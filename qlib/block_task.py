@@ -10,7 +10,7 @@ The block reads what the quantized blocks before it write, and is to write what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,18 +19,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlib.activation import Activation
+from qlib.calibrate import Visit
+from qlib.grid import Grid
 from qlib.methods.contracts import BlockTask, LayerStats
-from qlib.models.structure import LayerGroup, Model, Stage
+from qlib.models.structure import LayerGroup, Stage
 
 
-def block_task(  # noqa: PLR0913  (what one visit of a block knows)
-    model: Model,
-    stage: Stage,
-    block: str,
-    layers: Sequence[str],
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    batches: Sequence[Any],
+def block_task(
+    visit: Visit,
+    grids: Mapping[str, Grid],
     stats: Mapping[str, LayerStats],
     activation: Activation | None = None,
 ) -> BlockTask:
@@ -38,27 +35,20 @@ def block_task(  # noqa: PLR0913  (what one visit of a block knows)
 
     Parameters
     ----------
-    model : Model
-        Holds the block, in float. Neither is changed.
-    stage : Stage
-        Knows how the block is run.
-    block : str
-        Full path of the block.
-    layers : sequence of str
-        Full paths of its linear layers that will be rounded.
-    inputs, targets : sequence of Tensor
-        For each batch, the block's input, and the output of the float model, [batch, time, width].
-    batches : sequence
-        What `stage` reads besides; one utterance each, if steps are to see one.
+    visit : Visit
+        The block, in float, with what arrives there and what the float model writes. Nothing is changed. One
+        utterance a batch, if steps are to see one.
+    grids : mapping
+        The linear layers of the block that will be rounded, by full path, and the grid of each.
     stats : mapping
         Statistics of each layer's input.
     activation : callable, optional
-        Rounds the input of `layers` while the model runs; it must not need calibration.
+        Rounds the input of these layers while the model runs; it must not need calibration.
     """
-    module = model.get_submodule(block)
-    runner = _Runner(stage, module)
-    rounded = [model.get_submodule(layer) for layer in layers] if activation is not None else []
-    valid = [stage.valid(batch, "hidden") for batch in batches]
+    block, inputs, batches = visit.name, visit.inputs, visit.batches
+    runner = _Runner(visit.stage, visit.block)
+    rounded = [visit.model.get_submodule(layer) for layer in grids] if activation is not None else []
+    targets, valid = visit.targets, [visit.stage.valid(batch, "hidden") for batch in batches]
 
     def output(parameters: Mapping[str, Tensor], sample: int) -> Tensor:
         swapped = {f"block{name.removeprefix(block)}": value for name, value in {**own, **parameters}.items()}
@@ -66,16 +56,17 @@ def block_task(  # noqa: PLR0913  (what one visit of a block knows)
             return functional_call(runner, swapped, (inputs[sample], batches[sample]))  # type: ignore[no-any-return]
 
     # Copies: a method that changes them in place changes nothing but its own.
-    own = {f"{block}.{name}": value.detach().clone() for name, value in module.named_parameters()}
+    own = {f"{block}.{name}": value.detach().clone() for name, value in visit.block.named_parameters()}
     return BlockTask(
         parameters=own,
-        layers=tuple(layers),
-        groups=tuple(group for group in model.groups() if _inside(group, block, layers)),
+        layers=tuple(grids),
+        groups=tuple(group for group in visit.groups if _is_inside(group, block, grids)),
         stats=stats,
         samples=len(batches),
         output=output,
         target=lambda sample: targets[sample][valid[sample]],
         rounds_inputs=activation is not None,
+        grids=dict(grids),
     )
 
 
@@ -121,7 +112,7 @@ class _Runner(nn.Module):
         return self.stage.counted(self.block, hidden, batch)
 
 
-def _inside(group: LayerGroup, block: str, layers: Sequence[str]) -> bool:
+def _is_inside(group: LayerGroup, block: str, layers: Iterable[str]) -> bool:
     """Return whether a group can be folded within the block, and some of its layers will be rounded."""
     members = (*group.layers, group.before or "")
     return all(name.startswith(f"{block}.") for name in members) and not set(layers).isdisjoint(group.layers)

@@ -1,6 +1,6 @@
 """Calibration: walk through a model block by block and watch what each linear layer reads.
 
-    for visit in walk(model, batches):
+    for visit in walk_blocks(model, batches):
         stats = visit.collect(needs)
         ...change the layers of this block, using stats...
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.models.structure import LayerGroup, Model, Stage
+from qlib.models.structure import LayerGroup, Model, Source, Stage
 
+T = TypeVar("T")
 ROWS = 2048  # input vectors that are multiplied at once for a Hessian
 
 
@@ -51,15 +52,20 @@ class Visit:
     @property
     def groups(self) -> list[LayerGroup]:
         """Groups with a layer in this block."""
-        return [group for group in self.model.groups() if self.mine(group)]
+        return [group for group in self.model.groups() if self.layers_here(group)]
 
-    def mine(self, group: LayerGroup) -> list[str]:
-        """Return the layers of a group that lie in this block."""
+    @property
+    def layers(self) -> list[str]:
+        """All linear layers of this block."""
+        return [layer for group in self.groups for layer in self.layers_here(group)]
+
+    def layers_here(self, group: LayerGroup) -> list[str]:
+        """Return the layers of a group that lie in this block. The first one stands for all of them."""
         return [layer for layer in group.layers if layer.startswith(self.name + ".")]
 
-    def begins(self, group: LayerGroup) -> bool:
+    def is_first_block_of(self, group: LayerGroup) -> bool:
         """Return whether this is the first block with a layer of the group."""
-        return group.layers[0].startswith(self.name + ".")
+        return group.first.startswith(self.name + ".")
 
     def collect(self, needs: Needs) -> dict[str, LayerStats]:
         """Run the block over all batches; return the statistics of each of its linear layers.
@@ -69,62 +75,80 @@ class Visit:
         QuantError
             A layer's input is not finite; the message names layer and utterance.
         """
-        sums = {self.mine(group)[0]: Sums(needs) for group in self.groups}
-        self._watch(lambda layer, rows: sums[layer].add(rows))
-        stats = {layer: found.finish() for layer, found in sums.items()}
-        return {layer: stats[self.mine(group)[0]] for group in self.groups for layer in self.mine(group)}
+        statistics = {self.layers_here(group)[0]: InputStatistics(needs) for group in self.groups}
+        for layer, rows in self._layer_inputs():
+            statistics[layer].add(rows)
+        return self._shared({layer: each.finish() for layer, each in statistics.items()})
 
     def histograms(self, without: Mapping[str, Tensor]) -> dict[str, Histogram]:
         """Run the block over all batches; return the histogram of each of its linear layers' inputs.
 
         `without` gives input columns of some layers that do not count: those that are never rounded.
         """
-        found = {self.mine(group)[0]: Histogram() for group in self.groups}
-
-        def see(layer: str, rows: Tensor) -> None:
-            counted = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
+        found = {self.layers_here(group)[0]: Histogram() for group in self.groups}
+        for layer, rows in self._layer_inputs():
+            counts = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
             if layer in without:
-                counted[without[layer]] = False
-            found[layer].add(rows[:, counted])
+                counts[without[layer]] = False
+            found[layer].add(rows[:, counts])
+        return self._shared(found)
 
-        self._watch(see)
-        return {layer: found[self.mine(group)[0]] for group in self.groups for layer in self.mine(group)}
+    def _shared(self, found: Mapping[str, T]) -> dict[str, T]:
+        """Give what was found at the first layer of each group to all of its layers."""
+        return {
+            layer: found[self.layers_here(group)[0]]
+            for group in self.groups
+            for layer in self.layers_here(group)
+        }
 
-    def _watch(self, see: Callable[[str, Tensor], None]) -> None:
-        """Show every input of the first layer of each group, without padding [tokens, inputs]."""
-        source = {self.mine(group)[0]: group.source for group in self.groups}
-        modules = {layer: self.model.get_submodule(layer) for layer in source}
+    def _layer_inputs(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the first layer of each group and its input [tokens, inputs], batch by batch, no padding."""
+        sources = {self.layers_here(group)[0]: group.source for group in self.groups}
         for hidden, batch in zip(self.inputs, self.batches, strict=True):
-            unseen = set(modules)
-
-            def check(layer: str, inputs: Tensor, batch: Any = batch, unseen: set[str] = unseen) -> None:
-                rows = self.stage.seen(inputs, batch, source[layer])
+            for layer, rows in self._run_and_watch(hidden, batch, sources):
                 if not rows.isfinite().all():
                     raise QuantError(
                         f"The input of {layer} is not finite for {batch.where}: "
                         f"{int((~rows.isfinite()).any(1).sum())} of {len(rows)} vectors. Check the recording "
                         "and the checkpoint, and whether a layer before it was quantized too coarsely."
                     )
-                see(layer, rows)
-                unseen.discard(layer)
-                if not unseen:
-                    raise _AllSeen  # the last layer's own product, a fifth of the block, is not needed
+                yield layer, rows
 
-            with torch.no_grad(), suppress(_AllSeen), watch_inputs(modules, check):
-                self.stage.counted(self.block, hidden, batch)
+    @torch.no_grad()
+    def _run_and_watch(
+        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source]
+    ) -> list[tuple[str, Tensor]]:
+        """Run the block over one batch as far as needed; return what each of these layers reads."""
+        found: list[tuple[str, Tensor]] = []
+        missing = set(sources)
+
+        def keep(layer: str, inputs: Tensor) -> None:
+            found.append((layer, self.stage.seen(inputs, batch, sources[layer])))
+            missing.discard(layer)
+            if not missing:
+                raise _AllInputsSeen
+
+        modules = {layer: self.model.get_submodule(layer) for layer in sources}
+        with suppress(_AllInputsSeen), watch_inputs(modules, keep):
+            self.stage.counted(self.block, hidden, batch)
+        return found
 
 
-class _AllSeen(Exception):  # noqa: N818  (not an error: it ends a pass)
-    """Every watched input has been seen."""
+class _AllInputsSeen(Exception):  # noqa: N818  (not an error)
+    """Ends the pass of a block once every input is known.
+
+    An exception is the only way out of the middle of a block. It saves the product of the last layer, about a
+    fifth of a block's time.
+    """
 
 
-class Sums:
+class InputStatistics:
     """Adds up the statistics of one input, `ROWS` vectors at a time, so that no split into batches shows."""
 
     def __init__(self, needs: Needs) -> None:
         self.needs = needs
         self.stats = LayerStats()
-        self.waiting: list[Tensor] = []
+        self.waiting: list[Tensor] = []  # fewer than `ROWS` vectors
 
     def add(self, rows: Tensor) -> None:
         """Add input vectors [tokens, inputs]."""
@@ -175,7 +199,7 @@ def gram(rows: Tensor) -> Tensor:
     return product
 
 
-def walk(model: Model, batches: Sequence[Any], original: Model | None = None) -> Iterator[Visit]:
+def walk_blocks(model: Model, batches: Sequence[Any], original: Model | None = None) -> Iterator[Visit]:
     """Yield each block in order of computation. The caller changes it before it asks for the next one.
 
     Parameters
@@ -188,36 +212,37 @@ def walk(model: Model, batches: Sequence[Any], original: Model | None = None) ->
     original : Model, optional
         The float model: each visit then holds what its block writes as well.
     """
-    now = _Stream(model, batches)
-    past = None if original is None else _Stream(original, batches)
+    changing = _HiddenStates(model, batches)
+    unchanged = None if original is None else _HiddenStates(original, batches)
+    both = [changing] if unchanged is None else [changing, unchanged]
     stages = model.stages()
     last = stages[-1].blocks[-1]
     for number, stage in enumerate(stages):
-        for stream in filter(None, (now, past)):
-            stream.enter(number)
+        for states in both:
+            states.enter(number)
         for name in stage.blocks:
-            visit = Visit(model, name, stage, now.hidden, now.batches)
-            if past is not None:
-                past.run(name)
-                visit.targets = list(past.hidden)
+            visit = Visit(model, name, stage, changing.hidden, changing.batches)
+            if unchanged is not None:
+                unchanged.run(name)
+                visit.targets = list(unchanged.hidden)
             yield visit
             if name != last:  # nothing reads what that one writes
-                now.run(name)
-        for stream in filter(None, (now, past)):
-            stream.leave()
+                changing.run(name)
+        for states in both:
+            states.leave()
 
 
 def count_blocks(model: Model) -> int:
-    """Return how many blocks `walk` will yield."""
+    """Return how many blocks `walk_blocks` will yield."""
     return sum(len(stage.blocks) for stage in model.stages())
 
 
 @contextmanager
-def watch_inputs(modules: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see(name, input)` whenever one of the modules is run; the hooks go when the context ends."""
+def watch_inputs(modules: dict[str, nn.Module], keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `keep(name, input)` whenever one of the modules is run; the hooks go when the context ends."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: see(name, inputs[0])
+        return lambda module, inputs: keep(name, inputs[0])
 
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -225,8 +250,8 @@ def watch_inputs(modules: dict[str, nn.Module], see: Callable[[str, Tensor], Non
         yield
 
 
-class _Stream:
-    """The batches on their way through one model."""
+class _HiddenStates:
+    """The hidden states of all batches on their way through one model."""
 
     def __init__(self, model: Model, batches: Sequence[Any]) -> None:
         self.model = model

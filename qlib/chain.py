@@ -1,23 +1,22 @@
-"""What `quantize` checks before it begins: methods, layers, grid. Every refusal names layers and numbers."""
+"""A list of methods: what may stand in it, what it needs, and what it refuses before the work begins."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
-from qlib.errors import QuantError, describe, did_you_mean, list_names
-from qlib.grid import Grid, check_weight
-from qlib.linear import FakeQuantLinear
+from qlib.errors import QuantError, describe, list_names
+from qlib.grid import Grid
 from qlib.methods import METHODS
 from qlib.methods.contracts import BlockMethod, Clip, Needs, Transform, WeightMethod
 from qlib.methods.rtn import RTN
-from qlib.models.structure import Model
+from qlib.models.structure import LayerGroup, Model
+from qlib.selection import by_grid
 
 Preparation = Transform | Clip | BlockMethod
 Method = Preparation | WeightMethod
@@ -80,7 +79,7 @@ class Chain:
                     "settings() that returns a dict of plain data; or leave work out."
                 )
 
-    def check_weights(self, layers: Mapping[str, nn.Linear], grid: Grid) -> None:
+    def check_weights(self, layers: Mapping[str, nn.Linear], grids: Mapping[str, Grid]) -> None:
         """Let each method that has a `check_weights` refuse layers that it could not round.
 
         Raises
@@ -88,11 +87,43 @@ class Chain:
         QuantError
             What the method says.
         """
-        weights = {name: layer.weight.detach() for name, layer in layers.items()}
         for method in self.methods:
             check = getattr(method, "check_weights", None)
             if callable(check):
-                check(weights, grid)
+                for grid, names in by_grid(grids).items():
+                    check({name: layers[name].weight.detach() for name in names}, grid)
+
+    def check_mixed(self, model: Model, grids: Mapping[str, Grid]) -> None:
+        """Refuse layers on different grids to a method that takes them together and knows one grid only.
+
+        Raises
+        ------
+        QuantError
+            Names the method and the layers.
+        """
+        for method in self.preparations:
+            if isinstance(method, BlockMethod) and not hasattr(method, "fit_mixed"):
+                for block in (block for stage in model.stages() for block in stage.blocks):
+                    inside = {name: grid for name, grid in grids.items() if name.startswith(f"{block}.")}
+                    _refuse_mixed(method, "fit", "fit_mixed(task)", inside)
+            elif isinstance(method, Transform) and not hasattr(method, "scale_mixed"):
+                for group in filter(_can_scale, model.groups()):
+                    inside = {name: grids[name] for name in group.layers if name in grids}
+                    _refuse_mixed(method, "scale_group", "scale_mixed(weights, stats, grids)", inside)
+
+
+def _can_scale(group: LayerGroup) -> bool:
+    return group.before is not None
+
+
+def _refuse_mixed(method: Method, takes: str, lacks: str, grids: Mapping[str, Grid]) -> None:
+    """Raise a QuantError if these layers, which the method takes together, are on several grids."""
+    if len(set(grids.values())) > 1:
+        shown = [f"{names[0]} ({grid})" for grid, names in by_grid(grids).items()]
+        raise QuantError(
+            f"{method.name}.{takes} takes one grid for {len(grids)} layers together, and theirs differ: "
+            f"{list_names(shown)}. Give these layers one grid, or the method a {lacks}."
+        )
 
 
 def _settings(method: Method) -> dict[str, Any] | None:
@@ -194,75 +225,3 @@ def _meant(method: object) -> str:
 def _shown(method: object) -> str:
     """Return a method as a message shows it."""
     return repr(method) if isinstance(method, str | type) else describe(method)
-
-
-def choose_layers(
-    model: Model, skip: Sequence[str]
-) -> tuple[dict[str, nn.Linear], tuple[tuple[str, str], ...]]:
-    """Return the layers to quantize by name, and all other modules with weights, each with a reason.
-
-    Raises
-    ------
-    QuantError
-        The model is quantized already, a pattern matches no module, or no layer is left.
-    """
-    model.require_unpacked("quantized")
-    modules = {name: module for name, module in model.named_modules() if name}
-    if done := [name for name, module in modules.items() if isinstance(module, FakeQuantLinear)]:
-        raise QuantError(f"The model is quantized already: {list_names(done)}. Quantize the float model.")
-    blocks = [block for stage in model.stages() for block in stage.blocks]
-    known = [
-        layer
-        for group in model.groups()
-        for layer in group.layers
-        if layer.startswith(tuple(f"{block}." for block in blocks))
-    ]
-    for pattern in skip:
-        if not any(matches(name, pattern) for name in modules):
-            raise QuantError(
-                f"skip pattern {pattern!r} matches no module. Layers are named {list_names(known)}."
-                f"{did_you_mean(pattern, {part for name in known for part in (name, name.split('.')[-1])})}"
-            )
-    reasons = {
-        name: _reason_to_skip(model, name, module, skip, name in known)
-        for name, module in modules.items()
-        if list(module.parameters(recurse=False))
-    }
-    layers = {
-        name: module for name in known if not reasons[name] and isinstance(module := modules[name], nn.Linear)
-    }
-    if not layers:
-        raise QuantError(
-            f"No layer is left to quantize: skip={list(skip)} covers all {len(known)}. Skip fewer."
-        )
-    return layers, tuple((name, reason) for name, reason in reasons.items() if reason)
-
-
-def check_layers(layers: dict[str, nn.Linear], grid: Grid) -> None:
-    """Refuse grids and weights that some layer cannot be rounded with, naming every such layer."""
-    narrow = {
-        name: layer.in_features for name, layer in layers.items() if layer.in_features < (grid.group or 1)
-    }
-    if narrow:
-        grid.check(min(narrow.values()), list_names(narrow))
-    for name, layer in layers.items():
-        try:
-            check_weight(layer.weight)
-        except QuantError as error:
-            raise QuantError(f"{name}: {error}") from error
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Return whether a pattern covers a module path, or a module that contains it, from any dot on."""
-    return fnmatch(f".{name}.", f"*.{pattern}.*")
-
-
-def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], inside: bool) -> str:
-    """Return why a module with weights stays in float, or nothing."""
-    if f"{name}.weight" in model.tied:
-        return "shares its weight with the token embedding"
-    if not isinstance(module, nn.Linear):
-        return f"{type(module).__name__}, not a linear layer"
-    if any(matches(name, pattern) for pattern in skip):
-        return "skipped as asked"
-    return "" if inside else "stands outside the blocks"

@@ -43,7 +43,7 @@ from qlib.models.hub import registry
 from qlib.models.hub.load import build, fill, read_tensors
 from qlib.models.hub.placement import choose_device
 from qlib.models.structure import Model
-from qlib.stored_layer import put, restored_layer, shorten, stored_layer
+from qlib.stored_layer import pack_layer, to_16_bits, unpack_layer
 from qlib.version import library_version
 
 FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone
@@ -125,13 +125,13 @@ def _write(
     model: Model, layers: dict[str, FakeQuantLinear], fresh: Path, settings: Mapping[str, Any]
 ) -> None:
     tensors: dict[str, Tensor] = {}
-    about = {}
+    entries = {}
     for name, layer in layers.items():
-        stored, about[name] = stored_layer(name, layer)
+        stored, entries[name] = pack_layer(name, layer)
         tensors |= stored
     for name, value in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and name not in model.tied:
-            tensors[name] = shorten(value.detach().cpu()).contiguous()
+            tensors[name] = to_16_bits(value.detach().cpu()).contiguous()
     save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
     model.save_description(fresh)
     manifest = {
@@ -145,7 +145,7 @@ def _write(
             "torch": torch.__version__,
             "quantdraft": library_version(),
         },
-        "layers": about,
+        "layers": entries,
     }
     (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
@@ -209,15 +209,15 @@ def _read(folder: Path) -> Model:
     dtype = DTYPES[manifest["dtype"]]
     placed: set[str] = set()
     with open_safetensors(folder / WEIGHTS) as file:
-        for name, about in manifest["layers"].items():
+        for name, entry in manifest["layers"].items():
             try:
-                layer = _read_layer(file, tensors, model, name, about, dtype)
+                layer = _read_layer(file, tensors, model, name, entry, dtype)
             except ModelError as error:
                 raise ModelError(
                     f"{path} and {WEIGHTS} do not give the layer {name}: {error}. Copy or make the "
                     "checkpoint again."
                 ) from error
-            put(model, name, layer)
+            model.replace(name, layer)
             placed |= {f"{name}.{key}" for key in layer.state_dict()}
     fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
     if changed := [name for name in seen if identity(folder / name) != seen[name]]:
@@ -226,19 +226,19 @@ def _read(folder: Path) -> Model:
 
 
 def _read_layer(
-    file: Any, tensors: dict[str, Any], model: Model, name: str, about: Any, dtype: torch.dtype
+    file: Any, tensors: dict[str, Any], model: Model, name: str, entry: Any, dtype: torch.dtype
 ) -> FakeQuantLinear:
     """Return one layer; its tensors are taken out of `tensors`."""
     try:
         like = model.get_submodule(name)
     except AttributeError as error:
         raise ModelError("this architecture does not have it") from error
-    if not isinstance(about, dict) or not isinstance(about.get("tensors"), list):
+    if not isinstance(entry, dict) or not isinstance(entry.get("tensors"), list):
         raise ModelError("its entry is damaged: check tensors")
-    parts = [str(part) for part in about["tensors"]]
+    parts = [str(part) for part in entry["tensors"]]
     if missing := sorted(part for part in parts if tensors.pop(f"{name}.{part}", None) is None):
         raise ModelError(f"{WEIGHTS} lacks the {list_names(missing)} of {name}")
-    return restored_layer({part: file.get_tensor(f"{name}.{part}") for part in parts}, about, like, dtype)
+    return unpack_layer({part: file.get_tensor(f"{name}.{part}") for part in parts}, entry, like, dtype)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from torch.nn.functional import linear as multiply
 from qlib.activation import Activation
 from qlib.errors import QuantError, describe
 from qlib.grid import Grid, check_grid
+from qlib.models.quantized_linear import QuantizedLinear
 from qlib.quantized_weight import QuantizedWeight
 
 
-class FakeQuantLinear(nn.Module):
+class FakeQuantLinear(QuantizedLinear):
     """y = A(x) W^T + b, with W decoded from integer codes and A an optional rounding of the input.
 
     Parameters

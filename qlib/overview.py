@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from qlib.arguments import as_model, as_patterns
-from qlib.chain import choose_layers
 from qlib.models.structure import LayerGroup, Model
 from qlib.report import align
+from qlib.selection import choose_layers
 
 
 @dataclass(frozen=True)

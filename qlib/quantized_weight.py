@@ -57,18 +57,37 @@ class QuantizedWeight:
             parts.append(f"{len(self.columns)} columns in float")
         if self.outliers is not None:
             parts.append(f"{len(self.outliers)} outliers in float")
-        return f"QuantizedWeight({', '.join(parts)}, about {self._bits():.2f} bits per weight)"
+        per_weight = self._bits_without_index(bits) / self.codes.numel()
+        return f"QuantizedWeight({', '.join(parts)}, about {per_weight:.2f} bits per weight)"
 
-    def _bits(self) -> float:
-        """Return the bits per weight of codes, scales, zeros and what stays in float, without the index."""
-        bits, numbers = _bits_of(self.codes), self.tensors()
+    def bits(self, grid: Grid) -> int:
+        """Return how many bits this weight takes in a checkpoint, to the last one; its layer's bias is extra.
+
+        Codes and whole zeros take the grid's bits each, filled up to whole bytes; what is computed when a
+        checkpoint is read takes none: see `qlib.stored_layer.pack_weight`.
+        """
+        columns = self.codes.shape[1]
+        regular = self.index is None or torch.equal(self.index.cpu(), grid.group_index(columns))
+        return self._bits_without_index(grid.bits) + (0 if regular else _short_bits(self.index))
+
+    def _bits_without_index(self, bits: int) -> int:
+        """Return the bits in a checkpoint of all but the group of each column; `bits` is that of one code."""
+        rows, columns = self.codes.shape
+        kept = 0 if self.columns is None else len(self.columns)
+        total = _packed_bits(rows * (columns - kept), bits)
+        total += (
+            _short_bits(self.columns) + _float_bits(self.column_values) + _float_bits(self.outlier_values)
+        )
+        if self.outliers is not None:  # stored as the distances from one to the next
+            total += _short_bits(self.outliers.diff(prepend=self.outliers.new_zeros(1)))
         if self.second is not None:  # scale and zero are made from the numbers of the second level
-            del numbers["scale"], numbers["zero"]
-        stored = bits * numbers.pop("codes").numel()
-        numbers.pop("index", None)
-        for each in numbers.values():  # whole zeros take as many bits as codes
-            stored += (bits if each.dtype == torch.uint8 else 8 * each.itemsize) * each.numel()
-        return stored / self.codes.numel()
+            for level in (self.second.scale, self.second.zero):
+                total += _packed_bits(level.codes.numel(), self.second.grid.bits)
+                total += _float_bits(level.scale) + _float_bits(level.zero)
+            return total
+        whole = self.zero is not None and not self.zero.is_floating_point()
+        zeros = _packed_bits(self.scale.numel(), bits) if whole else _float_bits(self.zero)
+        return total + _float_bits(self.scale) + zeros
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
@@ -103,6 +122,25 @@ def _bits_of(codes: Tensor) -> int:
     """Return the fewest bits, from 2 on, that hold all codes."""
     low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
     return max(2, high.bit_length() if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1)
+
+
+def _packed_bits(count: int, bits: int) -> int:
+    """Return the bits of packed codes: without gaps, up to the end of a byte."""
+    return 8 * (-(-count * bits // 8))
+
+
+def _float_bits(values: Tensor | None) -> int:
+    return 0 if values is None else 8 * values.nbytes
+
+
+def _short_bits(values: Tensor | None) -> int:
+    return 0 if values is None else 8 * short_integers(values).nbytes
+
+
+def short_integers(values: Tensor) -> Tensor:
+    """Return whole numbers >= 0 in the shortest dtype that holds them: 8, 16 or 32 bits."""
+    largest = int(values.max()) if values.numel() else 0
+    return values.to(torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32)
 
 
 TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outliers", "outlier_values")

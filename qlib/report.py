@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -47,6 +48,12 @@ class QuantReport:
         weights = sum(layer.outputs * layer.inputs for layer in self.layers)
         return sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in self.layers) / weights
 
+    @property
+    def grids(self) -> str:
+        """The grid of all layers, or each grid and how many layers have it, most frequent first."""
+        counts = Counter(layer.grid for layer in self.layers).most_common()
+        return counts[0][0] if len(counts) == 1 else ", ".join(f"{grid} ({n} layers)" for grid, n in counts)
+
     def worst(self, count: int = 5) -> list[LayerReport]:
         """Return the layers with the largest error: of the output where it is known, else of the weight."""
 
@@ -87,10 +94,9 @@ class QuantReport:
         return json.dumps(asdict(self), indent=1)
 
     def __str__(self) -> str:
-        method, grid = self.layers[0].method, self.layers[0].grid
         lines = [
-            f"{len(self.layers)} layers quantized by {method} to {grid} in {self.seconds:.1f} s, "
-            f"{self.bits_per_weight:.2f} bits a weight; worst:",
+            f"{len(self.layers)} layers quantized by {self.layers[0].method} to {self.grids} "
+            f"in {self.seconds:.1f} s, {self.bits_per_weight:.2f} bits a weight; worst:",
             self.table(self.worst()),
         ]
         noted = [f"{layer.name}: {note}" for layer in self.layers for note in layer.notes]

@@ -1,6 +1,6 @@
 """Blocks that are finished, on disk, so that a killed run goes on where it stopped.
 
-    work/run.json              what is done: methods, grids, calibration, hash of the float weights, versions
+    work/run.json              what is made: methods, grids, calibration, hash of the float weights, versions
     work/NAME.safetensors      one finished block: packed codes of its layers, float tensors that changed
 
 A block's file appears whole or not at all, and holds its name, its run and a hash of all it says. The blocks
@@ -35,8 +35,9 @@ from qlib.models.files import (
     sweep,
     write_json,
 )
+from qlib.models.structure import Model
 from qlib.report import LayerReport
-from qlib.stored_layer import DAMAGE, put, restored_layer, stored_layer
+from qlib.stored_layer import DAMAGE, pack_layer, unpack_layer
 from qlib.version import library_version
 
 FLOAT = "float:"  # before the names of float tensors in a block's file
@@ -44,7 +45,7 @@ FLOAT = "float:"  # before the names of float tensors in a block's file
 
 @contextmanager
 def finished_blocks(
-    folder: str | Path | None, settings: Mapping[str, Any], model: nn.Module
+    folder: str | Path | None, settings: Mapping[str, Any], model: Model
 ) -> Iterator[FinishedBlocks | None]:
     """Yield the finished blocks of a run, and keep other runs out of its folder; None without a folder.
 
@@ -86,7 +87,7 @@ class FinishedBlocks:
         It belongs to one run: another model, method, grid or calibration list is refused.
     settings : mapping
         What decides the result, as it stands in the manifest.
-    model : nn.Module
+    model : Model
         The float model; its weights are hashed.
 
     Raises
@@ -96,7 +97,7 @@ class FinishedBlocks:
         tell to which run its blocks belong.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], model: nn.Module) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], model: Model) -> None:
         self.folder = folder
         versions = {"torch": torch.__version__, "quantdraft": library_version()}
         run: dict[str, Any] = json.loads(json.dumps({**settings, "weights": hash_weights(model), **versions}))
@@ -113,7 +114,7 @@ class FinishedBlocks:
             )
 
     def save(
-        self, block: str, model: nn.Module, changed: Collection[str], reports: Collection[LayerReport]
+        self, block: str, model: Model, changed: Collection[str], reports: Collection[LayerReport]
     ) -> None:
         """Write one block: its quantized layers, named by their reports, and changed float parameters.
 
@@ -125,21 +126,21 @@ class FinishedBlocks:
             The disk is full, or may not be written.
         """
         tensors: dict[str, Tensor] = {}
-        about = {}
+        entries = {}
         for report in reports:
             layer = model.get_submodule(report.name)
             assert isinstance(layer, FakeQuantLinear)
-            stored, entry = stored_layer(report.name, layer)
-            about[report.name] = {**entry, "report": asdict(report)}
+            stored, entry = pack_layer(report.name, layer)
+            entries[report.name] = {**entry, "report": asdict(report)}
             tensors |= stored
         state = model.state_dict()
-        kept = [name for name in changed if name in state and name.rpartition(".")[0] not in about]
+        kept = [name for name in changed if name in state and name.rpartition(".")[0] not in entries]
         tensors |= {f"{FLOAT}{name}": state[name].cpu().contiguous() for name in kept}
-        said = {"block": block, "run": self.run, "layers": json.dumps(about)}
+        header = {"block": block, "run": self.run, "layers": json.dumps(entries)}
         with atomic_file(self._file(block)) as fresh:
-            save_file(tensors, fresh, metadata={**said, "sha256": _hash_block(tensors, said)})
+            save_file(tensors, fresh, metadata={**header, "sha256": _hash_block(tensors, header)})
 
-    def load(self, block: str, model: nn.Module) -> list[LayerReport] | None:
+    def load(self, block: str, model: Model) -> list[LayerReport] | None:
         """Put a finished block into the model and return its reports, or None if it was not finished.
 
         Raises
@@ -151,21 +152,21 @@ class FinishedBlocks:
         if not path.exists():
             return None
         try:
-            said, tensors = _read_block(path)
-            self._check(block, said, tensors)
-            return _put_block(model, said, tensors)
+            header, tensors = _read_block(path)
+            self._check(block, header, tensors)
+            return _put_block(model, header, tensors)
         except DAMAGE as error:
             raise QuantError(
                 f"{path} does not give the finished block {block}: {error}. Remove this file, and the block "
                 "is computed again."
             ) from error
 
-    def _check(self, block: str, said: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-        if said.get("sha256") != _hash_block(tensors, said):
+    def _check(self, block: str, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+        if header.get("sha256") != _hash_block(tensors, header):
             raise ModelError("it is damaged, or was changed since it was written")
-        if said["block"] != block:
-            raise ModelError(f"it holds the block {said['block']}")
-        if said["run"] != self.run:
+        if header["block"] != block:
+            raise ModelError(f"it holds the block {header['block']}")
+        if header["run"] != self.run:
             raise ModelError("it belongs to another run")
 
     def _file(self, block: str) -> Path:
@@ -190,28 +191,28 @@ def _read_block(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
 
 
-def _put_block(model: nn.Module, said: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[LayerReport]:
+def _put_block(model: Model, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[LayerReport]:
     reports = []
     for name, value in tensors.items():
         if name.startswith(FLOAT):
             with torch.no_grad():
                 model.get_parameter(name.removeprefix(FLOAT)).copy_(value)
-    for name, about in json.loads(said["layers"]).items():
-        report = about.pop("report")
+    for name, entry in json.loads(header["layers"]).items():
+        report = entry.pop("report")
         old = model.get_submodule(name)
         weight = old.weight
         assert isinstance(weight, Tensor)
-        stored = {part: tensors[f"{name}.{part}"] for part in about["tensors"]}
-        put(model, name, restored_layer(stored, about, old, weight.dtype).to(weight.device))
+        stored = {part: tensors[f"{name}.{part}"] for part in entry["tensors"]}
+        model.replace(name, unpack_layer(stored, entry, old, weight.dtype).to(weight.device))
         reports.append(LayerReport(**{**report, "notes": tuple(report["notes"])}))
     return reports
 
 
-def _hash_block(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
+def _hash_block(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     """Return a sha256 over all that a block's file says: names, kinds, shapes and values, and the texts."""
     digest = hashlib.sha256()
     for key in ("block", "run", "layers"):
-        digest.update(f"{key}={said.get(key)}\n".encode())
+        digest.update(f"{key}={header.get(key)}\n".encode())
     for name in sorted(tensors):
         value = tensors[name].cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())

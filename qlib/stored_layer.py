@@ -1,6 +1,6 @@
 """One quantized layer on disk: packed tensors, and an entry of a manifest that says what they are.
 
-`stored_layer` and `restored_layer` undo each other bit for bit. What is read is checked: a layer whose parts
+`pack_layer` and `unpack_layer` undo each other bit for bit. What is read is checked: a layer whose parts
 do not fit together is an error that says which, never a layer that computes something else.
 """
 
@@ -19,7 +19,7 @@ from qlib.errors import ModelError, QlibError, QuantError, list_names
 from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.packing import from_unsigned, pack, to_unsigned, unpack
-from qlib.quantized_weight import TENSORS, QuantizedWeight, SecondLevel
+from qlib.quantized_weight import TENSORS, QuantizedWeight, SecondLevel, short_integers
 
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, QlibError)
 """What reading a damaged entry may raise."""
@@ -37,7 +37,7 @@ class Entry:
     notes: tuple[str, ...]
 
     @classmethod
-    def read(cls, about: Mapping[str, Any]) -> Entry:
+    def read(cls, written: Mapping[str, Any]) -> Entry:
         """Return the entry that `describe` wrote.
 
         Raises
@@ -46,22 +46,22 @@ class Entry:
             A value is missing, of another kind or out of bounds.
         """
         try:
-            rows, columns = about["shape"]
-            second = about["second"]
+            rows, columns = written["shape"]
+            second = written["second"]
             entry = cls(
-                Grid(**about["grid"]),
-                restore(about["activation"]),
+                Grid(**written["grid"]),
+                restore(written["activation"]),
                 (rows, columns),
                 None if second is None else Grid(**second),
-                tuple(about["tensors"]),
-                tuple(about["notes"]),
+                tuple(written["tensors"]),
+                tuple(written["notes"]),
             )
         except DAMAGE as error:
             raise ModelError(f"its entry is damaged ({type(error).__name__}: {error})") from error
         # What was read must be written the same way again: no other kind of number, no key that does nothing.
         plain = entry.describe()
         if wrong := [
-            key for key in plain if _text(plain[key]) != _text(about[key]) or not _kinds(plain[key])
+            key for key in plain if _text(plain[key]) != _text(written[key]) or not _kinds(plain[key])
         ]:
             raise ModelError(f"its entry is damaged: check {list_names(wrong, 9)}")
         entry.check()
@@ -179,7 +179,7 @@ def _check_places(
         raise QuantError(f"{name} are not ascending numbers from 0 to {limit - 1}")
 
 
-def stored_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a layer as it stands on disk: its tensors by full name, on the CPU, and the manifest's entry.
 
     Raises
@@ -188,13 +188,13 @@ def stored_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], 
         The layer could not be read back; the message names it and the part.
     """
     try:
-        tensors = stored_tensors(layer)
+        tensors = pack_weight(layer)
     except QuantError as error:
         raise QuantError(
             f"{name} cannot be saved: {error}. Quantize this layer again, or skip it."
         ) from error
     if layer.bias is not None:
-        tensors["bias"] = shorten(layer.bias.detach())
+        tensors["bias"] = to_16_bits(layer.bias.detach())
     entry = Entry(
         layer.grid,
         layer.activation,
@@ -206,16 +206,16 @@ def stored_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], 
     return {f"{name}.{part}": value.cpu() for part, value in tensors.items()}, entry.describe()
 
 
-def restored_layer(
-    stored: Mapping[str, Tensor], about: Mapping[str, Any], like: nn.Module, dtype: torch.dtype
+def unpack_layer(
+    stored: Mapping[str, Tensor], written: Mapping[str, Any], like: nn.Module, dtype: torch.dtype
 ) -> FakeQuantLinear:
-    """Return the layer of which `stored_layer` gave the tensors, here without the name, and the entry.
+    """Return the layer of which `pack_layer` gave the tensors, here without the name, and the entry.
 
     Parameters
     ----------
     stored : mapping
         Tensors of the layer.
-    about : mapping
+    written : mapping
         The entry.
     like : Module
         The linear layer in whose place it comes: same shape, and a bias if that has one.
@@ -227,7 +227,7 @@ def restored_layer(
     ModelError
         Something does not fit; the message says what, and not which layer.
     """
-    entry = Entry.read(about)
+    entry = Entry.read(written)
     if not isinstance(like, nn.Linear):
         raise ModelError(f"in this architecture it is a {type(like).__name__}, not a linear layer")
     if entry.shape != tuple(like.weight.shape):
@@ -236,7 +236,7 @@ def restored_layer(
     if (bias is None) != (like.bias is None):
         raise ModelError(f"it has {'no' if bias is None else 'a'} bias, unlike in this architecture")
     try:
-        weight = restored(stored, about)
+        weight = unpack_weight(stored, written)
         check_consistent(weight, entry.grid, entry.shape)
         if bias is not None:
             _expect("bias", bias, entry.shape[:1], None)
@@ -250,14 +250,14 @@ def restored_layer(
 def _check_kept_columns(activation: Activation | None, columns: Tensor | None) -> None:
     """Refuse an input rounding that keeps other columns in float than the weight does."""
     if isinstance(activation, KeepColumns):
-        mine = [] if columns is None else columns.tolist()
-        if activation.columns.tolist() != mine:
+        kept = [] if columns is None else columns.tolist()
+        if activation.columns.tolist() != kept:
             raise ModelError(
-                f"its input keeps the columns {activation.columns.tolist()} in float, its weight {mine}"
+                f"its input keeps the columns {activation.columns.tolist()} in float, its weight {kept}"
             )
 
 
-def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
+def pack_weight(layer: FakeQuantLinear) -> dict[str, Tensor]:
     """Return what a layer's weight takes on disk, by the names of `QuantizedWeight.tensors`.
 
     Codes and whole zeros are packed. What can be computed is left out: the codes of columns that stay in
@@ -274,7 +274,7 @@ def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
     tensors = {name: value.contiguous() for name, value in weight.tensors().items()}
     codes = weight.codes
     if weight.columns is not None:
-        codes = codes[:, _others(weight.columns, codes.shape[1])]
+        codes = codes[:, _rounded_columns(weight.columns, codes.shape[1])]
     tensors["codes"] = pack(to_unsigned(codes, grid), grid.bits)
     if weight.zero is not None and not weight.zero.is_floating_point():
         tensors["zero"] = pack(weight.zero, grid.bits)
@@ -283,7 +283,7 @@ def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
     if weight.outliers is not None:
         tensors["outliers"] = weight.outliers.diff(prepend=weight.outliers.new_zeros(1))
     for name in {"index", "outliers", "columns"} & tensors.keys():
-        tensors[name] = _short_integers(tensors[name])
+        tensors[name] = short_integers(tensors[name])
     if weight.second is not None:
         del tensors["scale"], tensors["zero"]
         for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
@@ -292,10 +292,10 @@ def stored_tensors(layer: FakeQuantLinear) -> dict[str, Tensor]:
     return tensors
 
 
-def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> QuantizedWeight:
-    """Undo `stored_tensors`; `about` is the layer's entry in the manifest."""
-    grid, (rows, columns) = Grid(**about["grid"]), about["shape"]
-    second = None if about.get("second") is None else Grid(**about["second"])
+def unpack_weight(stored: Mapping[str, Tensor], written: Mapping[str, Any]) -> QuantizedWeight:
+    """Undo `pack_weight`; `written` is the layer's entry in the manifest."""
+    grid, (rows, columns) = Grid(**written["grid"]), written["shape"]
+    second = None if written.get("second") is None else Grid(**written["second"])
     tensors = {name: value for name, value in stored.items() if name != "bias"}
     for name in {"index", "outliers", "columns"} & tensors.keys():
         tensors[name] = tensors[name].long()
@@ -304,17 +304,19 @@ def restored(stored: Mapping[str, Tensor], about: Mapping[str, Any]) -> Quantize
     kept = tensors.get("columns", torch.empty(0, dtype=torch.long))
     codes = unpack(tensors["codes"], grid.bits, (rows, columns - len(kept)))
     tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
-    tensors["codes"][:, _others(kept, columns)] = from_unsigned(codes, grid)
+    tensors["codes"][:, _rounded_columns(kept, columns)] = from_unsigned(codes, grid)
     if second is not None:
-        tensors = _restored_scales(tensors, second, rows, len(grid.slices(columns)))
+        tensors = _unpack_second_level(tensors, second, rows, len(grid.slices(columns)))
     if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
         tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
     if "index" not in tensors and tensors["scale"].shape[1] > 1:
         tensors["index"] = grid.group_index(columns)
-    return QuantizedWeight.from_tensors(tensors, second, tuple(about["notes"]))
+    return QuantizedWeight.from_tensors(tensors, second, tuple(written["notes"]))
 
 
-def _restored_scales(tensors: dict[str, Tensor], second: Grid, rows: int, groups: int) -> dict[str, Tensor]:
+def _unpack_second_level(
+    tensors: dict[str, Tensor], second: Grid, rows: int, groups: int
+) -> dict[str, Tensor]:
     """Return the tensors with the codes of scales and zeros unpacked, and scales and zeros themselves."""
     blocks, found = len(second.slices(rows)), dict(tensors)
     for part in ("scale", "zero"):
@@ -327,25 +329,14 @@ def _restored_scales(tensors: dict[str, Tensor], second: Grid, rows: int, groups
     return found
 
 
-def _others(columns: Tensor, count: int) -> Tensor:
-    """Return a mask [count] of the columns that are not among those given."""
+def _rounded_columns(columns: Tensor, count: int) -> Tensor:
+    """Return a mask [count] of the columns that do not stay in float, given those that do."""
     mask = torch.ones(count, dtype=torch.bool, device=columns.device)
     mask[columns] = False
     return mask
 
 
-def _short_integers(values: Tensor) -> Tensor:
-    """Return whole numbers >= 0 in the shortest dtype that holds them."""
-    largest = int(values.max()) if values.numel() else 0
-    return values.to(torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32)
-
-
-def stored_bits(layer: FakeQuantLinear) -> int:
-    """Return the bits that a layer's weight takes on disk, without its bias."""
-    return 8 * sum(tensor.nbytes for tensor in stored_tensors(layer).values())
-
-
-def shorten(tensor: Tensor) -> Tensor:
+def to_16_bits(tensor: Tensor) -> Tensor:
     """Return a float tensor in 16 bits if that changes no value, else as it is."""
     if tensor.dtype == torch.float32:
         for dtype in (torch.float16, torch.bfloat16):
@@ -353,12 +344,3 @@ def shorten(tensor: Tensor) -> Tensor:
             if torch.equal(short.to(tensor.dtype), tensor):
                 return short
     return tensor
-
-
-def put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of a name."""
-    parent, _, child = name.rpartition(".")
-    try:
-        setattr(model.get_submodule(parent), child, layer)
-    except AttributeError as error:
-        raise ModelError(f"manifest.json names {name}, which this architecture does not have.") from error

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from qlib.errors import DataError
-from qlib.models.text import TextBatch, TextModel
+from qlib.models.text import TextModel
+from qlib.models.text_structure import TextBatch
 from qlib.models.tokenizer import need_tokenizer
 
 LENGTH = 512  # tokens of a text that count, its start token included; the rest is cut off

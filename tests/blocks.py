@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from qlib.block_task import block_task
-from qlib.calibrate import Visit, walk
+from qlib.calibrate import Visit, walk_blocks
+from qlib.grid import Grid
 from qlib.methods.contracts import BlockTask, Needs
 from qlib.models.speech import SpeechBatch
 from qlib.models.structure import Model
@@ -33,17 +35,15 @@ def heard(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list
 def task_of(visit: Visit, activation: Callable[[Tensor], Tensor] | None = None) -> BlockTask:
     """The problem of one visited block, all of its layers to be rounded."""
     stats = visit.collect(Needs.RANGE)
-    return block_task(
-        visit.model, visit.stage, visit.name, tuple(stats), visit.inputs, visit.targets, visit.batches, stats,
-        activation,
-    )  # fmt: skip
+    task = block_task(visit, dict.fromkeys(stats, Grid(4)), stats, activation)
+    return replace(task, grids={})  # the one that `fit` is given counts
 
 
 def find_task(
     model: Model, batches: list[SpeechBatch], name: str, activation: Callable[[Tensor], Tensor] | None = None
 ) -> BlockTask:
     """The problem of one block, in the float model."""
-    for visit in walk(model, batches, model):
+    for visit in walk_blocks(model, batches, model):
         if visit.name == name:
             return task_of(visit, activation)
     raise LookupError(name)

@@ -1,4 +1,4 @@
-"""Toy drafters and targets as tables, all ways that chance can take, and the exact distribution of the text they give.
+"""Toy drafters and targets as tables, all outcomes of chance, and the exact distribution of their texts.
 
 Nothing here is sampled: `first_tokens` runs the library's own drafting and verification once for every
 outcome of every random decision and adds up the probabilities.
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from draftlib.drafting.length import FixedLength, Length
 from draftlib.drafting.propose import Draft, draw_independent, propose
-from draftlib.verification.noise import Chance, splitmix
+from draftlib.verification.noise import RandomDraws, splitmix
 from draftlib.verification.sampling import warp
 from draftlib.verification.verify import Verdict
-from draftlib.vocabulary.dictionary import Snapshot, Tokens
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.ngram_trie import Tokens
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Script")
@@ -102,8 +103,8 @@ def translate_plainly(tokens: Tokens, keys: dict[Tokens, int]) -> tuple[list[int
 # --- every way that chance can take
 
 
-class Script:
-    """A `Chance` that follows a list of decisions; beyond its end it takes the first of the noted options."""
+class Script(RandomDraws):
+    """Follows a list of decisions; beyond its end it takes the first of the noted options."""
 
     def __init__(self, decisions: list[int]) -> None:
         self.decisions = decisions
@@ -117,11 +118,11 @@ class Script:
             self.decisions.append(0)
         return options[self.decisions[index]][0]
 
-    def happens(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         probability = min(1.0, probability)
         return bool(self._decide([(1, probability), (0, 1 - probability)]))
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         return self._decide(list(enumerate((weights / weights.sum()).tolist())))
 
     @property
@@ -132,13 +133,13 @@ class Script:
         return result
 
 
-def every_way(run: Callable[[Chance], T]) -> Iterator[tuple[float, T]]:
+def every_way(run: Callable[[RandomDraws], T]) -> Iterator[tuple[float, T]]:
     """Run once for every outcome of every decision: (probability, result)."""
     for script, result in _scripts(run, Script):
         yield script.probability, result
 
 
-def _scripts(run: Callable[[Chance], T], kind: type[S]) -> Iterator[tuple[S, T]]:
+def _scripts(run: Callable[[RandomDraws], T], kind: type[S]) -> Iterator[tuple[S, T]]:
     decisions: list[int] = []
     while True:
         script = kind(decisions)
@@ -154,7 +155,7 @@ def _scripts(run: Callable[[Chance], T], kind: type[S]) -> Iterator[tuple[S, T]]
 class DrawsLast:
     """Marks a judge whose only draw comes last and is its token: no need to run it for every outcome."""
 
-    judge: Callable[[Chance], Verdict]
+    judge: Callable[[RandomDraws], Verdict]
 
 
 class _AllDraws(Script):
@@ -162,12 +163,12 @@ class _AllDraws(Script):
 
     weights: Tensor
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         self.weights = weights / weights.sum()
         return -1
 
 
-def every_verdict(judge: Callable[[Chance], Verdict] | DrawsLast) -> Iterator[tuple[float, Verdict]]:
+def every_verdict(judge: Callable[[RandomDraws], Verdict] | DrawsLast) -> Iterator[tuple[float, Verdict]]:
     """Like `every_way`, sooner."""
     if not isinstance(judge, DrawsLast):
         yield from every_way(judge)
@@ -188,13 +189,13 @@ class Round:
     toy: Toy
     text: Tokens
     draft: Draft
-    keys: Snapshot
+    keys: NGramTable
     proposed: list[int]
     spans: list[Span]
     rows: Tensor
 
 
-Rule = Callable[[Round], Callable[[Chance], Verdict] | DrawsLast]
+Rule = Callable[[Round], Callable[[RandomDraws], Verdict] | DrawsLast]
 """What does not depend on chance is computed once for a round, and what does once for every way."""
 
 Grow = Callable[[dict[Tokens, int], Tokens], dict[Tokens, int]]
@@ -232,17 +233,17 @@ class Enumeration:
         return distribution
 
     def round_distribution(self, text: Tokens, keys: dict[Tokens, int]) -> Distribution:
-        snapshot = Snapshot(keys, self.toy.draft_size)
+        table_of_keys = NGramTable.of(keys, self.toy.draft_size)
         distribution: Distribution = defaultdict(float)
 
-        def draft(chance: Chance) -> Draft:
+        def draft(chance: RandomDraws) -> Draft:
             step, draw = self.toy.step(text), draw_independent(chance)
             return propose(step, [0], self.length, self.toy.draft_logprobs, draw, self.ended)
 
         for probability, drafted in every_way(draft):
             proposed, spans = translate_plainly(drafted.tokens, keys)
             rows = self.toy.target_rows(text, proposed)
-            seen = Round(self.toy, text, drafted, snapshot, proposed, spans, rows)
+            seen = Round(self.toy, text, drafted, table_of_keys, proposed, spans, rows)
             for share, verdict in every_verdict(self.rule(seen)):
                 emitted = (*proposed[: verdict.accepted], verdict.token)
                 distribution[emitted] += probability * share

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from qlib.activation import PerToken
 from qlib.block_task import block_task, rounded_inputs, straight_through
-from qlib.calibrate import Visit, walk
+from qlib.calibrate import Visit, walk_blocks
 from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import Needs
 from qlib.methods.rtn import rtn
 from qlib.models.structure import fold
-from qlib.models.text import TextBatch
+from qlib.models.text_structure import TextBatch
 from qlib.models.tiny import tiny_llama, tiny_whisper
 from qlib.models.whisper import Whisper
 
@@ -32,7 +32,7 @@ def model() -> Whisper:
 
 
 def visit_of(model: Whisper, name: str) -> Visit:
-    for visit in walk(model, heard(3, dtype=FLOAT64), model):
+    for visit in walk_blocks(model, heard(3, dtype=FLOAT64), model):
         if visit.name == name:
             return replace(visit, inputs=list(visit.inputs))
     raise LookupError(name)
@@ -74,19 +74,17 @@ class TestOutput:
 
     def test_targets_may_come_from_elsewhere(self, model: Whisper) -> None:
         visit = visit_of(model, ENCODER)
-        task = block_task(
-            model, visit.stage, ENCODER, [f"{ENCODER}.fc1"], visit.inputs, [x + 1 for x in visit.targets],
-            visit.batches, {},
-        )  # fmt: skip
+        elsewhere = replace(visit, targets=[x + 1 for x in visit.targets])
+        task = block_task(elsewhere, {f"{ENCODER}.fc1": Grid(4)}, {})
         torch.testing.assert_close(task.target(1), task.output({}, 1) + 1)
 
     def test_batches_of_several_utterances(self, model: Whisper) -> None:
         visit, task = visit_of(model, ENCODER), find_task(model, heard(3, dtype=FLOAT64), ENCODER)
         joined = replace(visit.batches[0], frame_mask=torch.cat([b.frame_mask for b in visit.batches]))
-        together = block_task(
-            model, visit.stage, ENCODER, task.layers, [torch.cat(visit.inputs)], [torch.cat(visit.targets)],
-            [joined], {},
-        )  # fmt: skip
+        all_three = replace(
+            visit, inputs=[torch.cat(visit.inputs)], targets=[torch.cat(visit.targets)], batches=[joined]
+        )
+        together = block_task(all_three, dict.fromkeys(task.layers, Grid(4)), {})
         torch.testing.assert_close(together.output({}, 0), torch.cat([task.output({}, i) for i in range(3)]))
 
 
@@ -146,10 +144,7 @@ class TestRoundedInputs:
             seen.append(x.shape[-1])
             return x
 
-        task = block_task(
-            model, visit.stage, ENCODER, [f"{ENCODER}.fc2"], visit.inputs, visit.targets, visit.batches, {},
-            activation,
-        )  # fmt: skip
+        task = block_task(visit, {f"{ENCODER}.fc2": Grid(4)}, {}, activation)
         task.output({}, 0)
         assert seen == [64]
 
@@ -192,7 +187,7 @@ class TestGroups:
     def test_without_a_layer_to_round_are_left_out(self, model: Whisper) -> None:
         visit = visit_of(model, ENCODER)
         layers = [f"{ENCODER}.self_attn.k_proj", f"{ENCODER}.fc2"]
-        task = block_task(model, visit.stage, ENCODER, layers, visit.inputs, visit.targets, visit.batches, {})
+        task = block_task(visit, dict.fromkeys(layers, Grid(4)), {})
         assert [group.layers[0] for group in task.groups] == [f"{ENCODER}.self_attn.q_proj"]
 
     def test_a_norm_outside_of_the_block_is_no_absorber(self) -> None:
@@ -213,11 +208,9 @@ def test_a_decoder_only_model(model: Whisper) -> None:
     llama = tiny_llama(seed=1).double()
     tokens = torch.randint(0, 50, (1, 8), generator=torch.Generator().manual_seed(0))
     batches: list[Any] = [TextBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))]
-    for visit in walk(llama, batches, llama):
+    for visit in walk_blocks(llama, batches, llama):
         stats = visit.collect(Needs.RANGE)
-        task = block_task(
-            llama, visit.stage, visit.name, list(stats), visit.inputs, visit.targets, batches, stats
-        )
+        task = block_task(visit, dict.fromkeys(stats, Grid(4)), stats)
         assert torch.equal(task.output({}, 0), task.target(0))
         assert len(task.groups) >= 3
         parameters = dict(task.parameters)

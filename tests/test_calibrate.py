@@ -15,11 +15,12 @@ from torch.nn.functional import pad
 
 from qlib import calibrate
 from qlib.asr.calibration import speech_batches
-from qlib.calibrate import Sums, count_blocks, gram, walk, watch_inputs
+from qlib.calibrate import InputStatistics, count_blocks, gram, walk_blocks, watch_inputs
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_whisper
-from qlib.models.whisper import SpeechBatch, Whisper
+from qlib.models.whisper import Whisper
 
 BLOCKS = [f"model.{side}.layers.{i}" for side in ("encoder", "decoder") for i in range(2)]
 ALL = Needs.HESSIAN | Needs.RANGE | Needs.MAGNITUDE
@@ -45,7 +46,9 @@ def batch(model: Whisper, tmp_path_factory: pytest.TempPathFactory) -> SpeechBat
 
 
 def collect(model: Whisper, batches: list[SpeechBatch], needs: Needs = ALL) -> dict[str, LayerStats]:
-    return {name: stats for visit in walk(model, batches) for name, stats in visit.collect(needs).items()}
+    return {
+        name: stats for visit in walk_blocks(model, batches) for name, stats in visit.collect(needs).items()
+    }
 
 
 def seen_by_hooks(model: Whisper, batch: SpeechBatch) -> dict[str, Tensor]:
@@ -85,8 +88,9 @@ def test_histograms_hold_every_value_but_those_of_columns_left_out(
 ) -> None:
     layer = "model.encoder.layers.0.fc1"
     rows = seen_by_hooks(model, batch)[layer]
-    for columns in ([], [0, 3]):
-        visit = next(walk(model, [batch]))
+    extremes = [int(rows.amin(0).argmin()), int(rows.amax(0).argmax())]
+    for columns in ([], [0, 3], extremes):
+        visit = next(walk_blocks(model, [batch]))
         histogram = visit.histograms({layer: torch.tensor(columns, dtype=torch.long)})[layer]
         left = [column for column in range(rows.shape[1]) if column not in columns]
         low, high = rows[:, left].min(), rows[:, left].max()
@@ -94,14 +98,14 @@ def test_histograms_hold_every_value_but_those_of_columns_left_out(
 
 
 def test_blocks_come_in_order_and_hooks_go(model: Whisper, batch: SpeechBatch) -> None:
-    assert [visit.name for visit in walk(model, [batch])] == BLOCKS
+    assert [visit.name for visit in walk_blocks(model, [batch])] == BLOCKS
     assert count_blocks(model) == 4
     collect(model, [batch])
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_without_batches_blocks_come_without_data(model: Whisper) -> None:
-    visits = list(walk(model, []))
+    visits = list(walk_blocks(model, []))
     assert [visit.name for visit in visits] == BLOCKS
     assert all(not visit.inputs for visit in visits)
 
@@ -124,7 +128,7 @@ def test_sums_do_not_depend_on_the_split_at_all(sizes: list[int]) -> None:
     rows = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(len(sizes)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "ROWS", 4)
-        whole, split = Sums(ALL), Sums(ALL)
+        whole, split = InputStatistics(ALL), InputStatistics(ALL)
         whole.add(rows)
         for part in rows.split(sizes):
             split.add(part)
@@ -137,12 +141,12 @@ def test_sums_do_not_depend_on_the_split_at_all(sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("width", [1, 255, 256, 257, 1100])
 def test_gram_is_the_product(width: int) -> None:
-    rows = torch.randn(7, width, dtype=torch.float64)
+    rows = torch.randn(7, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
     torch.testing.assert_close(gram(rows), rows.T @ rows)
 
 
 def test_a_pass_ends_where_the_last_input_is_seen(model: Whisper, batch: SpeechBatch) -> None:
-    visit = next(walk(model, [batch]))
+    visit = next(walk_blocks(model, [batch]))
     seen = []
     handle = model.get_submodule(f"{visit.name}.fc2").register_forward_hook(lambda *_: seen.append(1))
     visit.collect(Needs.HESSIAN)
@@ -152,8 +156,8 @@ def test_a_pass_ends_where_the_last_input_is_seen(model: Whisper, batch: SpeechB
 
 def test_statistics_of_a_scaled_input(model: Whisper, batch: SpeechBatch) -> None:
     rows = seen_by_hooks(model, batch)["model.encoder.layers.0.fc1"]
-    scale = torch.rand(rows.shape[1]) + 0.5
-    plain, scaled = Sums(ALL), Sums(ALL)
+    scale = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(0)) + 0.5
+    plain, scaled = InputStatistics(ALL), InputStatistics(ALL)
     plain.add(rows)
     scaled.add(rows / scale)
     expected, found = scaled.finish(), plain.finish().scaled(scale)
@@ -166,7 +170,7 @@ def test_later_blocks_see_what_earlier_ones_have_become(batch: SpeechBatch) -> N
     """The walk is a dialogue: the caller changes a block, and the next block's inputs show it."""
     model, changed = tiny_whisper(seed=2), {}
     plain = collect(model, [batch])
-    for visit in walk(model, [batch]):
+    for visit in walk_blocks(model, [batch]):
         changed |= visit.collect(Needs.HESSIAN)
         if visit.name == "model.encoder.layers.0":
             linear = model.get_submodule(f"{visit.name}.fc2")
@@ -182,7 +186,7 @@ def test_later_blocks_see_what_earlier_ones_have_become(batch: SpeechBatch) -> N
 def test_the_float_stream_is_that_of_the_original(batch: SpeechBatch) -> None:
     """Inputs follow the changed model; targets follow the one that nobody changes."""
     original, model = tiny_whisper(seed=2), tiny_whisper(seed=2)
-    for visit in walk(model, [batch], original):
+    for visit in walk_blocks(model, [batch], original):
         for parameter in model.get_submodule(visit.name).parameters():
             parameter.data.mul_(1.1)
     assert batch.features is not None

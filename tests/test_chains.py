@@ -18,7 +18,7 @@ from qlib.errors import ModelError, QuantError
 from qlib.methods import METHODS
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.models.moonshine import Moonshine
-from qlib.models.structure import Model, apply_fold, fold
+from qlib.models.structure import Model, apply_fold
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
 
@@ -214,6 +214,11 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
+def linears_of(family: str, part: str) -> list[str]:
+    """The layers of all blocks of the encoder or the decoder."""
+    return [layer for group in FAMILIES[family]().groups() for layer in group.layers if f".{part}." in layer]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "chain", [[qlib.GPTQ()], [qlib.AWQ(), qlib.SpQR()], [OMNIQUANT], [qlib.QUIK()]], ids=names
@@ -221,28 +226,31 @@ class KilledError(Exception):
 def test_an_interrupted_run_ends_with_identical_codes(
     family: str, chain: list[Any], calib: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlib.pipeline import _Work
-
-    activation = qlib.PerTensor(8)
+    activation, work = qlib.PerTensor(8), tmp_path / "work"
     expected = run(family, chain, calib, activation=activation)
-    original, visited = _Work.block, []
+    rounding: Any = qlib.RTN if chain == [OMNIQUANT] else type(chain[-1])
+    rounded: list[int] = []
+    original = rounding.quantize_layer
 
     def stop_at(count: int) -> None:
-        def block(self: Any, visit: Any) -> Any:
-            if len(visited) == count:
+        def quantize_layer(self: Any, *arguments: Any) -> Any:
+            if len(rounded) == count:
                 raise KilledError
-            visited.append(visit.name)
-            return original(self, visit)
+            rounded.append(count)
+            return original(self, *arguments)
 
-        monkeypatch.setattr(_Work, "block", block)
+        monkeypatch.setattr(rounding, "quantize_layer", quantize_layer)
 
-    for count in (1, 3):  # killed in the encoder's second block, then in the decoder's second
-        stop_at(count)
+    encoder, decoder = (len(linears_of(family, name)) for name in ("encoder", "decoder"))
+    # Killed in the middle of the encoder's second block, then in that of the decoder's second.
+    for layers, blocks in ((encoder // 2 + 2, 1), (encoder + decoder // 2 + 2 + 2, 3)):
+        stop_at(layers)
         with pytest.raises(KilledError):
-            run(family, chain, calib, activation=activation, work=tmp_path / "work")
-    stop_at(100)
-    found = run(family, chain, calib, activation=activation, work=tmp_path / "work")
-    assert len(visited) == len(set(visited)) == 4, "no block is done twice"
+            run(family, chain, calib, activation=activation, work=work)
+        assert len(list(work.glob("*.safetensors"))) == blocks
+    stop_at(1000)
+    found = run(family, chain, calib, activation=activation, work=work)
+    assert len(rounded) == encoder + decoder + 2 + 2, "no finished block is done twice"
     assert found.report.layers == expected.report.layers
     for name, value in expected.model.state_dict().items():
         assert torch.equal(found.model.state_dict()[name], value), name
@@ -310,6 +318,7 @@ def test_the_list_of_methods_is_complete() -> None:
 
 def test_folding_refuses_what_is_tied() -> None:
     model = FAMILIES["whisper"]()
+    before = model.proj_out.weight.clone()
     with pytest.raises(ModelError, match="must stay as it is"):
-        apply_fold(model, {"model.decoder.embed_tokens.weight": torch.zeros(1)})
-    assert fold
+        apply_fold(model, {"model.decoder.embed_tokens.weight": torch.zeros_like(before)})
+    assert torch.equal(model.proj_out.weight, before)

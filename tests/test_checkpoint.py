@@ -15,17 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from speech_fixtures import utterances
-from storage_cases import print_of, rtn_whisper
+from storage_cases import print_of, results, rtn_whisper
 from torch import Tensor
 
 import qlib
 from qlib import checkpoint, version
 from qlib.checkpoint import folder_bytes, save_quantized
 from qlib.errors import ModelError, QuantError
+from qlib.methods.gptq import hessian
+from qlib.methods.spqr import spqr
 from qlib.models.files import sealed, sha256_of
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
-from qlib.stored_layer import shorten, stored_bits, stored_tensors
+from qlib.stored_layer import pack_weight, to_16_bits
 
 
 def logits(model: Whisper) -> Tensor:
@@ -85,7 +87,7 @@ def test_size_on_disk_is_what_the_report_says(tmp_path: Path) -> None:
     result = qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4, 8), progress=False)
     layer = result.model.get_submodule("model.encoder.layers.0.fc1")
     assert isinstance(layer, qlib.FakeQuantLinear)
-    assert stored_bits(layer) == 64 * 16 * 4 + 128 * 32 + 128 * 4
+    assert layer.quantized.bits(layer.grid) == 64 * 16 * 4 + 128 * 32 + 128 * 4
     path = result.save(tmp_path / "saved")
     stored = load_file(path / "model.safetensors")
     parts = {"codes", "scale", "zero"}
@@ -95,27 +97,59 @@ def test_size_on_disk_is_what_the_report_says(tmp_path: Path) -> None:
     assert folder_bytes(path) == (path / "model.safetensors").stat().st_size
 
 
+def test_bits_are_those_of_the_packed_tensors() -> None:
+    """Of every way to store a layer: counted without packing, and by packing."""
+    for kind, made in results(0).items():
+        for layer in made.report.layers:
+            module = made.model.get_submodule(layer.name)
+            assert isinstance(module, qlib.FakeQuantLinear)
+            packed = 8 * sum(each.nbytes for each in pack_weight(module).values())
+            assert module.quantized.bits(module.grid) == packed, kind
+            assert layer.bits_per_weight == packed / module.codes.numel(), kind
+
+
+def test_bits_of_outliers_far_apart() -> None:
+    """Their positions need 16 bits each, their distances 8."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(32, 64, generator=generator), torch.randn(200, 64, generator=generator)
+    grid = qlib.Grid(3, 16)
+    quantized = spqr(weight, hessian(inputs), grid, threshold=0.05)
+    packed = pack_weight(qlib.FakeQuantLinear(quantized, grid))
+    assert quantized.outliers is not None and int(quantized.outliers.max()) > 255
+    assert packed["outliers"].dtype == torch.uint8
+    assert quantized.bits(grid) == 8 * sum(each.nbytes for each in packed.values())
+
+
 def test_shortening_never_changes_a_value() -> None:
-    halves = torch.randn(50).half().float()
-    brains = torch.randn(50).bfloat16().float() * 2.0**60
-    assert shorten(halves).dtype == torch.float16
-    assert shorten(brains).dtype == torch.bfloat16
-    for tensor in (halves, brains, torch.randn(50), torch.arange(3), torch.randn(3).double()):
-        assert torch.equal(shorten(tensor).to(tensor.dtype), tensor)
-    assert shorten(torch.randn(50)).dtype == torch.float32
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(50, generator=generator)
+    halves = torch.randn(50, generator=generator).half().float()
+    brains = torch.randn(50, generator=generator).bfloat16().float() * 2.0**60
+    assert to_16_bits(halves).dtype == torch.float16
+    assert to_16_bits(brains).dtype == torch.bfloat16
+    for tensor in (halves, brains, plain, torch.arange(3), plain.double()):
+        assert torch.equal(to_16_bits(tensor).to(tensor.dtype), tensor)
+    assert to_16_bits(plain).dtype == torch.float32
 
 
 def test_manifest_says_how_the_model_was_made(tmp_path: Path) -> None:
     listed = utterances(tmp_path)
     result = qlib.quantize(
-        tiny_whisper(), [qlib.GPTQ(damping=0.02)], weight=qlib.Grid(4), calib=listed, seed=5, progress=False
+        tiny_whisper(), [qlib.GPTQ(damping=0.02)], weight=qlib.Grid(4), calib=listed, progress=False
     )
     manifest = json.loads((result.save(tmp_path / "saved") / "manifest.json").read_text())
     settings = manifest["settings"]
     assert settings["methods"][0]["name"] == "gptq" and settings["methods"][0]["damping"] == 0.02
-    assert settings["seed"] == 5 and settings["weight"]["bits"] == 4
+    assert settings["weight"] == {"bits": 4, "group": None, "symmetric": False} and "seed" not in settings
     assert settings["calibration"]["utterances"] == 4 and len(settings["calibration"]["sha256"]) == 64
     assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_a_manifest_with_a_seed_still_loads(tmp_path: Path, result: qlib.Result) -> None:
+    """`quantize` had one, which changed nothing."""
+    folder = result.save(tmp_path / "saved")
+    change(folder, settings={**result.settings, "seed": 0})
+    assert torch.equal(logits(qlib.load_quantized(folder)), logits(result.model))
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path, result: qlib.Result) -> None:
@@ -146,20 +180,26 @@ def test_a_failed_save_keeps_the_old_checkpoint(
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 import qlib
-from qlib import checkpoint
 from qlib.models.tiny import tiny_whisper
-checkpoint.json.dumps = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4), progress=False).save(sys.argv[1])
+
+def kill(event, arguments):
+    if event == sys.argv[2] and sys.argv[3] in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+result = qlib.quantize(tiny_whisper(frames=20), [], weight=qlib.Grid(4), progress=False)
+sys.addaudithook(kill)
+result.save(sys.argv[1])
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("point", [("open", "manifest.json"), ("os.rename", ".quantdraft-")], ids=str)
 def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_cleans_up(
-    tmp_path: Path, result: qlib.Result
+    tmp_path: Path, result: qlib.Result, point: tuple[str, str]
 ) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "saved")], check=False)
+    """Killed as the manifest is written, and as the finished folder is about to be given its name."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "saved"), *point], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "saved").exists()
     result.save(tmp_path / "saved")
@@ -261,7 +301,7 @@ def test_refusals_of_saving(tmp_path: Path, result: qlib.Result) -> None:
 def test_regular_group_index_is_not_stored(result: qlib.Result) -> None:
     layer = result.model.get_submodule("model.encoder.layers.0.fc1")
     assert isinstance(layer, qlib.FakeQuantLinear)
-    assert layer.index is not None and "index" not in stored_tensors(layer)
+    assert layer.index is not None and "index" not in pack_weight(layer)
 
 
 # --- whose folder it is

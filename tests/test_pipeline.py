@@ -183,7 +183,11 @@ def test_refusals_come_before_the_work(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qlib.pipeline._Work.block", None)  # would fail if it were reached
+    def reached(*arguments: object) -> None:
+        raise AssertionError("the work has begun")
+
+    for method, does in ((qlib.RTN, "quantize_layer"), (qlib.GPTQ, "quantize_layer")):
+        monkeypatch.setattr(method, does, reached)
     with pytest.raises(QuantError, match=message):
         qlib.quantize(model, methods, **{"weight": GRID, "progress": False, **options})  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import torch
 from text_oracles import transformers_logits
 
 import draftlib
-from qlib.models.fast.packed import arithmetic_dtype
+from qlib.models.fast.products import arithmetic_dtype
 from qlib.models.hub.load import load_model
 from qlib.models.llama import Llama
 from qlib.models.text import TextModel

@@ -58,6 +58,7 @@ class Length(Protocol):
 
     def learn(self, round: Round) -> None:
         """Take notice of a finished round. By default nothing is learned from it."""
+        return None
 
 
 @dataclass(frozen=True)

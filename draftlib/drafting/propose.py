@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from draftlib.drafting.length import Drafted, Length
-from draftlib.verification.noise import Chance, Noise
-from draftlib.vocabulary.dictionary import Keys, Tokens, longest_match
+from draftlib.verification.noise import GumbelNoise, RandomDraws
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.ngram_trie import Tokens
 from qlib.errors import DraftError
 
 Step = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-"""Feeds draft tokens to the drafter; returns its logits [D] after the last of them, and the state [width] of its
-last layer that they come from."""
+"""Feeds draft tokens to the drafter; returns its logits [D] after the last of them, and the state [width] of
+its last layer that they come from."""
 
 Draw = Callable[[Tensor, Sequence[int]], int]
 """Chooses a token from log-probabilities [D], given the tokens drafted before it in this round."""
@@ -127,33 +128,33 @@ def draw_greedy(logprobs: Tensor, drafted: Sequence[int]) -> int:
     return int(logprobs.argmax())
 
 
-def draw_independent(chance: Chance) -> Draw:
+def draw_independent(draws: RandomDraws) -> Draw:
     """Return a `Draw` that takes each token at random, for verification by rejection."""
-    return lambda logprobs, drafted: chance.draw(logprobs.exp())
+    return lambda logprobs, drafted: draws.categorical(logprobs.exp())
 
 
 @dataclass(frozen=True)
 class Coupled:
     """A `Draw` with the target's own noise, for verification by shared noise.
 
-        Attributes
-        ----------
-        position : int
-            Position in the target's text of the first token of this round.
-        keys : Keys
-            Direct map and n-grams of this round.
-        noise : Noise
-            The target's noise, rows [V].
-        own : Noise
-            Other noise, rows [D], for the draft tokens that have no target token of their own.
-        candidates : int
-            How many of the likeliest tokens are looked up as the end of an n-gram.
-    CANDIDATES"""
+    Attributes
+    ----------
+    position : int
+        Position in the target's text of the first token of this round.
+    table : NGramTable
+        Direct counterparts and n-grams of this round.
+    noise : GumbelNoise
+        The target's noise, rows [V].
+    own : GumbelNoise
+        Other noise, rows [D], for the draft tokens that have no target token of their own.
+    candidates : int
+        How many of the likeliest tokens are looked up as the end of an n-gram.
+    """
 
     position: int
-    keys: Keys
-    noise: Noise
-    own: Noise
+    table: NGramTable
+    noise: GumbelNoise
+    own: GumbelNoise
     candidates: int = 32
 
     def __call__(self, logprobs: Tensor, drafted: Sequence[int]) -> int:
@@ -179,13 +180,13 @@ def coupled_noise(coupled: Coupled, logprobs: Tensor, drafted: Sequence[int]) ->
 def _noise_after(coupled: Coupled, logprobs: Tensor, w: Tokens, position: int) -> Tensor:
     if not w:
         return _fresh_noise(coupled, position)
-    match = longest_match(coupled.keys, w)
+    match = coupled.table.longest(w)
     # Without a match nothing after w can be proposed, unless w becomes a key: any noise will do.
     rest = w[match[0] :] if match else ()
     noise = _noise_after(coupled, logprobs, rest, position + 1)
-    if coupled.keys.extends(w):
+    if coupled.table.extends(w):
         for token in logprobs.topk(min(coupled.candidates, len(logprobs))).indices.tolist():
-            merged = coupled.keys.target((*w, token))
+            merged = coupled.table.target((*w, token))
             if merged is not None:
                 noise[token] = coupled.noise.row(position)[merged]
     return noise
@@ -193,6 +194,6 @@ def _noise_after(coupled: Coupled, logprobs: Tensor, w: Tokens, position: int) -
 
 def _fresh_noise(coupled: Coupled, position: int) -> Tensor:
     """Return the noise for tokens that begin a target token, [D], a new tensor."""
-    direct = coupled.keys.direct
+    direct = coupled.table.direct
     shared = coupled.noise.row(position)[direct.clamp(min=0)]
     return torch.where(direct >= 0, shared, coupled.own.row(position))

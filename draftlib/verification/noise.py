@@ -13,13 +13,12 @@ Why       P(token i wins) = integral of f(x - log p_i) prod_(j != i) F(x - log p
 Device    Always made on the CPU and copied to `device`: logarithms of other devices differ in the last bit.
 Left out  Cryptographic quality. Seeds count modulo 2**64.
 
-`Dice` is the ordinary kind, numbers in order, for the rules that accept by chance.
+`RandomDraws` is the ordinary kind, numbers in order, for the rules that accept at random.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,18 +93,16 @@ def gumbel(
             "Count positions from 0, the first token of the prompt."
         )
     key = splitmix(splitmix(splitmix(seed & _MASK) ^ stream) ^ position)
-    factor, offset = (
-        (key & 0x7FFFFFFF) | 1,
-        (key >> 32) - (1 << 31),
-    )  # both fit in int32; an odd factor loses no bit
+    factor = (key & 0x7FFFFFFF) | 1  # an odd factor loses no bit
+    offset = (key >> 32) - (1 << 31)  # both fit in int32
     bits = _mix(_scrambled_tokens(count) * factor + offset)
     v = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     v.clamp_(max=1 - 2.0**-24)  # the largest bits round up to 1, and log1p(-1) is not a number to go on with
     return v.neg_().log1p_().neg_().log_().neg_().to(device)
 
 
-class Noise:
-    """Rows of Gumbel noise, each made once however often drafter and verifier ask for it.
+class GumbelNoise:
+    """Rows of Gumbel noise, each made once however often drafter and verifier use it.
 
     Parameters
     ----------
@@ -119,7 +116,7 @@ class Noise:
     device : torch.device or str
         Where the rows are.
 
-    >>> noise = Noise(seed=1, count=10)
+    >>> noise = GumbelNoise(seed=1, count=10)
     >>> torch.equal(noise.row(7), gumbel(1, 7, 10))
     True
     """
@@ -143,22 +140,11 @@ class Noise:
         return torch.stack([self.row(position + i) for i in range(length)])
 
 
-class Chance(Protocol):
-    """A source of random decisions. A test can put one in its place that takes every way in turn."""
+class RandomDraws:
+    """Random decisions in order, from a seed. A test can take a subclass that goes through all outcomes.
 
-    def happens(self, probability: float) -> bool:
-        """Decide about an event of this probability."""
-        ...
-
-    def draw(self, weights: Tensor) -> int:
-        """Return an index, each with a probability proportional to its weight, [V]."""
-        ...
-
-
-class Dice:
-    """Random decisions in order, from a seed: the `Chance` of every day.
-
-    >>> Dice(0).happens(0.0), Dice(0).happens(1.0), Dice(0).draw(torch.tensor([0.0, 2.0, 0.0]))
+    >>> draws = RandomDraws(0)
+    >>> draws.bernoulli(0.0), draws.bernoulli(1.0), draws.categorical(torch.tensor([0.0, 2.0, 0.0]))
     (False, True, 1)
     """
 
@@ -170,11 +156,11 @@ class Dice:
         self._calls += 1
         return (splitmix(self._key ^ self._calls) >> 11) * 2.0**-53
 
-    def happens(self, probability: float) -> bool:
-        """Decide about an event of this probability; 1 or more always happens, 0 never."""
+    def bernoulli(self, probability: float) -> bool:
+        """Return True with this probability; always if it is 1 or more, never if it is 0."""
         return self.uniform() < probability
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         """Return an index, each with a probability proportional to its weight.
 
         Parameters

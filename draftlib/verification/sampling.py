@@ -1,8 +1,8 @@
-"""From logits to the law that is drawn from: temperature, top-k, top-p, in this order.
+"""From logits to the distribution that is drawn from: temperature, top-k, top-p, in this order.
 
-Drafting changes nothing about a text only if speculative and plain decoding draw from the same law. Therefore
-each row is treated by itself: its result is the same bits however many rows come together. Ties are kept or
-dropped together, for which of two equals a sort puts first depends on the shape.
+Speculative and plain decoding must draw from the same distribution, to the last bit. Therefore each row is
+computed by itself: its result is the same bits however many rows come together. Tokens of equal probability
+are kept or dropped together, for which of them a sort puts first depends on the shape.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def warp(
     Returns
     -------
     Tensor
-        [..., V], float32 or float64; -inf for tokens that are out.
+        [..., V], float32 or float64; -inf for tokens that are excluded.
 
     Raises
     ------
@@ -69,7 +69,12 @@ def warp(
 
 
 def _nucleus(row: Tensor, top_p: float) -> Tensor:
-    """Exclude what is behind the first `top_p` of the probability, [V]. Sorts no more than it needs."""
+    """Exclude the tokens after those that together have the probability `top_p`, [V].
+
+    Sorting the whole vocabulary is slow, and few tokens have most of the probability: take the 1,024 most
+    probable ones, and eight times as many while that is not enough. The result does not depend on the two
+    numbers.
+    """
     width = min(1024, len(row))
     while True:
         largest = row.topk(width).values

@@ -9,28 +9,31 @@ Problem   m target tokens t_1..t_m are proposed. One pass of the target gives p_
 Rules     `verify_greedy`, `verify_exact`, `verify_point_mass`: the target makes its own choice y_i, by
           argmax, by argmax(log p_i + g_i) or by a draw; t_i stands while y_i = t_i; the first other y_i is
           the token. `verify_rejection`: accept t_i with probability min(1, p_i(t_i) / Q_i(t_i)), else draw
-          from max(p_i - Q_i, 0), where Q_i is the law of the proposed token given all that is known before
-          position i. Q_i comes from `path_revealed` (exact) or `ratio` (the paper's, approximate).
+          from max(p_i - Q_i, 0), where Q_i is the distribution of the proposed token given all that is known
+          before position i. Q_i comes from `path_revealed` (exact) or `ratio` (the paper's, approximate).
 Lossless  Choices: what is emitted is y_i, and the proposal decides only how many of them one pass yields.
           Rejection: P(y) = min(p, Q)(y) + (1 - sum min(p, Q)) (p - Q)^+(y) / sum (p - Q)^+ = p(y), for the
-          two sums are equal. True if Q_i is the law of t_i, and only then: merging looks ahead, so that law
-          is not q.
+          two sums are equal. True if Q_i is the distribution of t_i, and only then: merging looks ahead, so
+          that it is not q.
 Shapes    m: proposed tokens, V: target's vocabulary, D: drafter's vocabulary, k: drafted tokens.
-Left out  Trees of proposals; the full marginal law, which needs drafter steps off the drafted path.
+Left out  Trees of proposals; the full marginal distribution, which needs drafter steps off the drafted path.
+
+Each rule is a function of plain tensors. `RULES` has all of them by name, with one signature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft
-from draftlib.verification.noise import Chance
+from draftlib.verification.noise import GumbelNoise, RandomDraws
 from draftlib.verification.revealed import Proposed, path_revealed
-from draftlib.vocabulary.dictionary import Dictionary, Keys
+from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError
 
 
@@ -103,11 +106,11 @@ def verify_exact(proposed: Sequence[int], logprobs: Tensor, noise: Tensor) -> Ve
     return _follow(proposed, lambda i: choices[i])
 
 
-def verify_point_mass(proposed: Sequence[int], logprobs: Tensor, chance: Chance) -> Verdict:
-    """Accept while the proposed token is the one that the target happens to draw. Lossless.
+def verify_point_mass(proposed: Sequence[int], logprobs: Tensor, draws: RandomDraws) -> Verdict:
+    """Accept while the proposed token is the one that the target draws. Lossless.
 
-    It needs no law of the proposal. The same as rejection with Q_i all on t_i: accept with probability
-    p(t_i), else draw from p without t_i.
+    It does not need to know how the proposal was drawn. The same as rejection with Q_i all on t_i: accept
+    with probability p(t_i), else draw from p without t_i.
 
     Parameters
     ----------
@@ -115,11 +118,11 @@ def verify_point_mass(proposed: Sequence[int], logprobs: Tensor, chance: Chance)
         m target tokens, found in any way whatever.
     logprobs : Tensor
         [m + 1, V], of the target, from `warp`.
-    chance : Chance
+    draws : RandomDraws
         Draws the target's tokens.
     """
     _check(proposed, logprobs)
-    return _follow(proposed, lambda i: chance.draw(logprobs[i].exp()))
+    return _follow(proposed, lambda i: draws.categorical(logprobs[i].exp()))
 
 
 def _follow(proposed: Sequence[int], choice: Callable[[int], int]) -> Verdict:
@@ -130,115 +133,189 @@ def _follow(proposed: Sequence[int], choice: Callable[[int], int]) -> Verdict:
     return Verdict(len(proposed), choice(len(proposed)))
 
 
-# --- rejection, and the laws it can be given
+# --- rejection, and the distributions it can be given
 
 
-def residual(p: Tensor, law: Tensor) -> Tensor:
+def residual(p: Tensor, q: Tensor) -> Tensor:
     """Return what is left to draw from after a rejection: max(p - Q, 0), [V], not normalised.
+
+    `p` is the target's distribution, and `q` that of the proposed token, Q.
 
     Where rounding leaves nothing, it is p: then Q was p, and the rejection should not have happened.
 
     >>> residual(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])).tolist()
     [0.0, 0.25]
     """
-    left = (p - law).clamp(min=0)
+    left = (p - q).clamp(min=0)
     return left if float(left.sum()) > 0 else p
 
 
-def verify_rejection(proposals: Iterable[Proposed], logprobs: Tensor, chance: Chance) -> Verdict:
+def verify_rejection(proposals: Iterable[Proposed], logprobs: Tensor, draws: RandomDraws) -> Verdict:
     """Accept t_i with probability min(1, p_i(t_i) / Q_i(t_i)), else draw from the residual.
 
-    Lossless if each Q_i is the law of t_i given what is known before position i.
+    Lossless if each Q_i is the distribution of t_i given what is known before position i.
 
     Parameters
     ----------
     proposals : iterable of Proposed
-        m target tokens t_i, each with the law Q_i [V] it came from.
+        m target tokens t_i, each with the distribution Q_i [V] that it was drawn from.
     logprobs : Tensor
         [m + 1, V], of the target, from `warp`.
-    chance : Chance
-        Decides about acceptance and draws the token. It must not be the drafter's own sequence repeated.
+    draws : RandomDraws
+        Decides about acceptance and draws the token. It must not repeat the numbers that the drafter drew
+        with.
     """
     proposals = list(proposals)
     _check([token for token, _ in proposals], logprobs)
-    for i, (token, law) in enumerate(proposals):
+    for i, (token, q) in enumerate(proposals):
         p = logprobs[i].exp()
-        if not chance.happens(float(p[token] / law[token])):
-            return Verdict(i, chance.draw(residual(p, law.to(p))))
-    return Verdict(len(proposals), chance.draw(logprobs[-1].exp()))
+        if not draws.bernoulli(float(p[token] / q[token])):
+            return Verdict(i, draws.categorical(residual(p, q.to(p))))
+    return Verdict(len(proposals), draws.categorical(logprobs[-1].exp()))
 
 
-def verify_path_revealed(draft: Draft, dictionary: Dictionary, logprobs: Tensor, chance: Chance) -> Verdict:
-    """Rejection with the exact law of the merged tokens, as far as the drafted path reveals it. Lossless.
+def verify_path_revealed(draft: Draft, table: NGramTable, logprobs: Tensor, draws: RandomDraws) -> Verdict:
+    """Rejection with the exact distribution of the merged tokens, as the drafted path reveals it. Lossless.
 
     Parameters
     ----------
     draft : Draft
-        Tokens drawn independently from the kept laws (`draw_independent`).
-    dictionary : Dictionary
-        Direct map and n-grams as they were when the round began.
+        Tokens drawn independently from the distributions in it (`draw_independent`).
+    table : NGramTable
+        Direct counterparts and n-grams as they were when the round began.
     logprobs : Tensor
         [m + 1, V], of the target; row i after the first i translated tokens. What the draft translates to
         beyond m tokens is left out; m may depend on anything but these tokens.
-    chance : Chance
+    draws : RandomDraws
         Decides and draws.
     """
-    proposals = path_revealed(draft, dictionary, logprobs.shape[-1])[: len(logprobs) - 1]
-    return verify_rejection(proposals, logprobs, chance)
+    proposals = path_revealed(draft, table, logprobs.shape[-1])[: len(logprobs) - 1]
+    return verify_rejection(proposals, logprobs, draws)
 
 
 def verify_ratio(
-    draft: Draft, dictionary: Keys, spans: Sequence[tuple[int, int]], logprobs: Tensor, chance: Chance
+    draft: Draft, table: NGramTable, spans: Sequence[tuple[int, int]], logprobs: Tensor, draws: RandomDraws
 ) -> Verdict:
-    """Rejection with the paper's law, Equations 1 and 2. NOT lossless when sampling: for comparison only.
+    """Rejection with the paper's ratio, Equations 1 and 2. NOT lossless when sampling: for comparison only.
 
     Parameters
     ----------
-    draft, dictionary, logprobs, chance
+    draft, table, logprobs, draws
         As in `verify_path_revealed`.
     spans : sequence of (int, int)
         For each proposed token the draft tokens [start, stop) it translates.
     """
-    return verify_rejection(ratio(draft, dictionary, spans, logprobs.shape[-1]), logprobs, chance)
+    return verify_rejection(ratio(draft, table, spans, logprobs.shape[-1]), logprobs, draws)
 
 
-def ratio(draft: Draft, dictionary: Keys, spans: Iterable[tuple[int, int]], size: int) -> list[Proposed]:
-    """Return the proposed tokens with the law that the paper takes them to have.
+def ratio(draft: Draft, table: NGramTable, spans: Iterable[tuple[int, int]], size: int) -> list[Proposed]:
+    """Return the proposed tokens with the distributions that the paper takes them to have.
 
-    1. Equation 1: q'(t) = q(d) for a direct image, and prod_j q(d_j) for the n-gram that was drafted and
-       merged.
-    2. Equation 2: q'(t) = q(d_1) - prod_j q(d_j) for the direct image of that n-gram's first token.
+    1. Equation 1: q'(t) = q(d) for a direct counterpart, and prod_j q(d_j) for the n-gram that was drafted
+       and merged.
+    2. Equation 2: q'(t) = q(d_1) - prod_j q(d_j) for the direct counterpart of that n-gram's first token.
 
-    It is not the law of t: n-grams that were *not* drafted also take mass from their first tokens; "not
-    merged" says something about the next token; near the end of a draft fewer merges are possible; other keys
-    may have the same value.
+    It is not the distribution of t: n-grams that were *not* drafted also take probability from their first
+    tokens; "not merged" says something about the next token; near the end of a draft fewer merges are
+    possible; other n-grams may spell the same target token.
 
     Parameters
     ----------
-    draft, dictionary, spans
+    draft, table, spans
         As in `verify_ratio`.
     size : int
         The target's vocabulary, V.
     """
-    known = dictionary.direct >= 0
+    known = table.direct >= 0
     proposals = []
     for start, stop in spans:
+        # Equation 1, direct counterparts.
         q = draft.logprobs[start].exp()
-        law = q.new_zeros(size).index_add_(0, dictionary.direct[known], q[known])
-        token = dictionary.target(draft.tokens[start:stop])
+        probabilities = q.new_zeros(size).index_add_(0, table.direct[known], q[known])
+        token = table.target(draft.tokens[start:stop])
         if token is None:
             raise DraftError(
                 f"draft tokens {draft.tokens[start:stop]} at {start}..{stop} spell no target token of the "
-                "dictionary. Pass the spans and the dictionary of the same translation."
+                "table. Pass the spans and the table of the same translation."
             )
         if stop - start > 1:
             path = torch.stack([draft.logprobs[i, draft.tokens[i]] for i in range(start, stop)]).sum().exp()
-            first = int(dictionary.direct[draft.tokens[start]])
+            # Equation 2, then Equation 1 for the n-gram.
+            first = int(table.direct[draft.tokens[start]])
             if first >= 0:
-                law[first] -= path
-            law[token] = path
-        proposals.append(Proposed(token, law))
+                probabilities[first] -= path
+            probabilities[token] = path
+        proposals.append(Proposed(token, probabilities))
     return proposals
+
+
+# --- all rules by name
+
+
+@dataclass(frozen=True)
+class VerifyInputs:
+    """What a round has for its verification; each rule takes what it needs.
+
+    Attributes
+    ----------
+    proposed : tuple of int
+        m target tokens.
+    spans : tuple of (int, int)
+        For each of them the draft tokens [start, stop) that it translates.
+    draft : Draft or None
+        What was drafted; None if nothing was. Without a draft there are "greedy", "exact" and "point_mass".
+    table : NGramTable
+        Direct counterparts and n-grams of this round.
+    logprobs : Tensor
+        [m + 1, V], of the target, from `warp`. For "greedy" logits do as well.
+    position : int
+        Index of the first proposed token in the target's text.
+    noise : GumbelNoise
+        The target's noise, rows [V].
+    draws : RandomDraws
+        Decides and draws, for the rules by chance.
+    """
+
+    proposed: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    draft: Draft | None
+    table: NGramTable
+    logprobs: Tensor
+    position: int
+    noise: GumbelNoise
+    draws: RandomDraws
+
+
+def _greedy(inputs: VerifyInputs) -> Verdict:
+    return verify_greedy(inputs.proposed, inputs.logprobs)
+
+
+def _exact(inputs: VerifyInputs) -> Verdict:
+    noise = inputs.noise.rows(inputs.position, len(inputs.proposed) + 1)
+    return verify_exact(inputs.proposed, inputs.logprobs, noise)
+
+
+def _point_mass(inputs: VerifyInputs) -> Verdict:
+    return verify_point_mass(inputs.proposed, inputs.logprobs, inputs.draws)
+
+
+def _path_revealed(inputs: VerifyInputs) -> Verdict:
+    assert inputs.draft is not None
+    return verify_path_revealed(inputs.draft, inputs.table, inputs.logprobs, inputs.draws)
+
+
+def _ratio(inputs: VerifyInputs) -> Verdict:
+    assert inputs.draft is not None
+    return verify_ratio(inputs.draft, inputs.table, inputs.spans, inputs.logprobs, inputs.draws)
+
+
+RULES: dict[str, Callable[[VerifyInputs], Verdict]] = {
+    "greedy": _greedy,
+    "exact": _exact,
+    "point_mass": _point_mass,
+    "path_revealed": _path_revealed,
+    "ratio": _ratio,
+}
 
 
 def _check(proposed: Sequence[int], rows: Tensor) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from draftlib.vocabulary.bounded_ngrams import Row
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError, ModelError, list_names
 from qlib.models.files import SEAL, atomic_folder, digest_of, parse_json, read_whole, sealed, sha256_of
@@ -32,7 +33,6 @@ VERSION = 2  # 1 had no hash of ngrams.json
 READABLE = (1, 2)
 SETTINGS = {"max_entries", "policy", "max_length"}
 _NUMBERS, _REST = "ngrams.safetensors", "ngrams.json"
-Row = tuple[tuple[int, ...], int, int, int, int]  # draft tokens, target token, count, last, aged
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Table:
         """Put rows into arrays."""
         rows = list(rows)
         return cls(
-            np.array([token for row in rows for token in row[0]], dtype=np.int32),
-            np.array([len(row[0]) for row in rows], dtype=np.int32),
-            np.array([row[1] for row in rows], dtype=np.int32),
-            np.array([row[2] for row in rows], dtype=np.int64),
-            np.array([row[3] for row in rows], dtype=np.int64),
-            np.array([row[4] for row in rows], dtype=np.int64),
+            np.array([token for row in rows for token in row.tokens], dtype=np.int32),
+            np.array([len(row.tokens) for row in rows], dtype=np.int32),
+            np.array([row.target for row in rows], dtype=np.int32),
+            np.array([row.emitted for row in rows], dtype=np.int64),
+            np.array([row.last for row in rows], dtype=np.int64),
+            np.array([row.aged for row in rows], dtype=np.int64),
         )
 
     def check(self) -> None:
@@ -77,11 +77,13 @@ class Table:
         tokens, start = self.tokens.tolist(), 0
         columns = (self.lengths, self.targets, self.counts, self.last, self.aged)
         for length, *row in zip(*(each.tolist() for each in columns), strict=True):
-            yield tuple(tokens[start : start + length]), *row
+            yield Row(tuple(tokens[start : start + length]), *row)
             start += length
 
 
-def write(folder: Path, table: Table, settings: dict[str, Any], clock: int, pair: VocabularyMap) -> None:
+def write(
+    folder: Path, rows: Iterable[Row], settings: dict[str, Any], clock: int, pair: VocabularyMap
+) -> None:
     """Write both files at once: whatever happens, the folder holds the old cache or the new one.
 
     Raises
@@ -91,7 +93,7 @@ def write(folder: Path, table: Table, settings: dict[str, Any], clock: int, pair
     FileError
         The disk is full, or may not be written.
     """
-    numbers = save(dict(vars(table)))
+    numbers = save(dict(vars(Table.of(rows))))
     rest = {
         "version": VERSION,
         "pair": pair.fingerprint,
@@ -123,7 +125,7 @@ def _our_files(folder: Path) -> list[str]:
     return names
 
 
-def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]:
+def read(folder: Path, pair: VocabularyMap) -> tuple[list[Row], dict[str, Any], int]:
     """Return the entries, the settings and the clock.
 
     A folder that is replaced meanwhile gives the older cache or the newer one.
@@ -136,7 +138,7 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]
     return read_whole(folder, _REST, lambda place: _read(place, pair))
 
 
-def _read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int]:
+def _read(folder: Path, pair: VocabularyMap) -> tuple[list[Row], dict[str, Any], int]:
     try:
         rest = parse_json((folder / _REST).read_bytes(), folder / _REST)
         numbers = (folder / _NUMBERS).read_bytes()
@@ -158,7 +160,7 @@ def _read(folder: Path, pair: VocabularyMap) -> tuple[Table, dict[str, Any], int
         table.check()
     except (SafetensorError, TypeError, ValueError) as error:
         raise DraftError(f"{folder / _NUMBERS} is damaged: {error}. Delete the folder.") from error
-    return table, rest["settings"], rest["clock"]
+    return list(table.rows()), rest["settings"], rest["clock"]
 
 
 def _check_rest(rest: dict[str, Any], path: Path, pair: VocabularyMap) -> None:

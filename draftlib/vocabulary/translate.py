@@ -18,7 +18,10 @@ from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError
 
 _SPACE = b" \n\t\r"
-_WINDOW = 16  # draft tokens without a space between words that are spelled anew at most
+# A word may still grow, so its draft tokens are spelled anew with each target token. Text without spaces is
+# cut where it is longer than this. Chosen, not measured: 16 draft tokens are longer than nearly every word,
+# and so few are spelled in microseconds. It decides how the drafter reads a text, never what the text is.
+_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,13 @@ class Translation:
     starts: tuple[int, ...]
     stops: tuple[int, ...]
 
-    @property
-    def used(self) -> int:
-        """Number of draft tokens that were translated."""
-        return self.stops[-1] if self.stops else 0
-
 
 def translate(
     draft_tokens: Sequence[int], vocabulary_map: VocabularyMap, cache: NGramCache | None = None
 ) -> Translation:
     """Translate by greedy longest match: an n-gram of the cache where one fits, else the direct counterpart.
 
-    Stops before the first token that has neither, and behind a token that ends the text.
+    Stops before the first token that has neither, and after a token that ends the text.
 
     Parameters
     ----------
@@ -83,7 +81,8 @@ def translate(
     return Translation(tuple(tokens), tuple(starts), tuple(stops))
 
 
-_SPECIAL, _UNMAPPED = 256, -1  # units behind the 256 bytes, and one that equals no other
+_SPECIAL = 256  # a special token is one unit, numbered after the 256 bytes
+_UNMAPPED = -1  # a special draft token without a target token: a unit that equals no other
 
 Spelled = tuple[tuple[int, ...], int]  # draft tokens and the target token that they stand for
 
@@ -247,8 +246,8 @@ def _units(
 def _last_word(data: bytes, stops: Sequence[int]) -> int:
     """Return how many tokens stand before the last word: what follows cannot change their spelling.
 
-    A space behind a letter begins a word in every tokenizer of note. Text without spaces is cut where it
-    has grown long.
+    A space after a letter begins a word in all tokenizers that are read here. Text without spaces is cut in
+    the middle of the last `_WINDOW` tokens.
     """
     for number in range(len(stops) - 1, 0, -1):
         at = stops[number - 1]

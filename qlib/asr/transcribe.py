@@ -37,7 +37,7 @@ from qlib.asr.recognizer import (
 from qlib.asr.recordings import Recording, Source, as_sources
 from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError, ModelError, whole_number
-from qlib.models.fast.packed import reordered_product
+from qlib.models.fast.products import reordered_product
 from qlib.models.progress import progress_bar
 from qlib.models.speech import SpeechCache
 from qlib.models.structure import Model

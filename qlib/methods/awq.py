@@ -37,7 +37,12 @@ STRIP = 256  # columns of H that are multiplied at once
 
 
 def awq_scale(
-    weights: Sequence[Tensor], hessian: Tensor, magnitude: Tensor, grid: Grid, *, points: int = 20
+    weights: Sequence[Tensor],
+    hessian: Tensor,
+    magnitude: Tensor,
+    grid: Grid | Sequence[Grid],
+    *,
+    points: int = 20,
 ) -> tuple[Tensor, Tensor]:
     """Search the factor that moves from each input channel into the weights that read it.
 
@@ -49,8 +54,8 @@ def awq_scale(
         Sum of x x^T over the tokens, [inputs, inputs].
     magnitude : Tensor
         Mean |x| of each channel, [inputs].
-    grid : Grid
-        The grid that the scaled weights will be rounded to.
+    grid : Grid, or sequence of Grid
+        The grid that the scaled weights will be rounded to, or one for each of them.
     points : int
         Exponents tried: 0, 1 / points .. 1 - 1 / points.
 
@@ -76,7 +81,13 @@ def awq_scale(
     """
     AWQ(points=points)  # refuses a bad number
     check_weights(weights, "AWQ")
-    check_grid(grid)
+    grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
+    for each in grids:
+        check_grid(each)
+    if len(grids) != len(weights):
+        raise QuantError(
+            f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
+        )
     check_tensor(magnitude, "the magnitude", "Pass the mean |x| of each input: inputs.abs().mean(0).")
     floats = [_checked(weight, hessian, magnitude) for weight in weights]
     form = _upper(hessian, floats[0])
@@ -84,8 +95,8 @@ def awq_scale(
     candidates = [_candidate(magnitude, k / points) for k in range(points)]
     losses = torch.zeros(points, dtype=torch.float64, device=form.device)
     for k, scale in enumerate(candidates):
-        for W in floats:
-            losses[k] += _energy(_round(W * scale, grid) / scale - W, form).sum(dtype=torch.float64)
+        for W, own in zip(floats, grids, strict=True):
+            losses[k] += _energy(_round(W * scale, own) / scale - W, form).sum(dtype=torch.float64)
     return candidates[int(losses.argmin())], losses
 
 
@@ -225,7 +236,11 @@ class AWQ:
                 raise QuantError(f"{name}={getattr(self, name)!r} in AWQ {remedy}.")
 
     def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
-        """Return s for the layers that share an input, ones with `scale=False`.
+        """Return s for the layers that share an input; see `scale_mixed`."""
+        return self.scale_mixed(weights, stats, [grid] * len(weights))
+
+    def scale_mixed(self, weights: Sequence[Tensor], stats: LayerStats, grids: Sequence[Grid]) -> Tensor:
+        """Return s for layers that share an input, each with its grid; ones with `scale=False`.
 
         Raises
         ------
@@ -240,7 +255,7 @@ class AWQ:
             )
         if not self.scale:
             return torch.ones_like(stats.magnitude, dtype=torch.float32)
-        return awq_scale(weights, stats.hessian, stats.magnitude, grid, points=self.points)[0]
+        return awq_scale(weights, stats.hessian, stats.magnitude, grids, points=self.points)[0]
 
     def clip_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
         """Return the clipped weight, or with `clip=False` the weight itself.

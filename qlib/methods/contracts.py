@@ -8,11 +8,14 @@ A list of methods is any number of transformations and then at most one rounding
     WeightMethod   rounds one weight (`quantize_layer`)                           RTN, HQQ, GPTQ, SpQR, QUIK
 
 Each names what it `needs` to know of the inputs, and calibration collects that and no more. Any of them may
-have two methods more:
+have more methods:
 
     check_weights(weights, grid)   refuses, before the work begins, what it could not round: weights by the
-                                   names of their layers
+                                   names of their layers, once for each grid
     settings()                     returns what decides its result as plain data; a dataclass needs none
+    scale_mixed(weights, stats, grids), fit_mixed(task)
+                                   as `scale_group` and `fit`, for layers that do not share one grid. A
+                                   method without them is refused such layers before the work begins
 """
 
 from __future__ import annotations
@@ -185,6 +188,9 @@ class BlockTask:
         Call `progress(loss)` now and then; it is shown to the user.
     rounds_inputs : bool
         Whether `output` rounds the inputs of the layers, so that it pays to make their ranges smaller.
+    grids : mapping
+        The grid that each of `layers` will be rounded to. May be empty where all share the one that `fit`
+        is given.
     """
 
     parameters: Mapping[str, Tensor]
@@ -196,6 +202,11 @@ class BlockTask:
     target: Callable[[int], Tensor]
     progress: Callable[[float], None] = field(default=lambda loss: None)
     rounds_inputs: bool = False
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+
+    def grid_of(self, name: str, otherwise: Grid) -> Grid:
+        """Return the grid of a layer, or of its weight; the other one where `grids` does not name it."""
+        return self.grids.get(name.removesuffix(".weight"), otherwise)
 
 
 @runtime_checkable

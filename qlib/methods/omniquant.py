@@ -61,8 +61,7 @@ def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None =
         being replaced by x plus a constant.
     """
     groups = _grouped(weight, grid)
-    values = _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid)  # type: ignore[no-untyped-call]
-    return values.flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return]
+    return _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid).flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return,no-untyped-call]
 
 
 def clip_range(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
@@ -121,8 +120,7 @@ class _FakeQuant(torch.autograd.Function):
         of_lo = (gradient * below).sum(-1, keepdim=True)
         if not ctx.grid.symmetric:  # where it is, lo = -hi and scale = hi / qmax
             of_lo -= of_scale / ctx.grid.qmax
-        inside = gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None
-        return inside, of_lo, of_hi, None
+        return gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None, of_lo, of_hi, None
 
 
 # --- LET
@@ -172,10 +170,10 @@ class Learned:
     def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
         """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest."""
         upper = {}
-        for layer in task.layers:
-            weight = task.parameters[name := f"{layer}.weight"]
-            upper[name] = weight.new_full(_grouped(weight, grid).shape[:2], logit, requires_grad=True)
-        return cls(upper, {} if grid.symmetric else deepcopy(upper))
+        for name in [f"{layer}.weight" for layer in task.layers]:
+            groups = _grouped(task.parameters[name], task.grid_of(name, grid))
+            upper[name] = groups.new_full(groups.shape[:2], logit, requires_grad=True)
+        return cls(upper, {n: deepcopy(u) for n, u in upper.items() if not task.grid_of(n, grid).symmetric})
 
     def start_scales(self, task: BlockTask, alpha: float) -> None:
         """Add SmoothQuant's scales, and shifts that centre each input.
@@ -186,7 +184,7 @@ class Learned:
             The ranges of an input are not known.
         """
         for group in task.groups:
-            first, stats = group.layers[0], task.stats[group.layers[0]]
+            stats = task.stats[first := group.layers[0]]
             if stats.low is None or stats.high is None or stats.absmax is None:
                 raise QuantError(f"No ranges for the input of {first}: calibrate with needs=Needs.RANGE.")
             weights = [task.parameters[f"{layer}.weight"] for layer in group.layers]
@@ -207,7 +205,7 @@ class Learned:
         """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
         parameters = Fitted(self.folded(task), self.folds(task))
         for name, upper in self.upper.items():
-            parameters[name] = change(parameters[name], grid, upper, self.lower.get(name))
+            parameters[name] = change(parameters[name], task.grid_of(name, grid), upper, self.lower.get(name))
         return parameters
 
 
@@ -240,7 +238,7 @@ class OmniQuant:
 
     @torch.no_grad()
     def fit(self, task: BlockTask, grid: Grid) -> Fitted:
-        """Learn one block, one step for each utterance.
+        """Learn one block, one step for each utterance; `grid` is that of layers not in `task.grids`.
 
         Returns
         -------
@@ -257,7 +255,8 @@ class OmniQuant:
         """
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
-        self.check_weights({layer: task.parameters[f"{layer}.weight"] for layer in task.layers}, grid)
+        for layer in task.layers:
+            self.check_weights({layer: task.parameters[f"{layer}.weight"]}, task.grid_of(layer, grid))
         plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
         if task.rounds_inputs if self.let is None else self.let:
             learned.start_scales(task, self.alpha)
@@ -266,6 +265,10 @@ class OmniQuant:
             if (loss := _mean_loss(task, candidate, grid)) < least:
                 best, least = candidate.apply(clip_range, task, grid), loss
         return best.without(task.parameters)
+
+    def fit_mixed(self, task: BlockTask) -> Fitted:
+        """Learn one block whose layers have different grids, `task.grids`; otherwise as `fit`."""
+        return self.fit(task, task.grids[task.layers[0]])
 
     def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
         """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""

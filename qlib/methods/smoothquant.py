@@ -117,3 +117,7 @@ class SmoothQuant:
                 "Calibrate with needs=Needs.RANGE."
             )
         return smoothing_scale(stats.absmax, weights, self.alpha)
+
+    def scale_mixed(self, weights: Sequence[Tensor], stats: LayerStats, grids: Sequence[Grid]) -> Tensor:
+        """Return s for layers that share an input and not their grid; the grids are not looked at."""
+        return self.scale_group(weights, stats, grids[0])

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 
-LONG_BLOCK = 512  # keys that attention's kernel takes at a time; capacities are rounded up to a multiple
+# Torch's attention kernel for CPUs works through the keys in parts of this length (`kvSplitSize` in its
+# FlashAttentionKernel.cpp). Capacities are multiples of it, so that whole parts can be read.
+KEY_SPLIT = 512
 
 
 class KVCache:
@@ -28,19 +30,19 @@ class KVCache:
     """
 
     def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_width: int, like: Tensor):
-        shape = (layers, rows, 2 * heads, -(-capacity // LONG_BLOCK) * LONG_BLOCK, head_width)
+        shape = (layers, rows, 2 * heads, -(-capacity // KEY_SPLIT) * KEY_SPLIT, head_width)
         # Positions not yet written are finite: attention may read them under its mask.
-        self.both = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.keys_values = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.rows = rows
         self.capacity = capacity
         self.length = 0
         self._views: dict[tuple[int, int, int], list[tuple[Tensor, ...]]] = {}
 
-    def append(self, layer: int, new: Tensor, seen: slice | None = None) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, new: Tensor, read: slice | None = None) -> tuple[Tensor, Tensor]:
         """Write new positions behind the old; return all keys and all values of this layer.
 
-        `new` `[rows, new, 2 heads, head_width]` holds keys beside values. `seen` are the positions to return
-        instead of all; it may reach up to the next multiple of `LONG_BLOCK`. The length moves on with
+        `new` `[rows, new, 2 heads, head_width]` holds keys beside values. `read` are the positions to return
+        instead of all; it may reach up to the next multiple of `KEY_SPLIT`. The length moves on with
         `advance`, once all the layers have written.
         """
         end = self.length + new.shape[1]
@@ -49,20 +51,20 @@ class KVCache:
                 f"The key/value cache holds {self.capacity} positions and {end} are needed. "
                 "Ask for fewer new tokens, or allocate a larger cache."
             )
-        first, last = (0, end) if seen is None else (seen.start, seen.stop)
+        first, last = (0, end) if read is None else (read.start, read.stop)
         views = self._views.get((end, first, last))
-        if views is None:  # once a pass: to slice takes as long as to write
+        if views is None:  # the first layer slices for all: slicing takes as long as writing
             views = self._views[end, first, last] = self._slice(end, first, last)
-        place, keys, values = views[layer]
-        place.copy_(new)
+        written, keys, values = views[layer]
+        written.copy_(new)
         return keys, values
 
     def _slice(self, end: int, first: int, last: int) -> list[tuple[Tensor, ...]]:
-        """Return for each layer the place of what is new, and the keys and values that are read."""
-        kept = self.both[:, : self.rows]
-        places = kept[:, :, :, self.length : end].transpose(2, 3)
+        """Return for each layer the part to write into, and the keys and values to read."""
+        kept = self.keys_values[:, : self.rows]
+        written = kept[:, :, :, self.length : end].transpose(2, 3)
         keys, values = kept[:, :, :, first:last].chunk(2, 2)
-        return list(zip(places.unbind(), keys.unbind(), values.unbind(), strict=True))
+        return list(zip(written.unbind(), keys.unbind(), values.unbind(), strict=True))
 
     def advance(self, new: int) -> None:
         """Count `new` positions as written."""
@@ -76,7 +78,7 @@ class KVCache:
 
     def drop(self, row: int) -> None:
         """Remove one sequence: the last row moves into its place."""
-        drop_row(self.both, row, self.rows)
+        drop_row(self.keys_values, row, self.rows)
         self.rows -= 1
         self._views.clear()
 

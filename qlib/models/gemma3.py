@@ -23,16 +23,26 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
+from qlib.models.call import call
 from qlib.models.config_values import MOST_LAYERS, MOST_POSITIONS, ConfigValues
 from qlib.models.fast.packed_layer import PackedLayer
-from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
+from qlib.models.fast.row_stability import StableSizes
+from qlib.models.gemma3_structure import gemma3_groups
+from qlib.models.layers import (
+    Attention,
+    AttentionInputs,
+    AttentionShape,
+    GatedMLP,
+    RMSNorm,
+    attention_inputs,
+)
 from qlib.models.rotary import Rope, Rotary
-from qlib.models.structure import LayerGroup, QueryKey
-from qlib.models.text import TextCore, TextModel, decoder_groups
+from qlib.models.structure import LayerGroup
+from qlib.models.text import TextCore, TextLayer, TextModel
 from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
 
@@ -145,7 +155,7 @@ class Gemma3RMSNorm(RMSNorm):
         return super().forward(x.to(wide)).to(x.dtype)
 
 
-class Gemma3Layer(nn.Module):
+class Gemma3Layer(TextLayer):
     """Attention and gated MLP, each between two norms on a residual stream."""
 
     def __init__(self, config: Gemma3Config, kind: str):
@@ -168,13 +178,17 @@ class Gemma3Layer(nn.Module):
         self.post_feedforward_layernorm = norm(config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, reach: Mapping[str, Reach], cache: KVCache | None = None, layer: int = 0
+        self,
+        hidden: Tensor,
+        inputs: Mapping[str, AttentionInputs],
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = self.self_attn(self.input_layernorm(hidden), reach[self.kind], cache, layer)
+        x = self.self_attn(self.input_layernorm(hidden), inputs[self.kind], cache, layer)
         hidden = hidden + self.post_attention_layernorm(x)
         x = self.mlp(self.pre_feedforward_layernorm(hidden))
-        return hidden + self.post_feedforward_layernorm(x)  # type: ignore[no-any-return]
+        return hidden + call(self.post_feedforward_layernorm, x)
 
     def pack(self, stable: bool) -> PackedLayer:
         """Return this layer for inference."""
@@ -206,29 +220,22 @@ class Gemma3(TextModel):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, D]: embeddings times sqrt(D)."""
-        hidden = self.model.embed_tokens(tokens)
-        return hidden * _embedding_scale(self.config.hidden_size, hidden.dtype)  # type: ignore[no-any-return]
+        hidden = call(self.model.embed_tokens, tokens)
+        return hidden * _embedding_scale(self.config.hidden_size, hidden.dtype)
 
-    def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
-        """Return where `new` tokens behind `start` others stand, for both kinds of layers."""
+    def attention_inputs(
+        self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
+    ) -> dict[str, AttentionInputs]:
+        """Return what attention needs for `new` tokens behind `start` others, for both kinds of layers."""
         heads = self.config.num_attention_heads, self.config.num_key_value_heads
         return {
-            kind: make_reach(rotary, start, new, hidden, heads, window, stable=stable)
+            kind: attention_inputs(rotary, start, new, hidden, heads, window, stable=stable)
             for kind, (rotary, window) in self.rotary.items()
         }
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use."""
-        return decoder_groups(
-            self,
-            None,
-            None,
-            reason="the norm multiplies by 1 + weight, and 1 + weight / s is not (1 + weight) / s",
-        )
-
-    def query_keys(self) -> list[QueryKey]:
-        """Return nothing: queries and keys are normed before they are multiplied."""
-        return []
+        return gemma3_groups(self)
 
 
 @lru_cache

@@ -20,16 +20,26 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlib.errors import ModelError, list_names
 from qlib.models.cache import KVCache
+from qlib.models.call import call
 from qlib.models.config_values import MOST_POSITIONS, ConfigValues
 from qlib.models.fast.packed_layer import PackedLayer
-from qlib.models.layers import Attention, AttentionShape, GatedMLP, Reach, RMSNorm, Stable, make_reach
+from qlib.models.fast.row_stability import StableSizes
+from qlib.models.layers import (
+    Attention,
+    AttentionInputs,
+    AttentionShape,
+    GatedMLP,
+    RMSNorm,
+    attention_inputs,
+)
+from qlib.models.llama_structure import llama_groups
 from qlib.models.rotary import Rope, Rotary, read_rope
-from qlib.models.structure import LayerGroup, QueryKey
-from qlib.models.text import TextCore, TextModel, decoder_groups
+from qlib.models.structure import LayerGroup
+from qlib.models.text import TextCore, TextLayer, TextModel
 from qlib.models.text_config import TextConfig, TextGeneration, read_sizes
 from qlib.models.tokenizer import Tokenizer
 
@@ -128,7 +138,7 @@ def _refuse_windows(kind: str, values: ConfigValues, layers: int, positions: int
         )
 
 
-class LlamaLayer(nn.Module):
+class LlamaLayer(TextLayer):
     """Attention and gated MLP, both behind a norm on a residual stream."""
 
     def __init__(self, config: LlamaConfig):
@@ -149,11 +159,15 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = norm(config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, reach: Mapping[str, Reach], cache: KVCache | None = None, layer: int = 0
+        self,
+        hidden: Tensor,
+        inputs: Mapping[str, AttentionInputs],
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), reach[FULL], cache, layer)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), inputs[FULL], cache, layer)
+        return hidden + call(self.mlp, self.post_attention_layernorm(hidden))
 
     def pack(self, stable: bool) -> PackedLayer:
         """Return this layer for inference."""
@@ -179,25 +193,13 @@ class Llama(TextModel):
         super().__init__(config, core, generation, tokenizer, chat_template)
         self.rotary = Rotary(config.rope, config.head_dim)
 
-    def reach(self, start: int, new: int, hidden: Tensor, stable: Stable | None = None) -> dict[str, Reach]:
-        """Return where `new` tokens behind `start` others stand: all layers see the whole text."""
+    def attention_inputs(
+        self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
+    ) -> dict[str, AttentionInputs]:
+        """Return what attention needs for `new` tokens behind `start` others, which all layers see."""
         heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        return {FULL: make_reach(self.rotary, start, new, hidden, heads, stable=stable)}
+        return {FULL: attention_inputs(self.rotary, start, new, hidden, heads, stable=stable)}
 
     def groups(self) -> list[LayerGroup]:
-        """Return every linear layer but a tied head, by the input that it reads, in order of use.
-
-        No offset moves: RMS norms have no bias that could absorb it.
-        """
-        return decoder_groups(self, "input_layernorm", "post_attention_layernorm")
-
-    def query_keys(self) -> list[QueryKey]:
-        """Return q and k of every attention; none where a norm stands between them and their product."""
-        if self.config.qk_norm:
-            return []
-        pairs = []
-        for i, layer in enumerate(self.model.layers):
-            assert isinstance(layer, LlamaLayer)
-            name = f"model.layers.{i}.self_attn"
-            pairs.append(QueryKey(f"{name}.q_proj", f"{name}.k_proj", *layer.self_attn.rotary_rows()))
-        return pairs
+        """Return every linear layer but a tied head, by the input that it reads, in order of use."""
+        return llama_groups(self)

@@ -119,8 +119,14 @@ def read_rope(values: ConfigValues) -> Rope:
     return Rope.from_dict(scaling, values.number("rope_theta", 10000.0, above=0))
 
 
+def cos_sin(frequencies: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the angles of positions start .. end - 1, float32 `[end - start, C / 2]`."""
+    angles = torch.arange(start, end).float()[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
 class Rotary:
-    """Tables of cos and sin for every position so far asked for, computed in float32 and kept.
+    """Tables of cos and sin for every position that was needed so far, computed in float32 and kept.
 
     Not a module: the tables belong to no checkpoint, and follow the dtype and device of their user.
     """
@@ -141,8 +147,7 @@ class Rotary:
     # Tensors made in inference mode could not be used in training later.
     @torch.inference_mode(False)
     def _build(self, positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        angles = torch.arange(positions).float()[:, None, None] * self.rope.frequencies(self.channels)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = (t[:, None] for t in cos_sin(self.rope.frequencies(self.channels), 0, positions))
         self._cos = torch.cat((cos, cos), -1).to(device, dtype)
         self._sin = torch.cat((-sin, sin), -1).to(device, dtype)
 

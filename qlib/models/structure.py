@@ -51,6 +51,11 @@ class LayerGroup:
     shift: bool = False
 
     @property
+    def first(self) -> str:
+        """The layer that stands for the group: its input is that of all of them."""
+        return self.layers[0]
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """The layers whose outputs are queries or keys: every family names them ``q_proj`` and ``k_proj``."""
         return tuple(layer for layer in self.layers if layer.endswith((".q_proj", ".k_proj")))
@@ -140,6 +145,11 @@ class Model(nn.Module):
     def stages(self) -> Sequence[Stage]:
         """Return the chains of blocks, in order."""
         raise NotImplementedError
+
+    def replace(self, name: str, layer: nn.Module) -> None:
+        """Put a layer in the place of the module of that name, in this model."""
+        parent, _, child = name.rpartition(".")
+        setattr(self.get_submodule(parent), child, layer)
 
     def tie(self) -> None:
         """Make tied parameters the same tensor again, after new ones were put in place."""

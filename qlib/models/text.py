@@ -1,9 +1,9 @@
-"""What decoder-only text models share: settings, cached decoding, the head, one stage of blocks.
+"""What decoder-only text models share: cached decoding, the head, packing.
 
     tokens [B, T] -> embed -> layers (each sees the cached keys and values before it) -> norm -> hidden
     hidden [B, T, D] -> lm_head, often tied to the embedding -> logits [B, T, V]
 
-A family adds its configuration, its layer, and what a scale may be folded into.
+A family adds its configuration, its layer and its structure (`text_structure.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,40 +21,33 @@ from torch.nn import functional as F
 
 from qlib.errors import ModelError
 from qlib.models.cache import KVCache
+from qlib.models.call import call
 from qlib.models.chat import Chat
-from qlib.models.fast.packed import (
-    STABLE_ROWS,
-    PackedLinear,
-    arithmetic_dtype,
-    cast,
-    pack_linears,
-    safe_for_all,
-)
+from qlib.models.fast.packed import PackedLinear, pack_linears
 from qlib.models.fast.packed_layer import PackedLayer, PackedNorm
-from qlib.models.layers import (
-    Attention,
-    Reach,
-    RMSNorm,
-    Stable,
-    attention_dtype,
-    embedding,
-    stable_attention,
-)
-from qlib.models.structure import LayerGroup, Model, Source, Stage, write_description
+from qlib.models.fast.products import arithmetic_dtype, to_dtype
+from qlib.models.fast.row_stability import STABLE_ROWS, StableSizes
+from qlib.models.fast.row_stable_attention import measure_stable_network
+from qlib.models.layers import Attention, AttentionInputs, GatedMLP, RMSNorm, attention_dtype, embedding
+from qlib.models.quantized_linear import QuantizedLinear
+from qlib.models.structure import Model, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
+from qlib.models.text_structure import TextStage
 from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """Texts to calibrate with, padded behind their ends."""
+class TextLayer(nn.Module):
+    """A family's layer: attention and gated MLP."""
 
-    tokens: Tensor  # int [B, T]
-    mask: Tensor  # bool [B, T]: tokens that count in statistics
-    where: str = "a batch of texts"  # for messages
+    self_attn: Attention
+    mlp: GatedMLP
+
+    def pack(self, stable: bool) -> PackedLayer:
+        """Return this layer for inference."""
+        raise NotImplementedError
 
 
 class TextCore(nn.Module):
@@ -64,7 +57,7 @@ class TextCore(nn.Module):
         super().__init__()
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)
-        self.norm: Any = norm  # RMSNorm, or PackedNorm
+        self.norm: RMSNorm | PackedNorm = norm
 
 
 class TextModel(Model):
@@ -106,7 +99,7 @@ class TextModel(Model):
         self.model = core
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-        self._stable: Stable | None = None
+        self._stable: StableSizes | None = None
         self._threads = 0  # for which `_stable` was found
         self._activations: torch.dtype | None = None  # of hidden states, where it is not the weights'
         self.tie()
@@ -119,7 +112,7 @@ class TextModel(Model):
 
     @property
     def chat(self) -> Chat | None:
-        """How the model wants to be talked to; None where it has neither a template nor role markers."""
+        """How a conversation is written for the model; None without template and role markers."""
         return Chat.find(self.tokenizer, self.chat_template, self.template_file)
 
     def save_description(self, folder: Path) -> None:
@@ -134,10 +127,10 @@ class TextModel(Model):
             content = json.dumps(settings, indent=1, ensure_ascii=False)
             (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
 
-    def reach(
-        self, start: int, new: int, hidden: Tensor, stable: Stable | None = None
-    ) -> Mapping[str, Reach]:
-        """Return, by kind of layer, where `new` tokens behind `start` others stand and what they see."""
+    def attention_inputs(
+        self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
+    ) -> Mapping[str, AttentionInputs]:
+        """Return, by kind of layer, what attention needs for `new` tokens behind `start` others."""
         raise NotImplementedError
 
     def pack(self, *, stable: bool = False) -> Self:
@@ -153,21 +146,23 @@ class TextModel(Model):
 
         Notes
         -----
-        In bfloat16 on a CPU without arithmetic for it, hidden states and logits are float32 from here on: to
-        round them at every layer would take time and make them worse. (Not where a layer that rounds its
-        input stays as it is.)
+        In bfloat16 on a CPU without arithmetic for it, hidden states and logits are float32 from here on:
+        rounding them to bfloat16 behind every layer would take time and add errors. A model with a layer that
+        rounds its input keeps bfloat16, because that layer stays as it is.
         """
         self.require_unpacked("packed once more")
         core = self.model
         for i, layer in enumerate(core.layers):
-            core.layers[i] = layer.pack(stable)  # type: ignore[operator]
+            assert isinstance(layer, TextLayer)
+            core.layers[i] = layer.pack(stable)
+        assert isinstance(core.norm, RMSNorm)
         core.norm = PackedNorm(core.norm)
         self.lm_head = pack_linears([self.lm_head], stable=stable)
         self.packed = True
-        if all(isinstance(each, PackedLinear) or not hasattr(each, "in_features") for each in self.modules()):
+        if not any(isinstance(each, (nn.Linear, QuantizedLinear)) for each in self.modules()):
             self._activations = arithmetic_dtype(self.model.embed_tokens.weight)
         if stable:
-            self._find_stable(torch.get_num_threads())
+            self._measure_stable(torch.get_num_threads())
         return self
 
     @property
@@ -175,22 +170,14 @@ class TextModel(Model):
         """Whether a token's bits do not depend on what is computed beside it; see `pack`."""
         return self._stable is not None
 
-    def _find_stable(self, threads: int) -> None:
+    def _measure_stable(self, threads: int) -> None:
         """Measure with how many tokens and keys all products and attentions of this model are row-stable."""
-        modules, weight = list(self.modules()), self.model.embed_tokens.weight
-        shapes = {module.shape for module in modules if isinstance(module, PackedLayer)}
-        around = attention_dtype(weight), weight.device, threads
-        with torch.inference_mode():
-            found = [stable_attention(shape, *around) for shape in shapes]
-        linears = [module for module in modules if isinstance(module, PackedLinear)]
-        for module in linears:
-            module.find_rows(threads)
-        products = [module.rows for module in linears if module is not self.lm_head]
+        self._stable = measure_stable_network(self.model, self.model.embed_tokens.weight, threads)
         self._threads = threads
-        self._stable = Stable(
-            safe_for_all([*(each.tokens for each in found), *products]),
-            safe_for_all([each.blocks for each in found]),
-        )
+        if isinstance(
+            self.lm_head, PackedLinear
+        ):  # runs on other rows than the layers: only those to choose from
+            self.lm_head.measure_counts(threads)
 
     def packed_copy(self, *, stable: bool = False) -> Self:
         """Return a packed copy that shares tokenizer and embedding with this model; see `pack`."""
@@ -200,7 +187,7 @@ class TextModel(Model):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, D], the first layer's input."""
-        return self.model.embed_tokens(tokens)  # type: ignore[no-any-return]
+        return call(self.model.embed_tokens, tokens)
 
     def start(self, rows: int = 1, capacity: int | None = None) -> KVCache:
         """Return the empty cache of `rows` texts of equal length.
@@ -222,7 +209,8 @@ class TextModel(Model):
         tokens : Tensor
             New tokens; the first stands behind those in the cache.
         cache : KVCache, optional
-            From `start`; takes the new tokens up. Without one the text begins here, and gradients flow.
+            From `start`; keys and values of the new tokens are added to it.
+            Without one the text begins here, and gradients flow.
 
         Raises
         ------
@@ -236,23 +224,23 @@ class TextModel(Model):
                 "positions. Shorten the prompt, or ask for fewer new tokens."
             )
         if self._stable is not None and self._threads != torch.get_num_threads():
-            self._find_stable(torch.get_num_threads())  # kernels share the work out in another way
+            self._measure_stable(torch.get_num_threads())  # kernels divide the work in another way
         stable = self._stable if cache is not None and new <= STABLE_ROWS else None
-        fill = 0 if stable is None else stable.tokens[new] - new
-        # Tokens that fill up are computed and thrown away.
-        hidden = self.embed(F.pad(tokens, (0, fill)) if fill else tokens)
+        padding = 0 if stable is None else stable.tokens[new] - new
+        # The tokens behind the new ones make their number row-stable. Their results are thrown away.
+        hidden = self.embed(F.pad(tokens, (0, padding)) if padding else tokens)
         if self._activations is not None:
-            hidden = cast(hidden, self._activations)
-        reach = self.reach(start, new, hidden, stable)
+            hidden = to_dtype(hidden, self._activations)
+        inputs = self.attention_inputs(start, new, hidden, stable)
         for i, layer in enumerate(self.model.layers):
-            hidden = layer(hidden, reach, cache, i)
+            hidden = layer(hidden, inputs, cache, i)
         if cache is not None:
             cache.advance(new)
-        return self.model.norm(hidden[:, :new] if fill else hidden)  # type: ignore[no-any-return]
+        return call(self.model.norm, hidden[:, :new] if padding else hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [..., V] of final hidden states [..., D]."""
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return call(self.lm_head, hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of tokens [B, T], each position seeing those before it."""
@@ -261,64 +249,3 @@ class TextModel(Model):
     def stages(self) -> tuple[TextStage]:
         """Return the one chain of blocks."""
         return (TextStage(self),)
-
-
-class TextStage(Stage):
-    """The layers as a chain of blocks, fed with `TextBatch`."""
-
-    name = "decoder"
-
-    def __init__(self, model: TextModel):
-        self.model = model
-        self.blocks = tuple(f"model.layers.{i}" for i in range(len(model.model.layers)))
-
-    def enter(self, batch: TextBatch) -> Tensor:
-        """Token embeddings."""
-        return self.model.embed(batch.tokens)
-
-    def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch) -> Tensor:
-        """One layer. Padding stands behind the text, where the causal mask hides it."""
-        return block(hidden, self.model.reach(0, hidden.shape[1], hidden))  # type: ignore[no-any-return]
-
-    def leave(self, hidden: Tensor, batch: TextBatch) -> TextBatch:
-        """Nothing follows."""
-        return batch
-
-    def valid(self, batch: TextBatch, source: Source) -> Tensor:
-        """Return the tokens that count."""
-        return batch.mask
-
-
-def decoder_groups(
-    model: TextModel, attention_norm: str | None, mlp_norm: str | None, reason: str = ""
-) -> list[LayerGroup]:
-    """Return every linear layer of a text model but a tied head, by the input that it reads.
-
-    Parameters
-    ----------
-    model : TextModel
-        Its layers have `self_attn` and `mlp`.
-    attention_norm, mlp_norm : str or None
-        Names, within a layer, of the norms in front of the two parts, where they can absorb a scale.
-    reason : str
-        Why they cannot, where they cannot. It then holds for the final norm as well.
-    """
-    groups = []
-    for i, layer in enumerate(model.model.layers):
-        name, attention = f"model.layers.{i}", layer.self_attn
-        assert isinstance(attention, Attention)
-        own, mlp = f"{name}.self_attn", f"{name}.mlp"
-        groups += [
-            _behind_norm((f"{own}.q_proj", f"{own}.k_proj", f"{own}.v_proj"), name, attention_norm, reason),
-            LayerGroup((f"{own}.o_proj",), f"{own}.v_proj", rows=attention.value_rows()),
-            _behind_norm((f"{mlp}.gate_proj", f"{mlp}.up_proj"), name, mlp_norm, reason),
-            # silu(gate) up: linear in up only.
-            LayerGroup((f"{mlp}.down_proj",), f"{mlp}.up_proj"),
-        ]
-    if not model.tied:
-        groups.append(_behind_norm(("lm_head",), "model", None if reason else "norm", reason))
-    return groups
-
-
-def _behind_norm(layers: tuple[str, ...], parent: str, norm: str | None, reason: str) -> LayerGroup:
-    return LayerGroup(layers, norm and f"{parent}.{norm}", reason)

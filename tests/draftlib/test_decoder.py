@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as RawTokenizer
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.arguments import Verify
-from draftlib.verification.noise import Chance, gumbel
+from draftlib.verification.noise import RandomDraws, gumbel
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
@@ -210,7 +210,7 @@ def distribution_of_two_tokens(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[SpeculativeDecoder], None] = lambda decoder: None,
 ) -> tuple[Distribution, Distribution]:
-    """The exact distributions of the first two tokens, of a decoder and of its target, over every throw of the dice.
+    """Exact distributions of the first two tokens, of a decoder and of its target, over all draws.
 
     The drafter's " t" and "he" are the target's " the": an n-gram. `change` is done to a decoder that has
     answered already.
@@ -229,8 +229,8 @@ def distribution_of_two_tokens(
     decoder.generate(prompt, max_new_tokens=3, temperature=1.0)
     change(decoder)
 
-    def run(chance: Chance) -> tuple[int, ...]:
-        monkeypatch.setattr("draftlib.answer.Dice", lambda seed: chance)
+    def run(chance: RandomDraws) -> tuple[int, ...]:
+        monkeypatch.setattr("draftlib.answer.RandomDraws", lambda seed: chance)
         # With a third token, whose draw is of no interest, the second can still be drafted.
         return decoder.generate(prompt, max_new_tokens=3, temperature=1.0).tokens[:2]
 

@@ -25,7 +25,7 @@ from drafting_toys import (
 
 from draftlib.drafting.length import Confidence, FixedLength, Length
 from draftlib.drafting.propose import Coupled, propose
-from draftlib.verification.noise import Chance, Noise, splitmix
+from draftlib.verification.noise import GumbelNoise, RandomDraws, splitmix
 from draftlib.verification.revealed import path_revealed
 from draftlib.verification.verify import (
     Verdict,
@@ -36,7 +36,8 @@ from draftlib.verification.verify import (
     verify_point_mass,
     verify_rejection,
 )
-from draftlib.vocabulary.dictionary import Snapshot, Tokens
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.ngram_trie import Tokens
 
 Keys = dict[Tokens, int]
 A, B, C, AB, ABC, BC = range(6)
@@ -75,7 +76,7 @@ def random_keys(seed: int) -> Keys:
 # --- the rules, as functions of a round
 
 
-Judge = Callable[[Chance], Verdict]
+Judge = Callable[[RandomDraws], Verdict]
 
 
 def greedy(seen: Round) -> Judge:
@@ -89,8 +90,8 @@ def point_mass(seen: Round) -> Judge:
 def revealed(seen: Round) -> DrawsLast:
     proposals = path_revealed(seen.draft, seen.keys, seen.rows.shape[1])
     assert [proposal.token for proposal in proposals] == seen.proposed
-    for _, law in proposals:
-        assert float(law.sum()) == pytest.approx(1, abs=1e-12)
+    for _, probabilities in proposals:
+        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-12)
     return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
 
 
@@ -105,7 +106,7 @@ def paper_without_subtraction(seen: Round) -> DrawsLast:
     for proposal, (start, stop) in zip(proposals, seen.spans, strict=True):
         first = int(seen.keys.direct[seen.draft.tokens[start]])
         if stop - start > 1 and first >= 0:
-            proposal.law[first] += proposal.law[proposal.token]
+            proposal.probabilities[first] += proposal.probabilities[proposal.token]
     return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
 
 
@@ -321,7 +322,7 @@ class Sure(Toy):
 
 
 def test_dropping_a_drawn_token_for_what_it_is() -> None:
-    """The example of `propose`: without the tokens with q < .5 the output is (.55, .45); with them it is p."""
+    """The example of `propose`: without tokens of q < .5 the output is (.55, .45); with them it is p."""
     toy, keys = Sure(seed=0, draft_size=2, target_size=2), {(a,): A, (b,): B}
     for rule, expected in ((dropping, [0.55, 0.45]), (revealed, [0.5, 0.5])):
         enumeration = Enumeration(toy, keys, rule, Confidence(0.5, max_tokens=1))
@@ -332,7 +333,7 @@ def test_dropping_a_drawn_token_for_what_it_is() -> None:
 # --- shared noise: not the same law, the same text
 
 
-def plain_text(toy: Toy, noise: Noise, count: int) -> Tokens:
+def plain_text(toy: Toy, noise: GumbelNoise, count: int) -> Tokens:
     text: Tokens = ()
     while len(text) < count:
         row = toy.target_logprobs(toy.target_logits(text))
@@ -341,15 +342,15 @@ def plain_text(toy: Toy, noise: Noise, count: int) -> Tokens:
 
 
 def coupled_text(
-    toy: Toy, noise: Noise, count: int, keys: Keys, length: Length, learn: bool = True
+    toy: Toy, noise: GumbelNoise, count: int, keys: Keys, length: Length, learn: bool = True
 ) -> tuple[Tokens, int, int]:
     """Decode with shared noise; returns the text, the rounds it took and how many tokens were accepted."""
-    own = Noise(noise.seed, toy.draft_size, stream=1)
+    own = GumbelNoise(noise.seed, toy.draft_size, stream=1)
     text: Tokens = ()
     rounds = accepted = 0
     while len(text) < count:
-        snapshot = Snapshot(keys, toy.draft_size)
-        draw = Coupled(len(text), snapshot, noise, own)
+        table = NGramTable.of(keys, toy.draft_size)
+        draw = Coupled(len(text), table, noise, own)
         draft = propose(toy.step(text), [0], length, toy.draft_logprobs, draw)
         proposed, _ = translate_plainly(draft.tokens, keys)
         rows = toy.target_rows(text, proposed)
@@ -365,14 +366,14 @@ def coupled_text(
 def test_coupling_gives_the_text_of_the_target(name: str, length: Length) -> None:
     for seed in range(8):
         toy = Toy(seed, temperature=0.8, top_k=None if seed % 2 else 4)
-        noise = Noise(seed, toy.target_size)
+        noise = GumbelNoise(seed, toy.target_size)
         text, _, _ = coupled_text(toy, noise, 10, DICTIONARIES[name], length)
-        assert text == plain_text(toy, Noise(seed, toy.target_size), 10)
+        assert text == plain_text(toy, GumbelNoise(seed, toy.target_size), 10)
 
 
 def test_the_texts_of_different_seeds_differ() -> None:
     toy = Toy(seed=3)
-    assert len({plain_text(toy, Noise(seed, toy.target_size), 6) for seed in range(30)}) > 20
+    assert len({plain_text(toy, GumbelNoise(seed, toy.target_size), 6) for seed in range(30)}) > 20
 
 
 class Following(Toy):
@@ -406,7 +407,7 @@ def test_coupled_drawing_agrees_more_often_than_independent_drawing() -> None:
     toy, keys = Following(seed=0), DICTIONARIES["bigram"]
     rounds = {"coupled": 0, "independent": 0}
     for seed in range(60):
-        noise = Noise(seed, toy.target_size)
+        noise = GumbelNoise(seed, toy.target_size)
         rounds["coupled"] += coupled_text(toy, noise, 12, keys, FixedLength(3), learn=False)[1]
     mean = Enumeration(toy, keys, point_mass, FixedLength(3))
     mean.first_tokens(1)

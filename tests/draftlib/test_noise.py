@@ -1,4 +1,4 @@
-"""Noise by address: the hash against plain integers, the law of the numbers, independence; dice."""
+"""Noise by address: the hash against plain integers, its distribution, independence; draws in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from draftlib.verification.noise import Dice, Noise, gumbel, splitmix
+from draftlib.verification.noise import GumbelNoise, RandomDraws, gumbel, splitmix
 from draftlib.verification.verify import choose
 from qlib.errors import DraftError
 
@@ -88,7 +88,7 @@ def uniforms(noise: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("along", ["tokens", "positions", "seeds"])
-def test_the_law_is_standard_gumbel_in_every_direction(along: str) -> None:
+def test_the_distribution_is_standard_gumbel_in_every_direction(along: str) -> None:
     if along == "tokens":
         noise = gumbel(11, 3, 40_000)
     elif along == "positions":
@@ -117,7 +117,7 @@ def test_neighbours_are_independent(shift: str) -> None:
     assert chi_square(counts, torch.full((64,), n / 64).double()) < 115  # 63 degrees, p = 1e-4
 
 
-def test_choosing_with_noise_draws_from_the_law() -> None:
+def test_choosing_with_noise_draws_from_the_probabilities() -> None:
     p = torch.tensor([0.5, 0.3, 0.15, 0.049, 0.001])
     drawn = choose(p.log(), gumbel(1, 2, 5 * 40_000).view(-1, 5))
     counts = torch.bincount(drawn, minlength=5).double()
@@ -145,7 +145,7 @@ def test_negative_addresses_are_refused() -> None:
 
 
 def test_rows_are_made_once_and_forgotten_from_the_front() -> None:
-    noise = Noise(seed=2, count=10, keep=3)
+    noise = GumbelNoise(seed=2, count=10, keep=3)
     first = noise.row(0)
     assert noise.row(0) is first
     rows = noise.rows(0, 5)
@@ -155,39 +155,39 @@ def test_rows_are_made_once_and_forgotten_from_the_front() -> None:
     assert noise.row(4) is noise.row(4)
 
 
-# --- dice
+# --- draws in order
 
 
-def test_dice_repeat_with_their_seed() -> None:
-    def throws(seed: int) -> list[float]:
-        dice = Dice(seed)
-        return [dice.uniform() for _ in range(20)]
+def test_draws_repeat_with_their_seed() -> None:
+    def numbers(seed: int) -> list[float]:
+        draws = RandomDraws(seed)
+        return [draws.uniform() for _ in range(20)]
 
-    assert throws(1) == throws(1) != throws(2)
-    assert all(0 <= throw < 1 for throw in throws(1))
+    assert numbers(1) == numbers(1) != numbers(2)
+    assert all(0 <= number < 1 for number in numbers(1))
 
 
-def test_dice_draw_from_the_weights() -> None:
-    dice, weights = Dice(3), torch.tensor([3.0, 0.0, 1.0, 0.0])
-    counts = torch.bincount(torch.tensor([dice.draw(weights) for _ in range(2000)]), minlength=4)
+def test_draws_follow_the_weights() -> None:
+    draws, weights = RandomDraws(3), torch.tensor([3.0, 0.0, 1.0, 0.0])
+    counts = torch.bincount(torch.tensor([draws.categorical(weights) for _ in range(2000)]), minlength=4)
     assert counts[1] == counts[3] == 0
     assert counts[0] / 2000 == pytest.approx(0.75, abs=0.04)
-    assert sum(dice.happens(0.25) for _ in range(2000)) == pytest.approx(500, abs=80)
+    assert sum(draws.bernoulli(0.25) for _ in range(2000)) == pytest.approx(500, abs=80)
 
 
 def test_a_draw_at_the_very_end_hits_a_token_with_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    dice = Dice(0)
-    monkeypatch.setattr(dice, "uniform", lambda: 1.0)
-    assert dice.draw(torch.tensor([1.0, 2.0, 0.0, 0.0])) == 1
+    draws = RandomDraws(0)
+    monkeypatch.setattr(draws, "uniform", lambda: 1.0)
+    assert draws.categorical(torch.tensor([1.0, 2.0, 0.0, 0.0])) == 1
 
 
 def test_small_weights_behind_large_ones_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    dice = Dice(0)
-    monkeypatch.setattr(dice, "uniform", lambda: 1 - 2.0**-40)
-    assert dice.draw(torch.tensor([1.0, 1e-9])) == 1
+    draws = RandomDraws(0)
+    monkeypatch.setattr(draws, "uniform", lambda: 1 - 2.0**-40)
+    assert draws.categorical(torch.tensor([1.0, 1e-9])) == 1
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
     with pytest.raises(DraftError, match=r"cannot draw from 2 weights.*NaN, or a mask"):
-        Dice(0).draw(torch.tensor(weights))
+        RandomDraws(0).categorical(torch.tensor(weights))

@@ -18,9 +18,9 @@ from draftlib.drafting.propose import (
     draw_independent,
     propose,
 )
-from draftlib.verification.noise import Dice, Noise
+from draftlib.verification.noise import GumbelNoise, RandomDraws
 from draftlib.verification.sampling import warp
-from draftlib.vocabulary.dictionary import Snapshot, longest_match
+from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError
 
 SIZE = 5
@@ -48,7 +48,7 @@ def test_feeds_the_pending_tokens_and_then_each_drafted_one_but_the_last() -> No
 def test_keeps_the_laws_that_were_drawn_from_and_plain_confidences() -> None:
     step = Recorder()
     law = partial(warp, temperature=0.5, top_k=2)
-    draft = propose(step, [2], FixedLength(3), law, draw_independent(Dice(1)))
+    draft = propose(step, [2], FixedLength(3), law, draw_independent(RandomDraws(1)))
     again = Recorder()
     for fed, token, row, confidence in zip(
         step.fed, draft.tokens, draft.logprobs, draft.confidences, strict=True
@@ -60,7 +60,7 @@ def test_keeps_the_laws_that_were_drawn_from_and_plain_confidences() -> None:
 
 
 def test_independent_drawing_follows_the_law() -> None:
-    draw, law = draw_independent(Dice(0)), torch.tensor([0.7, 0.0, 0.3]).log()
+    draw, law = draw_independent(RandomDraws(0)), torch.tensor([0.7, 0.0, 0.3]).log()
     counts = torch.bincount(torch.tensor([draw(law, []) for _ in range(1000)]), minlength=3)
     assert counts[1] == 0
     assert counts[0] / 1000 == pytest.approx(0.7, abs=0.05)
@@ -100,7 +100,7 @@ def test_a_length_sees_each_token_with_all_that_the_drafter_knew() -> None:
             seen.append(list(drafted))
             return False
 
-    draft = propose(Recorder(), [2], Looking(), warp, draw_independent(Dice(1)))
+    draft = propose(Recorder(), [2], Looking(), warp, draw_independent(RandomDraws(1)))
     assert [len(each) for each in seen] == [1, 2, 3]
     last = seen[-1]
     assert tuple(each.token for each in last) == draft.tokens
@@ -141,7 +141,9 @@ A, B, C, ABC, BD, AB = 10, 11, 12, 13, 14, 15  # d has no target token of its ow
 
 def coupled(keys: dict[tuple[int, ...], int], candidates: int = 32) -> Coupled:
     direct = {(a,): A, (b,): B, (c,): C}
-    return Coupled(5, Snapshot(direct | keys, 4), Noise(0, 16), Noise(0, 4, stream=1), candidates)
+    return Coupled(
+        5, NGramTable.of(direct | keys, 4), GumbelNoise(0, 16), GumbelNoise(0, 4, stream=1), candidates
+    )
 
 
 def noise_names(keys: dict[tuple[int, ...], int], drafted: Sequence[int], candidates: int = 32) -> list[str]:
@@ -195,35 +197,3 @@ def test_coupled_drawing_does_not_spoil_the_kept_rows() -> None:
     assert torch.equal(drawing.noise.row(5), before[0])
     assert torch.equal(drawing.noise.row(6), before[1])
     assert torch.equal(drawing.own.row(6), before[2])
-
-
-# --- the dictionary
-
-
-def test_snapshot_answers_like_a_search_through_all_keys() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def pick(n: int) -> int:
-        return int(torch.randint(n, (1,), generator=generator))
-
-    for _ in range(20):
-        keys = {tuple(pick(3) for _ in range(1 + pick(4))): pick(9) for _ in range(8)}
-        snapshot = Snapshot(keys, 3)
-        longer = [key for key in keys if len(key) > 1]
-        for n in range(4):
-            prefix = tuple(pick(3) for _ in range(n))
-            under = [key for key in longer if key[:n] == prefix and len(key) > n]
-            assert set(snapshot.children(prefix)) == {key[n] for key in under}
-            assert snapshot.missing(prefix) == min((len(key) - n for key in under), default=0)
-            assert snapshot.extends(prefix) == bool(under)
-            assert snapshot.target(prefix) == keys.get(prefix)
-        assert snapshot.direct.tolist() == [keys.get((token,), -1) for token in range(3)]
-        tokens = tuple(pick(3) for _ in range(5))
-        fits = [(n, keys[tokens[:n]]) for n in range(1, 6) if tokens[:n] in keys]
-        assert longest_match(snapshot, tokens) == max(fits, default=None)
-
-
-@pytest.mark.parametrize("key", [(), (3,), (0, -1)])
-def test_a_key_of_another_vocabulary_is_refused(key: tuple[int, ...]) -> None:
-    with pytest.raises(DraftError, match=r"dictionary key .* from 0 to 2.*another drafter"):
-        Snapshot({key: 0}, 3)

@@ -48,7 +48,7 @@ def by_sorting(row: Tensor, top_k: int | None, top_p: float | None) -> set[int]:
 
 @pytest.mark.parametrize("top_p", [None, 1e-6, 0.3, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 40, 100])
-def test_kept_tokens_and_their_law(top_k: int | None, top_p: float | None) -> None:
+def test_kept_tokens_and_their_probabilities(top_k: int | None, top_p: float | None) -> None:
     x = logits(3, 40)
     for row, warped in zip(x, warp(x, 1.0, top_k, top_p), strict=True):
         kept = by_sorting(row, top_k, top_p)
@@ -57,7 +57,7 @@ def test_kept_tokens_and_their_law(top_k: int | None, top_p: float | None) -> No
         torch.testing.assert_close(warped.exp()[index], row[index].softmax(-1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_flat_law_needs_more_than_the_first_sort() -> None:
+def test_a_flat_distribution_needs_more_than_the_first_sort() -> None:
     x = logits(5000) / 100
     kept = int(torch.isfinite(warp(x, top_p=0.9)).sum())
     assert 4000 < kept == pytest.approx(len(by_sorting(x, None, 0.9)), abs=1)
@@ -65,8 +65,8 @@ def test_a_flat_law_needs_more_than_the_first_sort() -> None:
 
 def test_equals_are_kept_or_dropped_together() -> None:
     x = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
-    for law in (warp(x, top_k=2), warp(x, top_p=0.7)):
-        assert torch.isfinite(law).tolist() == [False, True, True, True, False]
+    for logprobs in (warp(x, top_k=2), warp(x, top_p=0.7)):
+        assert torch.isfinite(logprobs).tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_a_row_is_the_same_bits_in_any_company(settings: tuple[float, int | None
 
 def test_masked_tokens_stay_out() -> None:
     x = torch.tensor([0.0, -torch.inf, 1.0])
-    for law in (warp(x), warp(x, 0), warp(x, top_k=3), warp(x, top_p=0.99)):
-        assert law[1] == -torch.inf
+    for logprobs in (warp(x), warp(x, 0), warp(x, top_k=3), warp(x, top_p=0.99)):
+        assert logprobs[1] == -torch.inf
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -1,4 +1,4 @@
-"""The rules one by one: by hand, against the formula, against each other; the laws; refusals."""
+"""The rules one by one: by hand, against the formula, against each other; the distributions; refusals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from drafting_toys import every_way
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft
-from draftlib.verification.noise import Chance, Dice, gumbel
-from draftlib.verification.revealed import Proposed, branches, path_revealed
+from draftlib.verification.noise import GumbelNoise, RandomDraws, gumbel
+from draftlib.verification.revealed import Proposed, next_tokens, path_revealed
 from draftlib.verification.sampling import warp
 from draftlib.verification.verify import (
+    RULES,
     Verdict,
+    VerifyInputs,
     choose,
     ratio,
     residual,
@@ -25,16 +27,16 @@ from draftlib.verification.verify import (
     verify_ratio,
     verify_rejection,
 )
-from draftlib.vocabulary.dictionary import Snapshot
+from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError
 
 
-def law(size: int, seed: int) -> Tensor:
+def distribution(size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).double().softmax(-1)
 
 
 def rows(*seeds: int, size: int = 4) -> Tensor:
-    return torch.stack([law(size, seed) for seed in seeds]).log()
+    return torch.stack([distribution(size, seed) for seed in seeds]).log()
 
 
 # --- choices
@@ -52,8 +54,8 @@ def test_greedy(proposed: list[int], expected: tuple[int, int]) -> None:
 def test_nothing_proposed_still_gives_a_token() -> None:
     assert verify_greedy([], torch.tensor([[0.0, 1.0]])) == Verdict(0, 1)
     assert verify_exact([], torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]])) == Verdict(0, 0)
-    assert verify_point_mass([], torch.tensor([[-torch.inf, 0.0]]), Dice(0)) == Verdict(0, 1)
-    assert verify_rejection([], torch.tensor([[-torch.inf, 0.0]]), Dice(0)) == Verdict(0, 1)
+    assert verify_point_mass([], torch.tensor([[-torch.inf, 0.0]]), RandomDraws(0)) == Verdict(0, 1)
+    assert verify_rejection([], torch.tensor([[-torch.inf, 0.0]]), RandomDraws(0)) == Verdict(0, 1)
 
 
 def test_exact_emits_the_targets_own_draws_whatever_is_proposed() -> None:
@@ -72,22 +74,22 @@ def test_exact_at_temperature_zero_is_greedy() -> None:
     assert verify_exact(proposed, warp(logits, 0), noise) == verify_greedy(proposed, logits)
 
 
-def outcome(law_of: dict[Verdict, float], accepted: int, size: int) -> list[float]:
-    return [law_of.get(Verdict(accepted, token), 0.0) for token in range(size)]
+def outcome(probability_of: dict[Verdict, float], accepted: int, size: int) -> list[float]:
+    return [probability_of.get(Verdict(accepted, token), 0.0) for token in range(size)]
 
 
-def law_of(run: object) -> dict[Verdict, float]:
+def outcomes(run: object) -> dict[Verdict, float]:
     result: dict[Verdict, float] = {}
     for probability, verdict in every_way(run):  # type: ignore[arg-type]
         result[verdict] = result.get(verdict, 0.0) + probability
     return result
 
 
-def test_point_mass_is_rejection_with_the_law_on_one_token() -> None:
+def test_point_mass_is_rejection_with_the_probability_on_one_token() -> None:
     logprobs, proposed = rows(4, 5, 6), [2, 0]
     points = [Proposed(token, torch.eye(4).double()[token]) for token in proposed]
-    one = law_of(lambda chance: verify_point_mass(proposed, logprobs, chance))
-    other = law_of(lambda chance: verify_rejection(points, logprobs, chance))
+    one = outcomes(lambda draws: verify_point_mass(proposed, logprobs, draws))
+    other = outcomes(lambda draws: verify_rejection(points, logprobs, draws))
     assert one == pytest.approx(other)
 
 
@@ -96,9 +98,9 @@ def test_point_mass_is_rejection_with_the_law_on_one_token() -> None:
 
 @pytest.mark.parametrize("token", range(4))
 def test_rejection_follows_the_formula(token: int) -> None:
-    p, q, free = law(4, 7), law(4, 8), law(4, 9)
-    verdicts = law_of(
-        lambda chance: verify_rejection([Proposed(token, q)], torch.stack([p, free]).log(), chance)
+    p, q, free = distribution(4, 7), distribution(4, 8), distribution(4, 9)
+    verdicts = outcomes(
+        lambda draws: verify_rejection([Proposed(token, q)], torch.stack([p, free]).log(), draws)
     )
     accepted = min(1.0, float(p[token] / q[token]))
     left = (p - q).clamp(min=0)
@@ -107,30 +109,30 @@ def test_rejection_follows_the_formula(token: int) -> None:
 
 
 def test_rejection_averaged_over_the_proposal_is_the_target() -> None:
-    p, q = law(5, 10), law(5, 11)
+    p, q = distribution(5, 10), distribution(5, 11)
     logprobs = torch.stack([p, p]).log()
     emitted = torch.zeros(5).double()
     for token in range(5):
-        for verdict, probability in law_of(
-            lambda chance, token=token: verify_rejection([Proposed(token, q)], logprobs, chance)  # type: ignore[misc]
+        for verdict, probability in outcomes(
+            lambda draws, token=token: verify_rejection([Proposed(token, q)], logprobs, draws)  # type: ignore[misc]
         ).items():
             emitted[token if verdict.accepted else verdict.token] += q[token] * probability
     assert emitted.tolist() == pytest.approx(p.tolist(), abs=1e-15)
 
 
 def test_residual_without_mass_is_the_target() -> None:
-    p = law(4, 12)
+    p = distribution(4, 12)
     assert torch.equal(residual(p, p), p)
     assert torch.equal(residual(p, p + 1e-9), p)
 
 
-def test_a_law_of_another_precision_is_taken() -> None:
+def test_a_distribution_of_another_precision_is_taken() -> None:
     half = Proposed(0, torch.tensor([1.0, 0.0], dtype=torch.float32))
     logprobs = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().log()
-    assert verify_rejection([half], logprobs, Dice(0)) == Verdict(0, 1)
+    assert verify_rejection([half], logprobs, RandomDraws(0)) == Verdict(0, 1)
 
 
-# --- laws of merged tokens
+# --- distributions of merged tokens
 
 a, b, c = range(3)
 A, B, C, AB, ABC = range(5)
@@ -143,8 +145,8 @@ def draft(*tokens: int, horizon: int | None = None) -> Draft:
     return Draft(tokens, Q[:n].log(), (0.5,) * n, horizon or n)
 
 
-def laws(drafted: Draft, keys: dict[tuple[int, ...], int] = KEYS) -> list[tuple[int, list[float]]]:
-    return plain(path_revealed(drafted, Snapshot(keys, 3), 5))
+def distributions(drafted: Draft, keys: dict[tuple[int, ...], int] = KEYS) -> list[tuple[int, list[float]]]:
+    return plain(path_revealed(drafted, NGramTable.of(keys, 3), 5))
 
 
 def plain(proposals: Sequence[Proposed]) -> list[tuple[int, list[float]]]:
@@ -156,119 +158,141 @@ def near(*values: float) -> object:
 
 
 def test_a_token_that_starts_no_key_stays_hidden() -> None:
-    """b was not a: its law is q without a."""
-    assert laws(draft(b, horizon=3))[0] == (B, near(0, 0.6, 0.4, 0, 0))
+    """b was not a: its distribution is q without a."""
+    assert distributions(draft(b, horizon=3))[0] == (B, near(0, 0.6, 0.4, 0, 0))
 
 
-def test_at_the_last_place_nothing_merges_and_the_law_is_q() -> None:
-    assert laws(draft(a)) == [(A, near(0.5, 0.3, 0.2, 0, 0))]
+def test_at_the_last_place_nothing_merges_and_q_it_is() -> None:
+    assert distributions(draft(a)) == [(A, near(0.5, 0.3, 0.2, 0, 0))]
 
 
 def test_a_start_is_revealed_and_what_follows_decides() -> None:
     """Two places: ab or a. With a alone, the next token is one of a and c, and merges with nothing."""
-    assert laws(draft(a, c)) == [(A, near(0.3, 0, 0, 0.7, 0)), (C, near(2 / 3, 0, 1 / 3, 0, 0))]
-    assert laws(draft(a, b)) == [(AB, near(0.3, 0, 0, 0.7, 0))]
+    assert distributions(draft(a, c)) == [(A, near(0.3, 0, 0, 0.7, 0)), (C, near(2 / 3, 0, 1 / 3, 0, 0))]
+    assert distributions(draft(a, b)) == [(AB, near(0.3, 0, 0, 0.7, 0))]
 
 
 def test_an_inner_token_is_revealed_too() -> None:
     """Three places: after a, b could become abc, so that it is revealed; then c or not c decides."""
-    assert laws(draft(a, b, c)) == [(ABC, near(0, 0, 0, 0.4, 0.6))]
-    assert laws(draft(a, b, b)) == [(AB, near(0, 0, 0, 0.4, 0.6)), (B, near(0.25, 0.75, 0, 0, 0))]
+    assert distributions(draft(a, b, c)) == [(ABC, near(0, 0, 0, 0.4, 0.6))]
+    assert distributions(draft(a, b, b)) == [(AB, near(0, 0, 0, 0.4, 0.6)), (B, near(0.25, 0.75, 0, 0, 0))]
 
 
 def test_a_known_token_is_a_point() -> None:
     """abc without ab: a falls out, and the b behind it is known."""
     keys = {key: target for key, target in KEYS.items() if key != (a, b)}
     expected = [(A, near(0.4, 0, 0, 0, 0.6)), (B, near(0, 1, 0, 0, 0)), (B, near(0.25, 0.75, 0, 0, 0))]
-    assert laws(draft(a, b, b), keys) == expected
+    assert distributions(draft(a, b, b), keys) == expected
 
 
 def test_what_two_merges_missed_is_ruled_out_together() -> None:
     """After ab not c, after b not a: only b is left."""
     keys = {(a,): A, (b,): B, (c,): C, (a, b, c): ABC, (b, a): AB}
     expected = [(A, near(0.4, 0, 0, 0, 0.6)), (B, near(0, 0.75, 0, 0.25, 0)), (B, near(0, 1, 0, 0, 0))]
-    assert laws(draft(a, b, b), keys) == expected
+    assert distributions(draft(a, b, b), keys) == expected
 
 
 def test_an_early_end_is_a_point_where_more_was_possible() -> None:
-    assert laws(draft(a, horizon=3)) == [(A, near(1, 0, 0, 0, 0))]
+    assert distributions(draft(a, horizon=3)) == [(A, near(1, 0, 0, 0, 0))]
 
 
 def test_unmappable_tokens_have_no_part_and_end_the_proposal() -> None:
     keys = {(a,): A, (c,): C}
-    assert laws(draft(a, b, c), keys) == [(A, near(5 / 7, 0, 2 / 7, 0, 0))]
-    assert laws(draft(b), keys) == []
+    assert distributions(draft(a, b, c), keys) == [(A, near(5 / 7, 0, 2 / 7, 0, 0))]
+    assert distributions(draft(b), keys) == []
     keys[(b, a)] = AB  # b only begins a merge: given that there is a proposal, it is that merge
-    assert laws(draft(b, a), keys) == [(AB, near(0, 0, 0, 1, 0))]
-    assert laws(draft(b, c), keys) == []
+    assert distributions(draft(b, a), keys) == [(AB, near(0, 0, 0, 1, 0))]
+    assert distributions(draft(b, c), keys) == []
 
 
 def test_keys_with_the_same_value_add_up() -> None:
     keys = KEYS | {(a, c): AB}
-    assert laws(draft(a, c), keys)[0] == (AB, near(0.2, 0, 0, 0.8, 0))
+    assert distributions(draft(a, c), keys)[0] == (AB, near(0.2, 0, 0, 0.8, 0))
 
 
-def test_branches_count_only_keys_that_fit() -> None:
-    keys = Snapshot(KEYS, 3)
-    assert branches(keys, (), 3) == ({a}, set())
-    assert branches(keys, (), 1) == (set(), set())
-    assert branches(keys, (a,), 2) == ({b}, set())
-    assert branches(keys, (a,), 1) == (set(), {b})
+def test_only_n_grams_that_fit_count() -> None:
+    table = NGramTable.of(KEYS, 3)
+    assert next_tokens(table, (), 3) == ({a}, set())
+    assert next_tokens(table, (), 1) == (set(), set())
+    assert next_tokens(table, (a,), 2) == ({b}, set())
+    assert next_tokens(table, (a,), 1) == (set(), {b})
 
 
-def test_the_papers_law() -> None:
+def test_the_papers_distribution() -> None:
     """Equation 1 for the merged token, Equation 2 for its first one, q for the rest."""
-    keys = Snapshot(KEYS, 3)
+    keys = NGramTable.of(KEYS, 3)
     merged, single = plain(ratio(draft(a, b, c), keys, [(0, 2), (2, 3)], 5))
     assert merged == (AB, near(0.5 - 0.35, 0.3, 0.2, 0.35, 0))
     assert single == (C, near(0.1, 0.3, 0.6, 0, 0))
-    no_first = Snapshot({(b,): B, (a, b): AB}, 3)
+    no_first = NGramTable.of({(b,): B, (a, b): AB}, 3)
     assert plain(ratio(draft(a, b), no_first, [(0, 2)], 5)) == [(AB, near(0, 0.3, 0, 0.35, 0))]
 
 
-class NearlyAlways:
+class NearlyAlways(RandomDraws):
     """Accepts what is at least as likely as this."""
 
     def __init__(self, least: float) -> None:
         self.least = least
 
-    def happens(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         return probability >= self.least
 
-    def draw(self, weights: Tensor) -> int:
+    def categorical(self, weights: Tensor) -> int:
         return int(weights.argmax())
 
 
-def test_the_whole_rules_put_laws_and_rejection_together() -> None:
-    drafted, keys = draft(a, b, b), Snapshot(KEYS, 3)
+def test_the_whole_rules_put_distributions_and_rejection_together() -> None:
+    drafted, keys = draft(a, b, b), NGramTable.of(KEYS, 3)
     logprobs = torch.tensor([[0.2, 0.2, 0.2, 0.3, 0.1]] * 3).double().log()
-    chance: Chance = NearlyAlways(0.8)
-    assert verify_path_revealed(drafted, keys, logprobs, chance) == Verdict(0, A)  # .3 / .4
-    assert verify_ratio(drafted, keys, [(0, 2), (2, 3)], logprobs, chance) == Verdict(
+    draws = NearlyAlways(0.8)
+    assert verify_path_revealed(drafted, keys, logprobs, draws) == Verdict(0, A)  # .3 / .4
+    assert verify_ratio(drafted, keys, [(0, 2), (2, 3)], logprobs, draws) == Verdict(
         1, AB
     )  # .3 / .35, .2 / .3
 
 
 def test_path_revealed_looks_at_as_many_tokens_as_there_are_rows() -> None:
-    drafted, keys, chance = draft(a, b, b), Snapshot(KEYS, 3), NearlyAlways(0)
+    drafted, keys, draws = draft(a, b, b), NGramTable.of(KEYS, 3), NearlyAlways(0)
     logprobs = torch.full((3, 5), 0.2).double().log()
-    found = [verify_path_revealed(drafted, keys, logprobs[: m + 1], chance) for m in (0, 1, 2)]
+    found = [verify_path_revealed(drafted, keys, logprobs[: m + 1], draws) for m in (0, 1, 2)]
     assert [verdict.accepted for verdict in found] == [0, 1, 2]
     with pytest.raises(DraftError, match="2 proposed tokens"):
-        verify_path_revealed(drafted, keys, torch.full((4, 5), 0.2), chance)
+        verify_path_revealed(drafted, keys, torch.full((4, 5), 0.2), draws)
+
+
+# --- by name
+
+
+def test_the_rules_by_name_are_the_functions() -> None:
+    """Each gets the same round; the draws start anew, so that they give the same verdicts."""
+    drafted, table, spans = draft(a, b, b), NGramTable.of(KEYS, 3), ((0, 2), (2, 3))
+    noise, proposed = GumbelNoise(3, 5), (AB, B)
+    for seed in range(20):
+        logprobs = rows(seed, seed + 100, seed + 200, size=5)
+        expected = {
+            "greedy": verify_greedy(proposed, logprobs),
+            "exact": verify_exact(proposed, logprobs, noise.rows(7, 3)),
+            "point_mass": verify_point_mass(proposed, logprobs, RandomDraws(seed)),
+            "path_revealed": verify_path_revealed(drafted, table, logprobs, RandomDraws(seed)),
+            "ratio": verify_ratio(drafted, table, spans, logprobs, RandomDraws(seed)),
+        }
+        assert expected.keys() == RULES.keys()
+        for name, verdict in expected.items():
+            inputs = VerifyInputs(proposed, spans, drafted, table, logprobs, 7, noise, RandomDraws(seed))
+            assert RULES[name](inputs) == verdict, name
 
 
 # --- refusals
 
 
 def test_the_number_of_rows_is_checked_by_every_rule() -> None:
-    logprobs, chance = rows(0, 1), Dice(0)
-    proposals = [Proposed(token, law(4, 0)) for token in (1, 2)]
+    logprobs, draws = rows(0, 1), RandomDraws(0)
+    proposals = [Proposed(token, distribution(4, 0)) for token in (1, 2)]
     for rule in (
         lambda: verify_greedy([1, 2], logprobs),
         lambda: verify_exact([1, 2], logprobs, torch.zeros(2, 4)),
-        lambda: verify_point_mass([1, 2], logprobs, chance),
-        lambda: verify_rejection(proposals, logprobs, chance),
+        lambda: verify_point_mass([1, 2], logprobs, draws),
+        lambda: verify_rejection(proposals, logprobs, draws),
     ):
         with pytest.raises(DraftError, match=r"2 proposed tokens.*\[2, 4\].*3 rows"):
             rule()
@@ -287,4 +311,4 @@ def test_noise_of_another_shape_is_refused() -> None:
 
 def test_spans_of_another_translation_are_refused() -> None:
     with pytest.raises(DraftError, match=r"draft tokens \(1, 1\) at 0..2"):
-        ratio(draft(b, b), Snapshot(KEYS, 3), [(0, 2)], 5)
+        ratio(draft(b, b), NGramTable.of(KEYS, 3), [(0, 2)], 5)

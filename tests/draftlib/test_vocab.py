@@ -14,21 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from draftlib.vocabulary.mapping import Speller, VocabularyMap, token_bytes
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.spelling import Speller
+from draftlib.vocabulary.token_bytes import token_bytes
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
 from qlib.models.tiny import CHAT_SPECIALS, tiny_byte_tokenizer, tiny_tokenizer
 
 LEVEL, PIECES = tiny_tokenizer(CHAT_SPECIALS), tiny_byte_tokenizer()
 BOTH = pytest.mark.parametrize("tokenizer", [LEVEL, PIECES], ids=["byte-level", "sentencepiece"])
-TABLES = {id(tokenizer): token_bytes(tokenizer) for tokenizer in (LEVEL, PIECES)}
+
+
+def bytes_of(tokenizer: Tokenizer) -> list[bytes | None]:
+    return token_bytes(json.loads(tokenizer.to_json()))
+
+
+TABLES = {id(tokenizer): bytes_of(tokenizer) for tokenizer in (LEVEL, PIECES)}
 SPELLERS = {id(tokenizer): Speller(TABLES[id(tokenizer)], tokenizer) for tokenizer in (LEVEL, PIECES)}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 REAL = ["drafter-7m", "smollm2-135m-instruct", "whisper-base", "moonshine-tiny"]
 
 
 def spelled(tokenizer: Tokenizer, ids: list[int]) -> bytes:
-    table = TABLES.get(id(tokenizer)) or token_bytes(tokenizer)
+    table = TABLES.get(id(tokenizer)) or bytes_of(tokenizer)
     return b"".join(table[number] or b"?" for number in ids)
 
 
@@ -49,13 +57,13 @@ def test_bytes_of_an_encoded_text_are_the_text(tokenizer: Tokenizer, text: str) 
 
 @BOTH
 def test_special_tokens_have_no_bytes(tokenizer: Tokenizer) -> None:
-    table = token_bytes(tokenizer)
+    table = bytes_of(tokenizer)
     assert len(table) == tokenizer.vocab_size
     assert {number for number, piece in enumerate(table) if piece is None} == tokenizer.special_ids
 
 
 def test_pieces_of_both_kinds() -> None:
-    byte_level, pieces = token_bytes(LEVEL), token_bytes(PIECES)
+    byte_level, pieces = bytes_of(LEVEL), bytes_of(PIECES)
     assert byte_level[LEVEL.token_id("\u0120t")] == b" t"
     assert byte_level[LEVEL.token_id("\u010a")] == b"\n"
     assert byte_level[LEVEL.token_id("\u00c3")] == b"\xc3"  # the byte, not the letter
@@ -69,20 +77,20 @@ def test_without_byte_fallback_a_byte_piece_is_text() -> None:
         models.Unigram([("<unk>", 0.0), ("<0x41>", -1.0), ("\u2581a", -2.0)], unk_id=0)
     )
     raw.decoder = decoders.Metaspace()
-    assert token_bytes(Tokenizer(raw)) == [None, b"<0x41>", b" a"]
+    assert bytes_of(Tokenizer(raw)) == [None, b"<0x41>", b" a"]
 
 
 def test_gaps_and_unknown_tokens_have_no_bytes() -> None:
     raw = tokenizers.Tokenizer(models.BPE({"a": 0, "[unk]": 3, "": 4}, [], unk_token="[unk]"))
     raw.decoder = decoders.ByteLevel()
-    assert token_bytes(Tokenizer(raw)) == [b"a", None, None, None, None]
+    assert bytes_of(Tokenizer(raw)) == [b"a", None, None, None, None]
 
 
 def test_added_words_are_text() -> None:
     raw = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     raw.decoder = decoders.ByteLevel()
     raw.add_tokens(["\u00e9 b\u0100", "ab"])
-    table = token_bytes(Tokenizer(raw))
+    table = bytes_of(Tokenizer(raw))
     assert table == [b"a", *(raw.decode([number]).encode() for number in (1, 2))]
     assert table[1:] == ["\u00e9 b\u0100".encode(), b"ab"]
 
@@ -100,14 +108,14 @@ def test_unreadable_tokenizers_are_refused(parts: dict[str, Any], named: str) ->
     with pytest.raises(
         DraftError, match=f"bytes of this tokenizer's tokens are unknown.*BPE.*{named}.*choose"
     ):
-        token_bytes(changed(LEVEL, **parts))
+        bytes_of(changed(LEVEL, **parts))
 
 
 def test_word_ends_are_refused() -> None:
     raw = tokenizers.Tokenizer(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"))
     raw.decoder = decoders.ByteLevel()
     with pytest.raises(DraftError, match="unknown"):
-        token_bytes(Tokenizer(raw))
+        bytes_of(Tokenizer(raw))
 
 
 # --- spelling
@@ -136,7 +144,7 @@ def test_longest_tokens_without_a_tokenizer(data: bytes, cut: int) -> None:
 
 
 def test_a_word_is_spelled_by_the_tokenizers_merges_and_gets_no_space() -> None:
-    assert Speller(token_bytes(PIECES), PIECES).spell(b"the the")[0] == [
+    assert Speller(bytes_of(PIECES), PIECES).spell(b"the the")[0] == [
         PIECES.token_id(piece) for piece in ("t", "he", "\u2581the")
     ]
     with_space = changed(
@@ -148,7 +156,7 @@ def test_a_word_is_spelled_by_the_tokenizers_merges_and_gets_no_space() -> None:
             "use_regex": True,
         },
     )
-    assert Speller(token_bytes(LEVEL), with_space).spell(b"t t")[0] == LEVEL.encode("t t")
+    assert Speller(bytes_of(LEVEL), with_space).spell(b"t t")[0] == LEVEL.encode("t t")
 
 
 def test_nothing_is_put_in_front_by_nested_parts() -> None:
@@ -158,18 +166,18 @@ def test_nothing_is_put_in_front_by_nested_parts() -> None:
     raw.decoder = decoders.Metaspace()
     tokenizer = Tokenizer(raw)
     assert tokenizer.encode("a") == [1, 2, 2]
-    assert Speller(token_bytes(tokenizer), tokenizer).spell(b"a a")[0] == [2, 1, 2]
+    assert Speller(bytes_of(tokenizer), tokenizer).spell(b"a a")[0] == [2, 1, 2]
 
 
 def test_text_that_looks_like_a_special_token_stays_text() -> None:
-    tokens, _ = Speller(token_bytes(LEVEL), LEVEL).spell(b"a<|im_end|>b")
+    tokens, _ = Speller(bytes_of(LEVEL), LEVEL).spell(b"a<|im_end|>b")
     assert not LEVEL.special_ids & set(tokens)
     assert spelled(LEVEL, tokens) == b"a<|im_end|>b"
 
 
 def test_a_normalising_tokenizer_does_not_normalise() -> None:
     lower = changed(LEVEL, normalizer={"type": "Lowercase"})
-    tokens, _ = Speller(token_bytes(lower), lower).spell(b"The t")
+    tokens, _ = Speller(bytes_of(lower), lower).spell(b"The t")
     assert spelled(lower, tokens) == b"The t"
 
 
@@ -282,7 +290,7 @@ def test_a_drafter_that_cannot_spell_plain_text_is_refused() -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_real_tokens_decode_to_their_bytes(name: str, checkpoint: Callable[[str], Path]) -> None:
     tokenizer = Tokenizer.from_folder(checkpoint(name))
-    table = token_bytes(tokenizer)
+    table = bytes_of(tokenizer)
     before = tokenizer.encode("a")[-1:]  # a decoder may strip a space at the beginning of a text
     texts = tokenizer._backend.decode_batch(
         [[*before, number] for number, piece in enumerate(table) if piece], skip_special_tokens=False

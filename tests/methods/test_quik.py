@@ -19,7 +19,7 @@ from qlib.methods.gptq import gptq
 from qlib.methods.quik import QUIK, quik
 from qlib.methods.second_order import hessian
 from qlib.quantized_weight import QuantizedWeight
-from qlib.stored_layer import restored, stored_tensors
+from qlib.stored_layer import pack_weight, unpack_weight
 
 COLUMNS = 40
 LARGE = [5, 17, 30]
@@ -262,7 +262,10 @@ class TestStorage:
         result = run(weights(dtype=dtype), data(), grid, columns=3)
         layer = FakeQuantLinear(result, grid)
         about = {"grid": asdict(grid), "shape": list(result.codes.shape), "notes": list(result.notes)}
-        for again in (QuantizedWeight.from_tensors(result.tensors()), restored(stored_tensors(layer), about)):
+        for again in (
+            QuantizedWeight.from_tensors(result.tensors()),
+            unpack_weight(pack_weight(layer), about),
+        ):
             assert again.tensors().keys() == result.tensors().keys()
             for name, tensor in result.tensors().items():
                 assert torch.equal(again.tensors()[name], tensor), name

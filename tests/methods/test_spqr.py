@@ -18,7 +18,7 @@ from qlib.methods.gptq import gptq
 from qlib.methods.second_order import hessian
 from qlib.methods.spqr import SpQR, leave_one_out, spqr
 from qlib.quantized_weight import QuantizedWeight
-from qlib.stored_layer import restored, stored_tensors
+from qlib.stored_layer import pack_weight, unpack_weight
 
 Array = NDArray[np.float64]
 
@@ -385,7 +385,7 @@ class TestStorage:
         }  # fmt: skip
         for again in (
             QuantizedWeight.from_tensors(result.tensors(), result.second.grid),
-            restored(stored_tensors(layer), about),
+            unpack_weight(pack_weight(layer), about),
         ):
             assert again.tensors().keys() == result.tensors().keys()
             for name, tensor in result.tensors().items():
@@ -396,7 +396,7 @@ class TestStorage:
     def test_bits_are_those_of_the_formula(self) -> None:
         """b + (b_s + b_z)/g + 128/(g * rows of a second group) + 32 for each outlier, and the order."""
         result = spqr(weights(64, 256, torch.float32), hessian(data(900, 256)), Grid(4, 16))
-        stored = stored_tensors(FakeQuantLinear(result, Grid(4, 16)))
+        stored = pack_weight(FakeQuantLinear(result, Grid(4, 16)))
         bits = 8 * sum(tensor.nbytes for tensor in stored.values())
         size = 64 * 256
         expected = size * (4 + 6 / 16 + 128 / 256) + 32 * count(result) + 8 * 256

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.cache import LONG_BLOCK, KVCache
+from qlib.models.cache import KEY_SPLIT, KVCache
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
@@ -64,7 +64,7 @@ def test_positions_that_are_asked_for_and_those_not_yet_written() -> None:
 
 def test_more_than_it_holds() -> None:
     cache = empty(capacity=4)
-    assert cache.both.shape[3] == LONG_BLOCK
+    assert cache.keys_values.shape[3] == KEY_SPLIT
     with pytest.raises(ModelError, match="holds 4 positions and 5 are needed"):
         cache.append(0, new(2, 5, 1))
     with pytest.raises(ModelError, match="Cannot truncate a cache of 0 positions to 1"):

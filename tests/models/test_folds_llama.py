@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.llama import Llama
-from qlib.models.structure import LayerGroup, QueryKey, apply_fold, fold, fold_query_key
+from qlib.models.structure import LayerGroup, apply_fold, fold
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_gemma3, tiny_llama
 
@@ -106,21 +105,10 @@ def test_all_folds_together_leave_the_logits_alone(
     for group in legal(model):
         scale = group.tie(random_scale(inputs(model, group), generator))
         apply_fold(other, fold(parameters(other), group, scale))
-    for pair in model.query_keys():
-        apply_fold(other, fold_query_key(parameters(other), pair, random_scale(pair.scales, generator)))
     moved = [
         name for name, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[name])
     ]
     assert len(moved) > 4 and difference(model, other, tokens) < EXACT
-
-
-@pytest.mark.parametrize("variant", ["plain", "grouped", "one key head, biases", "qwen2"])
-def test_scales_move_from_queries_to_keys(variant: str, tokens: Tensor, generator: torch.Generator) -> None:
-    model = VARIANTS[variant]().double()
-    assert isinstance(model, TextModel)
-    for pair in model.query_keys():
-        changed = fold_query_key(parameters(model), pair, random_scale(pair.scales, generator))
-        assert difference(model, folded(model, changed), tokens) < EXACT
 
 
 @pytest.mark.parametrize(
@@ -174,39 +162,6 @@ def test_scales_of_single_heads_are_tied_or_refused(model: TextModel, generator:
     tied = group.tie(free)
     torch.testing.assert_close(tied[0], (free[0] * free[4] * free[8]).pow(1 / 3))
     fold(parameters(model), group, tied)
-
-
-def test_rotated_pairs_with_different_scales(
-    model: TextModel, tokens: Tensor, generator: torch.Generator
-) -> None:
-    pair = model.query_keys()[0]
-    neighbours = tuple(row // 4 * 2 + row % 4 // 2 for row in range(8))  # (2i, 2i + 1) instead of (i, i + 2)
-    free = tuple(range(8))
-    for key_rows in (neighbours, free):
-        query_rows = tuple(key_rows[head // 3 * 4 + c] for head in range(6) for c in range(4))
-        wrong = QueryKey(pair.query, pair.key, query_rows, key_rows)
-        changed = fold_query_key(parameters(model), wrong, random_scale(wrong.scales, generator))
-        assert difference(model, folded(model, changed), tokens) > BROKEN
-
-
-def test_query_heads_with_scales_of_another_key_head(
-    model: TextModel, tokens: Tensor, generator: torch.Generator
-) -> None:
-    pair = model.query_keys()[0]
-    in_turn = tuple(pair.key_rows[head % 2 * 4 + c] for head in range(6) for c in range(4))
-    changed = fold_query_key(
-        parameters(model), replace(pair, query_rows=in_turn), random_scale(pair.scales, generator)
-    )
-    assert difference(model, folded(model, changed), tokens) > BROKEN
-
-
-def test_normed_queries_and_keys_notice_a_scale(tokens: Tensor, generator: torch.Generator) -> None:
-    qwen3, plain = tiny_llama(4, model_type="qwen3").double(), tiny_llama(4).double()
-    assert isinstance(qwen3, TextModel) and isinstance(plain, Llama)
-    pair = plain.query_keys()[0]
-    changed = fold_query_key(parameters(qwen3), pair, random_scale(pair.scales, generator))
-    assert difference(qwen3, folded(qwen3, changed), tokens) > BROKEN
-    assert not qwen3.query_keys()
 
 
 def test_gate_instead_of_up(model: TextModel, tokens: Tensor, generator: torch.Generator) -> None:

@@ -14,20 +14,14 @@ from torch.nn.functional import linear
 
 import qlib
 from qlib.errors import ModelError
-from qlib.models import layers
-from qlib.models.fast import packed
-from qlib.models.fast.packed import (
-    STABLE_ROWS,
-    Beside,
-    PackedLinear,
-    half_product,
-    pack_linears,
-    plain_product,
-    reordered_product,
-    safe_rows,
-)
-from qlib.models.layers import AttentionShape, stable_attention
+from qlib.models.fast import packed, products, row_stability, row_stable_attention
+from qlib.models.fast.packed import PackedLinear, SideBySide, pack_linears
+from qlib.models.fast.products import half_product, plain_product, reordered_product
+from qlib.models.fast.row_stability import STABLE_ROWS, measure_row_stable_counts
+from qlib.models.fast.row_stable_attention import measure_stable_attention
+from qlib.models.layers import AttentionShape
 from qlib.models.moonshine import Moonshine
+from qlib.models.quantized_linear import QuantizedLinear
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
@@ -36,10 +30,16 @@ EXACT = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def forget_probes() -> Iterator[None]:
     """What a test makes the probes find must not outlive it."""
     yield
-    for probe in (packed._half_operators, packed._can_reorder, packed.safe_rows):
+    probes = products._half_operators, products._can_reorder, row_stability.measure_row_stable_counts
+    for probe in probes:
         probe.cache_clear()
 
 
@@ -47,6 +47,11 @@ def short(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor
     """Weights that float16 and bfloat16 both hold."""
     random = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
     return (32 * random).round().to(dtype) / 64
+
+
+def wide(rows: int, columns: int) -> Tensor:
+    """Weights that float16 does not hold."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
 
 
 class NoOperators:
@@ -57,9 +62,9 @@ class NoOperators:
 
 
 def without_operators(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(packed.torch, "ops", NoOperators())
-    patch.delattr(packed.torch, "fbgemm_pack_gemm_matrix_fp16", raising=False)
-    for probe in (packed._half_operators, packed._can_reorder):
+    patch.setattr(products.torch, "ops", NoOperators())
+    patch.delattr(products.torch, "fbgemm_pack_gemm_matrix_fp16", raising=False)
+    for probe in (products._half_operators, products._can_reorder):
         probe.cache_clear()
 
 
@@ -69,7 +74,7 @@ class TestProducts:
     @pytest.mark.parametrize("rows", [1, 2, 8, 33])
     @pytest.mark.parametrize("make", [half_product, reordered_product, plain_product])
     def test_equal_the_ordinary_product(
-        self, make: packed.Pack, rows: int, bias: bool, dtype: torch.dtype
+        self, make: products.Pack, rows: int, bias: bool, dtype: torch.dtype
     ) -> None:
         weight, x = short(100, 48, dtype), torch.randn(rows, 48).to(dtype)
         offset = torch.randn(100).to(dtype) if bias else None
@@ -84,7 +89,7 @@ class TestProducts:
 
     @pytest.mark.parametrize("dtype", EXACT)
     def test_by_the_newer_operators_too(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(packed, "_older_half", packed._newer_half)
+        monkeypatch.setattr(products, "_older_half", products._newer_half)
         product = half_product(short(100, 48, dtype), torch.ones(100, dtype=dtype))
         if product is None:
             pytest.skip("this processor or torch has no such operator")
@@ -116,9 +121,9 @@ class TestProducts:
 
     def test_operators_with_other_results_are_not_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wrong = (lambda weight, bias: weight, lambda x, weight: x @ weight.T)  # forgets the bias
-        monkeypatch.setattr(packed, "_older_half", lambda: wrong)
-        monkeypatch.setattr(packed, "_newer_half", lambda: wrong)
-        packed._half_operators.cache_clear()
+        monkeypatch.setattr(products, "_older_half", lambda: wrong)
+        monkeypatch.setattr(products, "_newer_half", lambda: wrong)
+        products._half_operators.cache_clear()
         assert half_product(short(10, 4), None) is None
 
     @pytest.mark.parametrize("stable", [False, True])
@@ -141,7 +146,7 @@ class TestPackLinears:
         torch.testing.assert_close(one(x), torch.cat([layer(x) for layer in layers], -1))
 
     def test_a_layer_that_rounds_its_input_stays(self) -> None:
-        class Rounded(nn.Linear):
+        class Rounded(nn.Linear, QuantizedLinear):  # type: ignore[misc]
             activation = torch.round
 
             def forward(self, x: Tensor) -> Tensor:
@@ -149,36 +154,36 @@ class TestPackLinears:
 
         layers, x = [nn.Linear(12, 5), Rounded(12, 7)], torch.randn(3, 12)
         both = pack_linears(layers)
-        assert isinstance(both, Beside)
+        assert isinstance(both, SideBySide)
         assert torch.equal(both(x), torch.cat([layers[0](x), layers[1](x)], -1))
         assert pack_linears(layers[1:]) is layers[1]
 
 
-class TestSafeRows:
+class TestRowStableCounts:
     def test_fills_up_to_numbers_at_which_rows_agree(self) -> None:
         """A kernel that treats odd numbers of rows in another way."""
 
-        def pack(weight: Tensor, bias: Tensor | None) -> packed.Product:
+        def pack(weight: Tensor, bias: Tensor | None) -> products.Product:
             other = weight.clone()
             other[0, 0] += 1
             return lambda x: x @ (other if len(x) % 2 else weight).T
 
-        assert safe_rows(pack, (6, 4), torch.float64, torch.device("cpu"), 1) == (
+        assert measure_row_stable_counts(pack, (6, 4), torch.float64, torch.device("cpu"), 1) == (
             0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14, 16, 16,
         )  # fmt: skip
 
     def test_a_kernel_that_sees_the_place_of_a_row_runs_all_rows(self) -> None:
-        def pack(weight: Tensor, bias: Tensor | None) -> packed.Product:
+        def pack(weight: Tensor, bias: Tensor | None) -> products.Product:
             return lambda x: x @ weight.T + 1e-3 * torch.arange(len(x))[:, None]
 
-        table = safe_rows(pack, (6, 4), torch.float32, torch.device("cpu"), 1)
+        table = measure_row_stable_counts(pack, (6, 4), torch.float32, torch.device("cpu"), 1)
         assert set(table[1:]) == {STABLE_ROWS}
 
     @pytest.mark.parametrize("dtype", EXACT)
     def test_another_order_of_the_sum_is_seen(self, dtype: torch.dtype) -> None:
         """In bfloat16 as well, where it hardly ever changes the result on ordinary numbers."""
 
-        def pack(weight: Tensor, bias: Tensor | None) -> packed.Product:
+        def pack(weight: Tensor, bias: Tensor | None) -> products.Product:
             wide = weight.float()
 
             def product(x: Tensor) -> Tensor:
@@ -189,11 +194,11 @@ class TestSafeRows:
 
             return product
 
-        table = safe_rows(pack, (64, 62), dtype, torch.device("cpu"), 1)
+        table = measure_row_stable_counts(pack, (64, 62), dtype, torch.device("cpu"), 1)
         assert table[1] > 1
 
     @pytest.mark.parametrize("dtype", EXACT)
-    @pytest.mark.parametrize("weight", [short(96, 64), torch.randn(96, 64), torch.randn(33, 160)])
+    @pytest.mark.parametrize("weight", [short(96, 64), wide(96, 64), wide(33, 160)])
     def test_rows_of_a_stable_layer_do_not_depend_on_one_another(
         self, weight: Tensor, dtype: torch.dtype
     ) -> None:
@@ -224,7 +229,9 @@ class TestStableAttention:
     SHAPE = AttentionShape(width=32, heads=2, kv_heads=1, head_dim=16, scale=0.25)
 
     def test_lengths_and_numbers_at_which_nothing_changes(self) -> None:
-        stable = stable_attention(self.SHAPE, torch.float32, torch.device("cpu"), torch.get_num_threads())
+        stable = measure_stable_attention(
+            self.SHAPE, torch.float32, torch.device("cpu"), torch.get_num_threads()
+        )
         assert all(found >= asked for asked, found in enumerate(stable.tokens))
         assert (stable.tokens[0], stable.tokens[-1]) == (0, STABLE_ROWS)
         assert (stable.blocks[0], stable.blocks[-1]) == (0, 8)
@@ -236,8 +243,8 @@ class TestStableAttention:
         def attend(queries: Tensor, keys: Tensor, *rest: Any) -> Tensor:
             return queries.flatten(2) + keys.shape[2] % 512
 
-        monkeypatch.setattr(layers, "attend", attend)
-        stable = stable_attention.__wrapped__(self.SHAPE, torch.float32, torch.device("cpu"), 1)
+        monkeypatch.setattr(row_stable_attention, "attend", attend)
+        stable = measure_stable_attention.__wrapped__(self.SHAPE, torch.float32, torch.device("cpu"), 1)
         assert stable.blocks == (0, *[8] * 8)
 
 
@@ -278,7 +285,7 @@ class TestModels:
     ) -> None:
         """Kernels that treat odd numbers of rows in another way, on two threads only."""
 
-        def pack(weight: Tensor, bias: Tensor | None) -> packed.Product:
+        def pack(weight: Tensor, bias: Tensor | None) -> products.Product:
             def product(x: Tensor) -> Tensor:
                 odd = torch.get_num_threads() == 2 and x.numel() // x.shape[-1] % 2
                 return linear(x, weight, bias) * (1.01 if odd else 1)
@@ -309,7 +316,7 @@ class TestModels:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The result is that of the same weights in float32, to its precision."""
-        monkeypatch.setattr(packed, "_can_reorder", lambda dtype: dtype == torch.float32)
+        monkeypatch.setattr(products, "_can_reorder", lambda dtype: dtype == torch.float32)
         narrow = tiny_llama(seed=3).bfloat16().eval()
         expected = copy.deepcopy(narrow).float()(tokens := torch.arange(3, 20)[None])
         for pack in (half_product, reordered_product, plain_product):

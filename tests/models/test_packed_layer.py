@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from qlib.models.fast.packed import cast
 from qlib.models.fast.packed_layer import PackedLayer, PackedNorm
+from qlib.models.fast.products import to_dtype
 from qlib.models.gemma3 import Gemma3RMSNorm
 from qlib.models.layers import RMSNorm
 from qlib.models.text import TextModel
@@ -22,6 +22,11 @@ MODELS: dict[str, Callable[[], TextModel]] = {
     "one query head for each key head": lambda: tiny_llama(num_key_value_heads=4, num_attention_heads=4),
     "gemma3": tiny_gemma3,
 }
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def with_random_norms(model: TextModel) -> TextModel:
@@ -65,9 +70,9 @@ class TestPackedLayer:
     @torch.inference_mode()
     def test_is_the_plain_layer(self, model: TextModel) -> None:
         hidden = torch.randn(2, 9, model.config.hidden_size, dtype=torch.float64)
-        reach = model.reach(0, 9, hidden)
+        inputs = model.attention_inputs(0, 9, hidden)
         for layer in model.model.layers:
-            expected, found = layer(hidden, reach), layer.pack(stable=False)(hidden, reach)  # type: ignore[operator]
+            expected, found = layer(hidden, inputs), layer.pack(stable=False)(hidden, inputs)  # type: ignore[operator]
             assert (found - expected).abs().max() < 1e-12
 
     @torch.inference_mode()
@@ -87,7 +92,7 @@ class TestPackedLayer:
         assert not any(isinstance(module, nn.Linear) for module in model.model.modules())
 
 
-def test_cast_gives_the_tensor_itself_where_nothing_is_to_do() -> None:
+def test_to_dtype_gives_the_tensor_itself_where_nothing_is_to_do() -> None:
     x = torch.ones(2)
-    assert cast(x, torch.float32) is x
-    assert cast(x, torch.float64).dtype == torch.float64
+    assert to_dtype(x, torch.float32) is x
+    assert to_dtype(x, torch.float64).dtype == torch.float64

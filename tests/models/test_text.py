@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
-from qlib.models.text import TextBatch, TextModel
+from qlib.models.text import TextModel
 from qlib.models.text_config import TextGeneration
+from qlib.models.text_structure import TextBatch
 from qlib.models.tiny import tiny_gemma3, tiny_llama, write_folder
 
 LENGTH = 17
@@ -131,7 +132,7 @@ def test_saved_folder_gives_the_same_model(model: TextModel, tokens: Tensor, tmp
 def test_half_precision_attends_in_float32_and_stays_close(model: TextModel, tokens: Tensor) -> None:
     half = copy.deepcopy(model).bfloat16()
     cache = half.start(rows=3, capacity=LENGTH)
-    assert cache.both.dtype == torch.float32
+    assert cache.keys_values.dtype == torch.float32
     found = half.logits(torch.cat([half.decode(part, cache) for part in tokens.split([9, 1, 7], 1)], 1))
     assert found.dtype == torch.bfloat16
     expected = model(tokens)
@@ -159,14 +160,10 @@ def test_positions_beyond_the_context_are_refused(model: TextModel) -> None:
         model.decode(torch.zeros(1, 5, dtype=torch.long), model.start(capacity=4))
 
 
-def test_query_keys_are_those_without_a_norm_between(model: TextModel) -> None:
-    normed = model.model.layers[0].self_attn.q_norm is not None
-    pairs = model.query_keys()
-    assert len(pairs) == (0 if normed else len(model.model.layers))
-    for pair in pairs:
-        assert len(pair.query_rows) == len(model.get_parameter(f"{pair.query}.weight"))
-        assert len(pair.key_rows) == len(model.get_parameter(f"{pair.key}.weight"))
-        assert pair.scales == len(pair.key_rows) // 2 == len(set(pair.key_rows))
+def test_scores_name_the_queries_and_keys_of_every_layer(model: TextModel) -> None:
+    found = {layer for group in model.groups() for layer in group.scores}
+    count = len(model.model.layers)
+    assert found == {f"model.layers.{i}.self_attn.{name}_proj" for i in range(count) for name in "qk"}
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Networks laid out for inference: prepacked weights, and logits whose bits do not depend on the batch."""
+"""Networks laid out for inference: packed products, few operations, results that no other row changes."""

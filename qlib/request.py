@@ -1,0 +1,124 @@
+"""What `quantize` was asked to do: all arguments checked, and written down as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qlib.activation import PerTensor, PerToken, describe
+from qlib.arguments import as_activation, as_calibration, as_folder, as_grids, as_model, as_patterns
+from qlib.asr.calibration import fingerprint, speech_batches
+from qlib.asr.datasets import Utterance
+from qlib.chain import Chain, make_chain
+from qlib.errors import QuantError, list_names, true_or_false
+from qlib.grid import Grid
+from qlib.models.structure import Model
+from qlib.models.text import TextModel
+from qlib.quantize_block import is_static
+from qlib.selection import check_layers, choose_grids, choose_layers
+from qlib.text import fingerprint_texts, text_batches
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `quantize`, checked."""
+
+    model: Model
+    chain: Chain
+    weight: Grid | dict[str, Grid]
+    activation: PerToken | PerTensor | None
+    data: Sequence[Utterance] | Sequence[str] | None
+    patterns: tuple[str, ...]  # of layers that stay in float
+    folder: Path | None
+    progress: bool
+    grids: dict[str, Grid]  # the layers to quantize, and the grid of each
+    skipped: tuple[tuple[str, str], ...]  # the others, and why
+
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether something has to be calibrated."""
+        return bool(self.chain.needs) or is_static(self.activation)
+
+    @property
+    def title(self) -> str:
+        """Methods and grids in one line."""
+        if isinstance(self.weight, Grid):
+            return f"{self.chain.name} {self.weight}"
+        parts = [f"{pattern} {grid}".removeprefix("* ") for pattern, grid in self.weight.items()]
+        return f"{self.chain.name} {list_names(parts, 3)}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the result, as plain data."""
+        if isinstance(self.weight, Grid):
+            weight: Any = asdict(self.weight)
+        else:
+            weight = [[pattern, asdict(grid)] for pattern, grid in self.weight.items()]
+        return {
+            "methods": self.chain.describe(),
+            "weight": weight,
+            "activation": describe(self.activation),
+            "skip": list(self.patterns),
+            "calibration": None if self.data is None else _describe_data(self.data),
+        }
+
+    def batches(self) -> list[Any]:
+        """Return the calibration data as the model's stages read it; none where nothing looks at inputs."""
+        if not self.looks_at_inputs:
+            return []
+        data = self.data or []
+        if isinstance(self.model, TextModel):
+            return list(text_batches(self.model, [each for each in data if isinstance(each, str)]))
+        return list(speech_batches(self.model, [each for each in data if isinstance(each, Utterance)]))
+
+
+def check_request(
+    model: object,
+    methods: Any,
+    weight: object,
+    activation: object,
+    calib: object,
+    skip: object,
+    work: object,
+    progress: object,
+) -> Request:
+    """Refuse what cannot be done as asked; the arguments are those of `quantize`.
+
+    Raises
+    ------
+    QuantError
+        See `quantize`.
+    DataError
+        A calibration entry of another kind.
+    """
+    model, chain, weight, activation = (
+        as_model(model),
+        make_chain(methods),
+        as_grids(weight),
+        as_activation(activation),
+    )
+    folder, patterns, data = as_folder(work), as_patterns(skip), as_calibration(calib, model)
+    layers, skipped = choose_layers(model, patterns)
+    grids = choose_grids(model, layers, weight)
+    check_layers(layers, grids)
+    chain.check_weights(layers, grids)
+    chain.check_mixed(model, grids)
+    show = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
+    request = Request(model, chain, weight, activation, data, patterns, folder, show, grids, skipped)
+    if request.looks_at_inputs and data is None:
+        examples = "128 texts" if isinstance(model, TextModel) else "32 utterances of qlib.read_manifest(...)"
+        raise QuantError(
+            f"{chain.name if chain.needs else activation} looks at the inputs of the layers. Pass calib=..., "
+            f"for example {examples}."
+        )
+    if folder is not None:
+        chain.check_resumable()
+    return request
+
+
+def _describe_data(data: Sequence[Utterance] | Sequence[str]) -> dict[str, Any]:
+    """Return the number of recordings or texts, and a hash of all of them."""
+    texts = [each for each in data if isinstance(each, str)]
+    digest = fingerprint_texts(texts) if texts else fingerprint([e for e in data if isinstance(e, Utterance)])
+    return {"utterances": len(data), "sha256": digest}
