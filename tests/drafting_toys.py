@@ -100,7 +100,7 @@ def translate_plainly(tokens: Tokens, keys: dict[Tokens, int]) -> tuple[list[int
     return translated, spans
 
 
-# --- every way that chance can take
+# --- all outcomes of chance
 
 
 class Script(RandomDraws):
@@ -196,7 +196,7 @@ class Round:
 
 
 Rule = Callable[[Round], Callable[[RandomDraws], Verdict] | DrawsLast]
-"""What does not depend on chance is computed once for a round, and what does once for every way."""
+"""What does not depend on chance is computed once for a round, the rest once for every outcome."""
 
 Grow = Callable[[dict[Tokens, int], Tokens], dict[Tokens, int]]
 
@@ -236,8 +236,8 @@ class Enumeration:
         table_of_keys = NGramTable.of(keys, self.toy.draft_size)
         distribution: Distribution = defaultdict(float)
 
-        def draft(chance: RandomDraws) -> Draft:
-            step, draw = self.toy.step(text), draw_independent(chance)
+        def draft(draws: RandomDraws) -> Draft:
+            step, draw = self.toy.step(text), draw_independent(draws)
             return propose(step, [0], self.length, self.toy.draft_logprobs, draw, self.ended)
 
         for probability, drafted in every_way(draft):

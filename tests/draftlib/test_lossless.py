@@ -1,4 +1,4 @@
-"""Losslessness: the law of the text by exact enumeration, and the text itself with shared noise.
+"""Losslessness: the distribution of the text by exact enumeration, and the text itself with shared noise.
 
 Enumeration runs the real drafting and verification over every outcome. It must also be able to fail: the
 paper's rule, and others that look right, are caught by the same function.
@@ -80,11 +80,11 @@ Judge = Callable[[RandomDraws], Verdict]
 
 
 def greedy(seen: Round) -> Judge:
-    return lambda chance: verify_greedy(seen.proposed, seen.rows)
+    return lambda draws: verify_greedy(seen.proposed, seen.rows)
 
 
 def point_mass(seen: Round) -> Judge:
-    return lambda chance: verify_point_mass(seen.proposed, seen.rows, chance)
+    return lambda draws: verify_point_mass(seen.proposed, seen.rows, draws)
 
 
 def revealed(seen: Round) -> DrawsLast:
@@ -92,12 +92,12 @@ def revealed(seen: Round) -> DrawsLast:
     assert [proposal.token for proposal in proposals] == seen.proposed
     for _, probabilities in proposals:
         assert float(probabilities.sum()) == pytest.approx(1, abs=1e-12)
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def paper(seen: Round) -> DrawsLast:
     proposals = ratio(seen.draft, seen.keys, seen.spans, seen.rows.shape[1])
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def paper_without_subtraction(seen: Round) -> DrawsLast:
@@ -107,7 +107,7 @@ def paper_without_subtraction(seen: Round) -> DrawsLast:
         first = int(seen.keys.direct[seen.draft.tokens[start]])
         if stop - start > 1 and first >= 0:
             proposal.probabilities[first] += proposal.probabilities[proposal.token]
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def own_length_as_horizon(seen: Round) -> DrawsLast:
@@ -120,12 +120,12 @@ EXACT = [point_mass, revealed]
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_path_revealed_leaves_the_law_of_the_target(name: str, k: int) -> None:
+def test_path_revealed_leaves_the_distribution_of_the_target(name: str, k: int) -> None:
     assert distance(Toy(seed=k), DICTIONARIES[name], revealed, k) < 1e-12
 
 
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_point_mass_leaves_the_law_of_the_target(name: str) -> None:
+def test_point_mass_leaves_the_distribution_of_the_target(name: str) -> None:
     assert distance(Toy(seed=2), DICTIONARIES[name], point_mass, k=2) < 1e-12
 
 
@@ -147,7 +147,7 @@ def test_n_grams_beyond_the_outputs_of_the_target_end_the_proposal() -> None:
         m = next((i for i, token in enumerate(seen.proposed) if token >= size), len(seen.proposed))
         proposals = path_revealed(seen.draft, seen.keys, size)
         assert [proposal.token for proposal in proposals] == seen.proposed[:m]
-        return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows[: m + 1], chance))
+        return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows[: m + 1], draws))
 
     for name in ("gap and overlap", "two tokens, one meaning", "a and b are unmappable"):
         toy = Toy(seed=16, target_size=5)
@@ -211,8 +211,8 @@ def test_greedy_gives_the_greedy_text(name: str) -> None:
     text: Tokens = ()
     for _ in range(3):
         text = (*text, int(toy.target_logits(text).argmax()))
-    law = Enumeration(toy, DICTIONARIES[name], greedy, FixedLength(2)).first_tokens(3)
-    assert set(law) == {text}
+    distribution = Enumeration(toy, DICTIONARIES[name], greedy, FixedLength(2)).first_tokens(3)
+    assert set(distribution) == {text}
 
 
 def test_the_more_is_revealed_the_less_is_accepted() -> None:
@@ -277,14 +277,14 @@ SMALLEST: Keys = {(a,): 0, (b,): 1, (a, b): 2}
 
 
 def smallest(rule: Rule) -> tuple[list[float], float]:
-    """The law of the first token over (A, B, AB), and how likely the first proposed one is accepted."""
+    """Distribution of the first token over (A, B, AB), and how likely the first proposed one is accepted."""
     toy = Uniform(seed=0, draft_size=2, target_size=3)
     enumeration = Enumeration(toy, SMALLEST, rule, FixedLength(2))
-    law = enumeration.first_tokens(1)
+    distribution = enumeration.first_tokens(1)
     kept = sum(
         share for emitted, share in enumeration.round_distribution((), SMALLEST).items() if len(emitted) > 1
     )
-    return [law.get((token,), 0.0) for token in range(3)], kept
+    return [distribution.get((token,), 0.0) for token in range(3)], kept
 
 
 def test_smallest_counter_example() -> None:
@@ -293,13 +293,13 @@ def test_smallest_counter_example() -> None:
     So A is accepted with (1/3) / (1/2) = 2/3 instead of always: 1/4 * 2/3 = 1/6 of the texts begin with A,
     and no residual makes up for it. For a rejected A (1/12) or B (1/6) AB is drawn: 1/4 + 1/12 + 1/6 = 1/2.
     """
-    law, kept = smallest(paper)
-    assert law == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-15)
+    output, kept = smallest(paper)
+    assert output == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-15)
     assert kept == pytest.approx(3 / 4)
     third = pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=1e-15)
     for rule, expected in ((revealed, 1 / 2), (point_mass, 1 / 3)):
-        law, kept = smallest(rule)
-        assert law == third
+        output, kept = smallest(rule)
+        assert output == third
         assert kept == pytest.approx(expected)
 
 
@@ -308,7 +308,7 @@ def dropping(seen: Round) -> Judge | DrawsLast:
     if seen.draft.confidences[-1] >= 0.5:
         return revealed(seen)
     assert len(seen.proposed) == 1
-    return lambda chance: verify_rejection([], seen.rows[:1], chance)
+    return lambda draws: verify_rejection([], seen.rows[:1], draws)
 
 
 class Sure(Toy):
@@ -330,7 +330,7 @@ def test_dropping_a_drawn_token_for_what_it_is() -> None:
         assert [output[A,], output[B,]] == pytest.approx(expected, abs=1e-15)
 
 
-# --- shared noise: not the same law, the same text
+# --- shared noise: not the same distribution, the same text
 
 
 def plain_text(toy: Toy, noise: GumbelNoise, count: int) -> Tokens:
@@ -377,7 +377,7 @@ def test_the_texts_of_different_seeds_differ() -> None:
 
 
 class Following(Toy):
-    """A target that writes what the drafter writes, in its own tokens: p is the law of its translation."""
+    """A target that writes what the drafter writes, in its own tokens: p is q, translated."""
 
     keys: Keys = DICTIONARIES["bigram"]
 

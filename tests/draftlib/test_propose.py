@@ -45,23 +45,23 @@ def test_feeds_the_pending_tokens_and_then_each_drafted_one_but_the_last() -> No
     assert len(draft.tokens) == draft.horizon == 4
 
 
-def test_keeps_the_laws_that_were_drawn_from_and_plain_confidences() -> None:
+def test_keeps_the_distributions_that_were_drawn_from_and_plain_confidences() -> None:
     step = Recorder()
-    law = partial(warp, temperature=0.5, top_k=2)
-    draft = propose(step, [2], FixedLength(3), law, draw_independent(RandomDraws(1)))
+    to_logprobs = partial(warp, temperature=0.5, top_k=2)
+    draft = propose(step, [2], FixedLength(3), to_logprobs, draw_independent(RandomDraws(1)))
     again = Recorder()
     for fed, token, row, confidence in zip(
         step.fed, draft.tokens, draft.logprobs, draft.confidences, strict=True
     ):
         logits, _ = again(fed)
-        assert torch.equal(row, law(logits))
+        assert torch.equal(row, to_logprobs(logits))
         assert torch.isfinite(row[token])
         assert confidence == pytest.approx(float(logits.softmax(-1)[token]), rel=1e-5)
 
 
-def test_independent_drawing_follows_the_law() -> None:
-    draw, law = draw_independent(RandomDraws(0)), torch.tensor([0.7, 0.0, 0.3]).log()
-    counts = torch.bincount(torch.tensor([draw(law, []) for _ in range(1000)]), minlength=3)
+def test_independent_drawing_follows_the_distribution() -> None:
+    draw, logprobs = draw_independent(RandomDraws(0)), torch.tensor([0.7, 0.0, 0.3]).log()
+    counts = torch.bincount(torch.tensor([draw(logprobs, []) for _ in range(1000)]), minlength=3)
     assert counts[1] == 0
     assert counts[0] / 1000 == pytest.approx(0.7, abs=0.05)
 
