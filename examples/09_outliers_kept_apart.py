@@ -20,8 +20,8 @@ from torch import Tensor
 
 from qlib import Grid, QuantizedWeight
 from qlib.activation import KeepColumns, PerToken
+from qlib.methods.hessian import hessian
 from qlib.methods.quik import quik
-from qlib.methods.second_order import hessian
 from qlib.methods.spqr import spqr
 
 ROWS, COLUMNS, TOKENS = 128, 128, 1000

@@ -21,8 +21,8 @@ from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 
 import qlib
 from qlib.asr.calibration import speech_batches
+from qlib.models.table import align
 from qlib.models.tiny import tiny_whisper
-from qlib.report import align
 
 SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 WIDTHS = (8, 4, 3)

@@ -23,8 +23,8 @@ from drawing import BLUE, GREEN, ORANGE, canvas, save
 import qlib
 from qlib.asr.calibration import speech_batches
 from qlib.models.structure import apply_fold, fold
+from qlib.models.table import align
 from qlib.models.tiny import tiny_moonshine
-from qlib.report import align
 
 SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 GROUPS = (None, 128, 96, 64, 32)

@@ -23,7 +23,7 @@ import torch
 import qlib
 from qlib.checkpoint import folder_bytes
 from qlib.models import fetch
-from qlib.report import align
+from qlib.models.table import align
 
 HERE = Path(__file__).parent
 HEAD = ("", "WER %", "95 % interval", "sub", "del", "ins", "length", "bits/weight", "MB", "of float")

@@ -109,7 +109,7 @@ class _Runner(nn.Module):
         self.block = block
 
     def forward(self, hidden: Tensor, batch: Any) -> Tensor:
-        return self.stage.counted(self.block, hidden, batch)
+        return self.stage.run(self.block, hidden, batch, self.stage.valid(batch, "hidden"))
 
 
 def _is_inside(group: LayerGroup, block: str, layers: Iterable[str]) -> bool:

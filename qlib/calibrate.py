@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.models.structure import LayerGroup, Model, Source, Stage
+from qlib.methods.hessian import gram
+from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 
 T = TypeVar("T")
 ROWS = 2048  # input vectors that are multiplied at once for a Hessian
@@ -123,14 +124,14 @@ class Visit:
         missing = set(sources)
 
         def keep(layer: str, inputs: Tensor) -> None:
-            found.append((layer, self.stage.seen(inputs, batch, sources[layer])))
+            found.append((layer, select(inputs, self.stage.valid(batch, sources[layer]))))
             missing.discard(layer)
             if not missing:
                 raise _AllInputsSeen
 
         modules = {layer: self.model.get_submodule(layer) for layer in sources}
         with suppress(_AllInputsSeen), watch_inputs(modules, keep):
-            self.stage.counted(self.block, hidden, batch)
+            self.stage.run(self.block, hidden, batch, self.stage.valid(batch, "hidden"))
         return found
 
 
@@ -182,21 +183,6 @@ class InputStatistics:
         if Needs.MAGNITUDE in needs:
             total = rows.abs().sum(0, dtype=torch.float64)
             stats.absolute = total if stats.absolute is None else stats.absolute.add_(total)
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Return rows^T rows, [inputs, inputs], at little more than half the price of the product.
-
-    Only blocks on and below the diagonal are multiplied; the others are their mirror images.
-    """
-    width = rows.shape[1]
-    step = max(128, -(-width // 16))
-    product = rows.new_empty(width, width)
-    for start in range(0, width, step):
-        stop = min(start + step, width)
-        product[start:, start:stop] = rows[:, start:].T @ rows[:, start:stop]
-        product[start:stop, stop:] = product[stop:, start:stop].T
-    return product
 
 
 def walk_blocks(model: Model, batches: Sequence[Any], original: Model | None = None) -> Iterator[Visit]:

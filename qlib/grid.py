@@ -13,8 +13,8 @@ survive exactly. Rounding is half to even. A group of zeros takes the range [-1,
 
 >>> weight = torch.tensor([[-1.0, 0.2, 0.9, 2.0]])
 >>> grid = Grid(bits=2)
->>> scale = fit_minmax(weight, grid)  # scale 1, zero 1
->>> encode(weight, scale, grid).tolist()
+>>> params = fit_minmax(weight, grid)  # scale 1, zero point 1
+>>> encode(weight, params, grid).tolist()
 [[0, 1, 2, 3]]
 
 Shapes: weight [rows, columns] = (out, in); scale and zero [rows, groups]; groups run along the columns.
@@ -35,10 +35,13 @@ from qlib.errors import QuantError, as_whole, describe, did_you_mean, settle, tr
 
 Fit = Literal["minmax", "mse"]
 
-SHRINKS = [1 - step / 100 for step in range(80)]  # fit_mse tries these shares of the full range
-NORM = 2.4  # exponent of the error in fit_mse: between least squares and "no large error at all"
+# The shares of the full range that fit_mse tries, 1 to 0.21, and its exponent of the error: those of GPTQ's
+# code (grid=100, maxshrink=0.8, norm=2.4 in quant.py). Above 2, large errors
+# count more than in a mean square.
+SHRINKS = [1 - step / 100 for step in range(80)]
+NORM = 2.4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
-CHUNK = 1 << 17  # numbers that fit_mse handles at once: its buffers then stay in the processor's cache
+CHUNK = 1 << 17  # numbers handled at once by fit_mse and HQQ: 0.5 MB of float32 stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def check_grid(grid: object) -> None:
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Step and offset of every group, and which group each column belongs to.
+    """Scale and zero point of every group, and which group each column belongs to.
 
     Parameters
     ----------
@@ -229,7 +232,19 @@ def to_values(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
 def min_max_with_zero(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and largest value over the last axis (kept, of size 1), extended to reach 0."""
     # Two passes on purpose: on a CPU, torch.aminmax along an axis takes 15 times as long as both together.
-    return values.amin(-1, keepdim=True).clamp_(max=0), values.amax(-1, keepdim=True).clamp_(min=0)
+    return values.amin(-1, keepdim=True).clamp(max=0), values.amax(-1, keepdim=True).clamp(min=0)
+
+
+def min_max_on(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the ends of the range that a grid spans over the last axis (kept, of size 1).
+
+    Smallest and largest value, extended to reach 0; on a symmetric grid, -max|w| and max|w|.
+    """
+    lo, hi = min_max_with_zero(values)
+    if not grid.symmetric:
+        return lo, hi
+    hi = torch.maximum(-lo, hi)
+    return -hi, hi
 
 
 def scale_and_zero_point(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +254,7 @@ def scale_and_zero_point(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Te
     if bool((span > numbers.max / 2).any()):  # a value of the grid, or the span itself, could be infinite
         return _scale_of_huge(lo, hi, grid)
     scale = span / grid.qmax
-    empty = scale == 0  # asked of the scale, not of the span: a span of 1e-45 divides to 0 as well
+    empty = scale == 0  # tested on the scale, not on the span: a span of 1e-45 divides to 0 as well
     # Below the smallest normal number a scale has few digits left, and some processors take it for 0.
     scale.clamp_(min=numbers.tiny).masked_fill_(empty, (1 if grid.symmetric else 2) / grid.qmax)
     return scale, None if grid.symmetric else lo.masked_fill(empty, -1).neg_().div_(scale).round_()
@@ -278,14 +293,14 @@ def fit_minmax(weight: Tensor, grid: Grid) -> QuantParams:
         The weight is not a matrix, holds NaN or infinity, or is narrower than a group.
     """
     groups = _grouped(weight, grid)  # [rows, groups, group]
-    return _as_scale(*scale_and_zero_point(*min_max_with_zero(groups), grid), weight.shape[1], grid)
+    return _as_params(*scale_and_zero_point(*min_max_with_zero(groups), grid), weight.shape[1], grid)
 
 
 def fit_mse(weight: Tensor, grid: Grid) -> QuantParams:
-    """Shrink each group's range while that lowers the sum of |error|^2.4: clip few, serve many.
+    """Shrink each group's range to the share of it that makes the sum of |error|^2.4 smallest.
 
-    Tries 100 %, 99 %, ... 21 % of the full range; the widest range wins a tie. Arguments and errors as
-    for `fit_minmax`.
+    A narrower range clips the few largest weights, and all others are rounded more finely. Tries 100 %,
+    99 %, ... 21 % of the full range; the widest range wins a tie. Arguments and errors as for `fit_minmax`.
     """
     groups = _grouped(weight, grid)
     scale, zero = scale_and_zero_point(*min_max_with_zero(groups), grid)
@@ -293,7 +308,7 @@ def fit_mse(weight: Tensor, grid: Grid) -> QuantParams:
     for row in range(0, len(groups), rows):
         part = slice(row, row + rows)
         _shrink(groups[part], scale[part], None if zero is None else zero[part], grid)
-    return _as_scale(scale, zero, weight.shape[1], grid)
+    return _as_params(scale, zero, weight.shape[1], grid)
 
 
 def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
@@ -356,21 +371,25 @@ def _shrink(groups: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> N
 
 
 def _grouped(weight: Tensor, grid: Grid) -> Tensor:
-    """Return a checked weight as [rows, groups, group].
+    """Return a checked weight as [rows, groups, group]."""
+    check_weight_on(weight, grid)
+    return in_groups(as_compute_dtype(weight.detach()), grid)
+
+
+def in_groups(values: Tensor, grid: Grid) -> Tensor:
+    """Return values [rows, columns] as [rows, groups, group]; gradients pass.
 
     A narrower last group is filled up with zeros. That is exact, not approximate: each range reaches 0
     anyway, and 0 is rounded without error.
     """
-    check_weight_on(weight, grid)
-    columns = weight.shape[1]
+    columns = values.shape[1]
     width = grid.group or columns
-    values = as_compute_dtype(weight.detach())
     if columns % width:
         values = pad(values, (0, -columns % width))
-    return values.reshape(len(weight), -1, width)
+    return values.reshape(len(values), -1, width)
 
 
-def _as_scale(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> QuantParams:
+def _as_params(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> QuantParams:
     """Return a `QuantParams` from numbers [rows, groups, 1]."""
     index = None if scale.shape[1] == 1 else grid.group_index(columns).to(scale.device)
     return QuantParams(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
@@ -430,7 +449,7 @@ def check_weight_on(weight: Tensor, grid: Grid) -> None:
 # --- codes
 
 
-def encode(weight: Tensor, scale: QuantParams, grid: Grid) -> Tensor:
+def encode(weight: Tensor, params: QuantParams, grid: Grid) -> Tensor:
     """Return the codes of a weight, [rows, columns], uint8 (asymmetric) or int8 (symmetric).
 
     Raises
@@ -440,28 +459,28 @@ def encode(weight: Tensor, scale: QuantParams, grid: Grid) -> Tensor:
     """
     check_grid(grid)
     check_weight(weight)
-    values, (step, zero) = _aligned(as_compute_dtype(weight.detach()), scale, grid)
-    float_zero = scale.zero is not None and scale.zero.is_floating_point()
+    values, (scale, zero) = _aligned(as_compute_dtype(weight.detach()), params, grid)
+    float_zero = params.zero is not None and params.zero.is_floating_point()
     if zero is not None and float_zero:
-        codes = to_codes_float_zero(values, step, zero, grid)
+        codes = to_codes_float_zero(values, scale, zero, grid)
     else:
-        codes = to_codes(values, step, zero, grid)
+        codes = to_codes(values, scale, zero, grid)
     # By way of int16: from float to uint8 at once takes three times as long.
     return codes.to(torch.int16).to(grid.code_dtype).view(weight.shape)
 
 
-def _aligned(values: Tensor, scale: QuantParams, grid: Grid) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+def _aligned(values: Tensor, params: QuantParams, grid: Grid) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """Return values, and the scale and zero of each, in shapes that broadcast."""
     columns, width = values.shape[1], grid.group
-    if scale.index is None or width is None or columns % width:
-        return values, scale.per_column()
-    if not torch.equal(scale.index, grid.group_index(columns).to(scale.index.device)):
-        return values, scale.per_column()
+    if params.index is None or width is None or columns % width:
+        return values, params.per_column()
+    if not torch.equal(params.index, grid.group_index(columns).to(params.index.device)):
+        return values, params.per_column()
     # Neighbours share a group: as [rows, groups, group], no scale has to be copied for each column.
-    zero = None if scale.zero is None else scale.zero.to(scale.scale.dtype).unsqueeze(-1)
-    return values.reshape(len(values), -1, width), (scale.scale.unsqueeze(-1), zero)
+    zero = None if params.zero is None else params.zero.to(params.scale.dtype).unsqueeze(-1)
+    return values.reshape(len(values), -1, width), (params.scale.unsqueeze(-1), zero)
 
 
-def decode(codes: Tensor, scale: QuantParams) -> Tensor:
+def decode(codes: Tensor, params: QuantParams) -> Tensor:
     """Return the values of codes, [rows, columns], in the scale's dtype."""
-    return to_values(codes.to(scale.scale.dtype), *scale.per_column())
+    return to_values(codes.to(params.scale.dtype), *params.per_column())

@@ -9,7 +9,7 @@ from torch import nn
 
 from qlib.arguments import as_model, as_patterns
 from qlib.models.structure import LayerGroup, Model
-from qlib.report import align
+from qlib.models.table import align
 from qlib.selection import choose_layers
 
 
@@ -65,7 +65,7 @@ class Layers:
             f"{len(chosen)} of {len(self.layers)} linear layers can be quantized: {share:.1%} of "
             f"{self.parameters:,} parameters. Layers with the same input number share a scale."
         )
-        return "\n".join([head, *(line.rstrip() for line in align(rows).splitlines())])
+        return "\n".join([head, align(rows)])
 
 
 def layers(model: Model, skip: str | Iterable[str] = ()) -> Layers:

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from qlib.methods.output_error import squared_output_error
+from qlib.models.table import align
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -110,20 +113,6 @@ class QuantReport:
         return "\n".join(lines)
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as columns: the first left-aligned, the others right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    )
-
-
 def weight_error(weight: Tensor, values: Tensor) -> float:
     """Return |W - Q(W)| / |W| in the Frobenius norm; 0 for a zero weight that stays zero."""
     before, after = weight.detach().double(), values.detach().double()
@@ -134,8 +123,8 @@ def weight_error(weight: Tensor, values: Tensor) -> float:
 def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
     """Return |X (W - Q(W))^T| / |X W^T| in the Frobenius norm, from X^T X alone.
 
-    |X D^T|^2 = trace(D X^T X D^T), so no input has to be kept.
+    No input has to be kept: see `squared_output_error`.
     """
     before, after = weight.detach().double(), values.detach().double()
-    size, error = (((each @ hessian) * each).sum() for each in (before, before - after))
+    size, error = (squared_output_error(each, hessian) for each in (before, before - after))
     return float((error / size).clamp(min=0).sqrt()) if size > 0 else 0.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import re
 import token
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,17 +18,33 @@ PACKAGES = ("qlib", "draftlib")
 
 METHODS_IMPORT = (
     *("qlib.grid", "qlib.quantized_weight", "qlib.errors", "qlib.models.structure"),
-    *("qlib.methods.contracts", "qlib.methods.checks", "qlib.methods.second_order"),
+    *("qlib.methods.contracts", "qlib.methods.checks", "qlib.methods.hessian", "qlib.methods.compensate"),
+    *("qlib.methods.channels", "qlib.methods.output_error"),
 )
 # Who may import what of the two packages; the first line whose folder fits counts.
 ARROWS: list[tuple[str, tuple[str, ...]]] = [
     ("qlib/models/", ("qlib.errors", "qlib.models")),
     ("qlib/methods/__init__.py", ("qlib",)),  # the list of all methods
+    # OmniQuant's scales start from SmoothQuant's formula: the one method that reads another.
+    ("qlib/methods/omniquant.py", (*METHODS_IMPORT, "qlib.methods.smoothquant")),
     ("qlib/methods/", METHODS_IMPORT),
     ("qlib/errors.py", ()),
     ("qlib/", ("qlib",)),
     ("draftlib/", ("draftlib", "qlib.models", "qlib.errors")),
 ]
+# Some modules have few importers: files, or folders with a slash.
+ONLY_FROM: dict[str, tuple[str, ...]] = {
+    "qlib.stored_layer": (
+        "qlib/checkpoint.py",
+        "qlib/resume.py",
+    ),  # quantizing does not know how layers are stored
+    "qlib.benchmark": ("qlib/__main__.py", "qlib/benchmark/"),  # a command, and no part of the library
+}
+# And some files must do without some modules, though their folder may import them.
+NEVER: dict[str, tuple[str, ...]] = {
+    "draftlib/decoder.py": ("draftlib.learning",),  # learning watches the rounds; decoding works without it
+    "draftlib/answer.py": ("draftlib.learning",),
+}
 # Everything here is written from scratch; these would do the work, or belong to the tests alone.
 FORBIDDEN = {
     *("accelerate", "auto_gptq", "auto_round", "autoawq", "awq", "bitsandbytes", "compressed_tensors"),
@@ -36,6 +53,7 @@ FORBIDDEN = {
 }
 IMPORTERS = ("import_module", "__import__", "require_extra")  # functions that import by name
 METHOD_LINES = 150
+FUNCTION_LINES = 40  # of a function in a method file: its loop fits on one screen
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,11 @@ class Source:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
+
+    @property
+    def module(self) -> str:
+        """Return the name under which the file is imported."""
+        return ".".join(PurePosixPath(self.path).with_suffix("").parts).removesuffix(".__init__")
 
     @property
     def in_packages(self) -> bool:
@@ -72,8 +95,25 @@ def sources(*folders: str) -> list[Source]:
 
 def imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
     """Yield every imported module with its full name, wherever the import stands in the file."""
+    yield from _imported(source, ast.walk(source.tree))
+
+
+def imports_at_once(source: Source) -> set[str]:
+    """Return the modules that are imported when the file is: not those of functions or for type checkers."""
+    return {name for _, name in _imported(source, _run_at_import(source.tree))}
+
+
+def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not typing_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _run_at_import(child)
+
+
+def _imported(source: Source, nodes: Iterable[ast.AST]) -> Iterator[tuple[ast.AST, str]]:
     package = list(PurePosixPath(source.path).parent.parts)
-    for node in ast.walk(source.tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -94,6 +134,30 @@ def check_arrows(source: Source) -> list[str]:
         for node, name in imports(source)
         if name.split(".")[0] in PACKAGES and not any(_within(name, target) for target in allowed)
     ]
+
+
+def check_importers(source: Source) -> list[str]:
+    """Complain about imports that ONLY_FROM and NEVER rule out."""
+    if not source.in_packages:
+        return []
+    faults = []
+    for node, name in imports(source):
+        for target, importers in ONLY_FROM.items():
+            if _within(name, target) and source.module != target and not source.path.startswith(importers):
+                faults.append(source.at(node, f"imports {name}, which only {' and '.join(importers)} may"))
+        if any(_within(name, target) for target in NEVER.get(source.path, ())):
+            faults.append(source.at(node, f"imports {name}, and must work without it"))
+    return faults
+
+
+def import_cycle(files: Iterable[Source]) -> list[str]:
+    """Return modules that import one another in a circle, from one back to itself, or an empty list."""
+    graph = {source.module: imports_at_once(source) - {source.module} for source in files}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))  # the sorter walks from the imported one to its importer
+    return []
 
 
 def check_forbidden(source: Source) -> list[str]:
@@ -193,8 +257,8 @@ def _is_setter(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     )
 
 
-def code_lines(source: Source) -> int:
-    """Count the lines that hold code: no docstrings, comments or blank lines."""
+def code_lines(source: Source) -> set[int]:
+    """Return the numbers of the lines that hold code: no docstrings, comments or blank lines."""
     empty = (token.NEWLINE, token.INDENT, token.DEDENT, token.ENDMARKER)
     empty += (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
     lines: set[int] = set()
@@ -205,14 +269,28 @@ def code_lines(source: Source) -> int:
         if isinstance(node, Documented) and ast.get_docstring(node):
             text = node.body[0]
             lines.difference_update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
-    return len(lines)
+    return lines
 
 
 def check_length(source: Source) -> list[str]:
     """Complain about method files that nobody reads in one sitting."""
-    if not source.path.startswith("qlib/methods/") or (lines := code_lines(source)) <= METHOD_LINES:
+    if not source.path.startswith("qlib/methods/") or (lines := len(code_lines(source))) <= METHOD_LINES:
         return []
     return [f"{source.path}: {lines} lines of code, at most {METHOD_LINES}"]
+
+
+def check_functions(source: Source) -> list[str]:
+    """Complain about functions of method files that do not fit on one screen."""
+    if not source.path.startswith("qlib/methods/"):
+        return []
+    code = code_lines(source)
+    faults = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef):
+            lines = len(code.intersection(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
+            if lines > FUNCTION_LINES:
+                faults.append(source.at(node, f"{node.name} has {lines} lines, at most {FUNCTION_LINES}"))
+    return faults
 
 
 # --- text of any kind

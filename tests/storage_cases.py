@@ -57,7 +57,7 @@ def results(seed: int) -> dict[str, qlib.Result]:
             qlib.QUIK(columns=2), qlib.Grid(4, None, True), qlib.PerTensor(8),
         ),
         "gptq gemma3": text_result(
-            tiny_gemma3(seed, width=8, layers=1, head_dim=4), qlib.GPTQ(act_order="dynamic"), qlib.Grid(3, 4)
+            tiny_gemma3(seed, width=8, layers=1, head_dim=4), qlib.GPTQ(act_order=True), qlib.Grid(3, 4)
         ),
     }  # fmt: skip
 

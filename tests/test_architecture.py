@@ -17,9 +17,12 @@ from code_rules import (
     check_cuda,
     check_docstrings,
     check_forbidden,
+    check_functions,
+    check_importers,
     check_length,
     check_machine,
     check_print,
+    import_cycle,
     sources,
 )
 
@@ -31,7 +34,9 @@ IN_PACKAGES = [source for source in ALL if source.in_packages]
 
 @pytest.mark.parametrize("source", IN_PACKAGES, ids=lambda source: source.path)
 @pytest.mark.parametrize(
-    "rule", [check_arrows, check_print, check_docstrings], ids=lambda rule: rule.__name__
+    "rule",
+    [check_arrows, check_importers, check_print, check_docstrings],
+    ids=lambda rule: rule.__name__,
 )
 def test_packages(source: Source, rule: Rule) -> None:
     assert rule(source) == []
@@ -46,6 +51,11 @@ def test_packages_and_examples(source: Source, rule: Rule) -> None:
 @pytest.mark.parametrize("source", sources("qlib/methods"), ids=lambda source: source.path)
 def test_method_files_are_short(source: Source) -> None:
     assert check_length(source) == []
+    assert check_functions(source) == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert import_cycle(IN_PACKAGES) == []
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
@@ -91,6 +101,12 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (check_arrows, "qlib/methods/__init__.py", "import draftlib", "imports draftlib"),
     (check_arrows, "draftlib/x.py", "from qlib import quantize", "imports qlib,"),
     (check_arrows, "draftlib/x.py", "from qlib.grid import Grid", "imports qlib.grid"),
+    (check_importers, "qlib/pipeline.py", "from qlib.stored_layer import stored_bits", "qlib.stored_layer"),
+    (check_importers, "qlib/methods/x.py", "import qlib.stored_layer", "only qlib/checkpoint.py and"),
+    (check_importers, "qlib/pipeline.py", "import qlib.benchmark.runner", "only qlib/__main__.py and"),
+    (check_importers, "qlib/__init__.py", "import qlib.benchmark", "imports qlib.benchmark"),
+    (check_importers, "draftlib/decoder.py", "import draftlib.learning.online", "must work without"),
+    (check_importers, "draftlib/answer.py", "def f():\n    import draftlib.learning", "answer.py:2"),
     (check_forbidden, "qlib/x.py", "import transformers.models", "imports transformers.models"),
     (check_forbidden, "qlib/x.py", "from torchao.quantization import quantize_", "imports torchao"),
     (check_forbidden, "qlib/x.py", "require_extra('librosa', 'asr', 'Mel')", "imports librosa"),
@@ -106,6 +122,8 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (check_docstrings, "qlib/x.py", "'''.'''\nif a:\n pass\nelse:\n def f(): pass", "f has no docstring"),
     (check_docstrings, "qlib/x.py", "'''.'''\ntry:\n pass\nexcept E:\n def f(): pass", "f has no docstring"),
     (check_length, "qlib/methods/x.py", "x = 1\n" * 151, "151 lines of code"),
+    (check_functions, "qlib/methods/x.py", "def f():\n" + " x = 1\n" * 40, "f has 41 lines"),
+    (check_functions, "qlib/methods/x.py", "class A:\n def f():\n" + "  x = 1\n" * 40, "x.py:2: f has"),
     (check_length, "qlib/methods/x.py", "x = '''\n" + "text\n" * 160 + "'''", "162 lines of code"),
 ]
 
@@ -128,7 +146,14 @@ GOOD: list[tuple[Rule, str, str]] = [
     (check_arrows, "qlib/models/hub/formats/x.py", "from ..cache import KVCache"),
     (check_arrows, "qlib/methods/__init__.py", "from qlib.methods.rtn import RTN"),
     (check_arrows, "qlib/methods/x.py", "from qlib.methods.contracts import Needs\nimport qlib.grid"),
-    (check_arrows, "qlib/methods/x.py", "from qlib.methods.second_order import hessian"),
+    (check_arrows, "qlib/methods/x.py", "from qlib.methods.hessian import hessian"),
+    (check_arrows, "qlib/methods/x.py", "import qlib.methods.compensate, qlib.methods.output_error"),
+    (check_importers, "qlib/checkpoint.py", "from qlib.stored_layer import stored_layer"),
+    (check_importers, "qlib/resume.py", "from qlib.stored_layer import restored_layer"),
+    (check_importers, "qlib/__main__.py", "from qlib.benchmark import runner"),
+    (check_importers, "qlib/benchmark/runner.py", "from qlib.benchmark.cells import Cell"),
+    (check_importers, "draftlib/__init__.py", "from draftlib.learning import OnlineAdapter"),
+    (check_importers, "tests/x.py", "import qlib.stored_layer"),
     (check_arrows, "draftlib/x.py", "from qlib.models import load_model\nimport draftlib.vocabulary.mapping"),
     (check_forbidden, "examples/benchmarks/x.py", "import transformers"),
     (check_forbidden, "qlib/models/x.py", "from qlib.models.hub.formats import ctranslate2"),
@@ -141,12 +166,31 @@ GOOD: list[tuple[Rule, str, str]] = [
     (check_docstrings, "qlib/x.py", "'''.'''\ndef f():\n '''.'''\n def inner(): pass"),
     (check_length, "qlib/methods/x.py", '"""A.\n' + "text\n" * 99 + '"""\n' + "# why\n\nx = 1\n" * 150),
     (check_length, "qlib/models/x.py", "x = 1\n" * 151),
+    (check_functions, "qlib/methods/x.py", "def f():\n '''.'''\n # why\n" + " x = 1\n" * 39),
+    (check_functions, "qlib/models/x.py", "def f():\n" + " x = 1\n" * 99),
 ]
 
 
 @pytest.mark.parametrize(("rule", "path", "text"), GOOD, ids=[f"{g[0].__name__} {g[2]!r:.40}" for g in GOOD])
 def test_good_code_is_not(rule: Rule, path: str, text: str) -> None:
     assert rule(Source(path, text)) == []
+
+
+def test_a_circle_of_imports_is_reported() -> None:
+    files = {"qlib/a.py": "import qlib.b", "qlib/b.py": "from qlib.c import d", "qlib/c.py": "import qlib.a"}
+    circle = import_cycle(Source(path, text) for path, text in files.items())
+    assert circle in (
+        ["qlib.a", "qlib.b", "qlib.c", "qlib.a"],
+        ["qlib.b", "qlib.c", "qlib.a", "qlib.b"],
+        ["qlib.c", "qlib.a", "qlib.b", "qlib.c"],
+    )
+
+
+@pytest.mark.parametrize(
+    "back", ["x = 1", "def f():\n    import qlib.a", "if TYPE_CHECKING:\n    from qlib.a import A"]
+)
+def test_what_is_no_circle_is_not(back: str) -> None:
+    assert import_cycle([Source("qlib/a.py", "import qlib.b"), Source("qlib/b.py", back)]) == []
 
 
 # Put together here, so that this file does not hold what it forbids.

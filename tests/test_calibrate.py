@@ -15,9 +15,10 @@ from torch.nn.functional import pad
 
 from qlib import calibrate
 from qlib.asr.calibration import speech_batches
-from qlib.calibrate import InputStatistics, count_blocks, gram, walk_blocks, watch_inputs
+from qlib.calibrate import InputStatistics, count_blocks, walk_blocks, watch_inputs
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.hessian import gram
 from qlib.models.speech import SpeechBatch
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper

@@ -35,7 +35,7 @@ CHAINS: list[list[Any]] = [
     [qlib.SpQR()],
     [qlib.QUIK()],
     [qlib.SmoothQuant(), qlib.GPTQ()],
-    [qlib.AWQ(), qlib.GPTQ(act_order="dynamic")],
+    [qlib.AWQ(), qlib.GPTQ(act_order=True)],
     [qlib.SmoothQuant(), qlib.AWQ(), qlib.SpQR()],
     [OMNIQUANT, qlib.GPTQ()],
     [qlib.AWQ(), qlib.QUIK()],

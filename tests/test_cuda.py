@@ -26,7 +26,7 @@ CHAINS: list[list[Any]] = [
     [qlib.RTN()],
     [qlib.HQQ()],
     [qlib.GPTQ()],
-    [qlib.GPTQ(act_order="dynamic", fit="mse")],
+    [qlib.GPTQ(act_order=True, fit="mse")],
     [qlib.SmoothQuant()],
     [qlib.AWQ(clip=True)],
     [qlib.OmniQuant(epochs=2)],

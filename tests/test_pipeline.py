@@ -19,7 +19,7 @@ from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
 
 GRID = qlib.Grid(bits=4, group=8)
-PAPERS = qlib.GPTQ(damping=0.01, act_order="off", fit="minmax")  # the settings of the function `gptq`
+PAPERS = qlib.GPTQ(damping=0.01, act_order=False, fit="minmax")  # the settings of the function `gptq`
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_gptq_uses_the_inputs_of_the_quantized_model(model: Whisper, calib: list
     assert (found.codes == expected.codes).float().mean() > 0.999
 
 
-@pytest.mark.parametrize("methods", [[], [qlib.RTN("mse")], [qlib.GPTQ()], [qlib.GPTQ(act_order="dynamic")]])
+@pytest.mark.parametrize("methods", [[], [qlib.RTN("mse")], [qlib.GPTQ()], [qlib.GPTQ(act_order=True)]])
 def test_more_bits_less_error(model: Whisper, calib: list[Utterance], methods: list[qlib.RTN]) -> None:
     reference = logits(model, calib)
     errors = []

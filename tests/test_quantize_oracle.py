@@ -133,7 +133,7 @@ def rounded(method: str, W: Tensor, X: Tensor) -> QuantizedWeight:
     if method == "rtn":
         return rtn(W, GRID)
     if method == "gptq":
-        return gptq(W, X.T @ X, GRID, damping=DAMPING, act_order="static")
+        return gptq(W, X.T @ X, GRID, damping=DAMPING, act_order=True, static_groups=True)
     return quik(W, X.T @ X, X.abs().amax(0), GRID, columns=3, damping=0.01)
 
 
@@ -200,7 +200,7 @@ OBJECTS = {
     "smoothquant": qlib.SmoothQuant(),
     "awq": qlib.AWQ(),
     "rtn": qlib.RTN(),
-    "gptq": qlib.GPTQ(damping=DAMPING, act_order="static", fit="minmax"),
+    "gptq": qlib.GPTQ(damping=DAMPING, act_order=True, static_groups=True, fit="minmax"),
     "quik": qlib.QUIK(columns=3, damping=0.01),
 }
 CHAINS = [

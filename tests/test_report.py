@@ -9,7 +9,8 @@ import json
 import pytest
 import torch
 
-from qlib.report import LayerReport, QuantReport, align, output_error, weight_error
+from qlib.models.table import align
+from qlib.report import LayerReport, QuantReport, output_error, weight_error
 
 
 def layer(name: str, weight: float, output: float | None, inputs: int = 4, bits: float = 4.5) -> LayerReport:

@@ -17,12 +17,12 @@ import argparse
 import itertools
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from common import command_line, parse, quiet_transformers
 from tqdm import tqdm
 
 import draftlib
@@ -31,8 +31,8 @@ from draftlib.metrics import Stats
 from draftlib.prompt import target_tokens
 from qlib.models import load_model
 from qlib.models.hub.load import locate
+from qlib.models.table import align
 from qlib.models.text import TextModel
-from qlib.report import align
 
 Answer = Callable[[str], int]  # writes an answer to a prompt and returns its number of tokens
 SETTINGS: list[tuple[int, int, Literal["lfu", "lru"]]] = [  # draft tokens, entries of the cache, eviction
@@ -158,10 +158,9 @@ class Drafting:
 
 def peers(options: argparse.Namespace) -> dict[str, Answer]:
     """Return generation by transformers, plain and with the drafter as universal assistant."""
+    quiet_transformers()
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     folders = [locate(name) for name in (options.target, options.draft)]
     dtype = DTYPES[options.dtype]
     target, draft = (AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for folder in folders)
@@ -189,7 +188,7 @@ def models(options: argparse.Namespace) -> tuple[TextModel, TextModel]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("mode", choices=["lossless", "speed"])
     parser.add_argument("prompts", nargs="+", type=Path)
     parser.add_argument("--target", default="smollm2-135m-instruct")
@@ -199,11 +198,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=128, help="most new tokens of an answer")
     parser.add_argument("--length", type=int, default=5, help="draft tokens a round, in `speed`")
     parser.add_argument("--confidence", type=float, help="stop a draft below this probability, in `speed`")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", action="store_true", help="transformers as well, in `speed`")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", module="transformers")
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     prompts = {path.stem: list(read_prompts(path, options.limit)) for path in options.prompts}
     return 0 if {"lossless": lossless, "speed": speed}[options.mode](options, prompts) else 1
 

@@ -8,7 +8,6 @@ The oracle is tests/oracles.py: one column at a time, in float64, with Schur com
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import command_line
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -81,7 +81,7 @@ def print_agreement(rows: int) -> None:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rows in the comparison with the oracle")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import command_line, names, parse, recordings
 
 import qlib
-from qlib.report import align
+from qlib.models.table import align
 
 METHODS: dict[str, list[Any]] = {
     "rtn": [qlib.RTN()],
@@ -36,15 +36,13 @@ METHODS: dict[str, list[Any]] = {
 
 def main() -> None:
     """Run every method in turn, or, as a child, one of them."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--model", default="whisper-base")
     parser.add_argument("--calib", type=Path, nargs="+", required=True)
     parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(METHODS))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", type=names, default=list(METHODS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     if options.child:
         print(json.dumps(measure(options)))
         return
@@ -61,7 +59,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> list[str]:
     """Quantize the model by one method; return the cells of its row."""
     model = qlib.load_model(options.model)
-    calib = [each for manifest in options.calib for each in qlib.read_manifest(manifest)][: options.limit]
+    calib = recordings(options.calib)[: options.limit]
     if options.child == "omniquant":
         calib = calib[:32]
     grid = qlib.Grid(4, 16 if options.child == "spqr" else 64)

@@ -29,7 +29,6 @@ five runs, ours and the peer's in turn.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import statistics
 import time
@@ -38,6 +37,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common import command_line
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,8 +45,9 @@ from qlib.grid import Grid, encode, fit_float_zero
 from qlib.methods.gptq import ActOrder, gptq, hessian
 from qlib.methods.hqq import hqq
 from qlib.methods.rtn import rtn
+from qlib.models.table import align
 from qlib.quantized_weight import QuantizedWeight
-from qlib.report import align, output_error
+from qlib.report import output_error
 
 WIDTHS = (4, 3, 2)
 LAYERS = ("1536x384", "2048x2048")
@@ -298,7 +299,7 @@ def rows_of(rival: Rival, problems: Sequence[Problem]) -> Iterator[Result]:
 
 def main() -> None:
     """Print a row for each peer, method, layer and grid, and the worst ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--shape", help="this layer alone, as 128x256")
     parser.add_argument("--only", default="", help="peers and methods whose name contains this")
     arguments = parser.parse_args()

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import command_line, names, parse, recordings
 
 import qlib
 from qlib.activation import KeepColumns
 from qlib.asr.datasets import require_text
 from qlib.asr.wer import score
 from qlib.models.files import read_json, write_json
-from qlib.report import align
+from qlib.models.table import align
 
 CONFIGS = ("w8a8", "w4a16", "w4a8", "w3a16", "w3a8", "w2a16")
 TOGETHER = "all"
@@ -60,11 +61,10 @@ def recipes(bits: int, group: int) -> dict[str, Row]:
 
 
 def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
+    options = read_options()
     torch.backends.cudnn.allow_tf32 = False  # float32 convolutions, as on the CPU
     model = qlib.load_model(options.model, device=options.device)
-    calib = [each for manifest in options.calib for each in qlib.read_manifest(manifest)][:: options.every]
+    calib = recordings(options.calib)[:: options.every]
     test = read_test(options.test, {each.audio.resolve() for each in calib})
     folder = options.out / options.model
     cells = load(folder / "wer.json")
@@ -198,20 +198,19 @@ def table(cells: dict[str, Any], source: str) -> str:
     return align(lines)
 
 
-def parse() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--model", default="whisper-tiny.en")
     parser.add_argument("--test", type=Path, nargs="+", required=True)
     parser.add_argument("--calib", type=Path, nargs="+", required=True)
     parser.add_argument("--every", type=int, default=1, help="take one calibration clip in so many")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(recipes(4, 64)))
-    parser.add_argument("--configs", type=lambda text: text.split(","), default=list(CONFIGS))
+    parser.add_argument("--only", type=names, default=list(recipes(4, 64)))
+    parser.add_argument("--configs", type=names, default=list(CONFIGS))
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out") / "wer_table")
-    return parser.parse_args()
+    return parse(parser)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,18 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import command_line, parse, quiet_transformers, recordings
 from tqdm import tqdm
 
 import qlib
-from qlib.asr.audio import log_mel_batch
 from qlib.asr.wer import score
 from qlib.models.hub import registry
-from qlib.report import align
+from qlib.models.log_mel import log_mel_batch
+from qlib.models.table import align
 
 Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]
 
@@ -39,10 +39,9 @@ def ours(name: str, batch_size: int) -> Transcribe:
 
 
 def theirs(name: str, batch_size: int) -> Transcribe:
+    quiet_transformers()
     from transformers import WhisperForConditionalGeneration
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     model = WhisperForConditionalGeneration.from_pretrained(registry.path(name), dtype=torch.float32).eval()
     english_only = name.endswith(".en")
     options = {} if english_only else {"language": "en", "task": "transcribe"}
@@ -89,7 +88,7 @@ def parity(options: argparse.Namespace) -> None:
 
 def speed(options: argparse.Namespace) -> None:
     """Alternate the two and compare medians."""
-    clips = [clip for manifest in options.manifests for clip in qlib.read_manifest(manifest)][: options.clips]
+    clips = recordings(options.manifests)[: options.clips]
     runs = {make.__name__: make(options.model, options.batch) for make in (ours, theirs)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
@@ -121,7 +120,7 @@ def memory(options: argparse.Namespace) -> None:
 
 def peak(options: argparse.Namespace) -> None:
     """Print this process's memory after loading and its peak while transcribing (Linux)."""
-    clips = [clip for manifest in options.manifests for clip in qlib.read_manifest(manifest)][: options.clips]
+    clips = recordings(options.manifests)[: options.clips]
     run = (ours if options.side == "ours" else theirs)(options.model, options.batch)
     run(clips[:1])
     gc.collect()
@@ -138,18 +137,15 @@ def status(key: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("mode", choices=["parity", "speed", "memory", "peak"])
     parser.add_argument("manifests", nargs="+")
     parser.add_argument("--model", default="whisper-tiny.en", choices=["whisper-tiny.en", "whisper-base"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", module="transformers")
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     {"parity": parity, "speed": speed, "memory": memory, "peak": peak}[options.mode](options)
 
 

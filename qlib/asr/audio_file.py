@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from qlib.errors import DataError, require_extra
+from qlib.models.waveform import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000  # samples per second
 MAX_PEAK = 4.0  # full scale is 1; resampling and lossy formats overshoot a little, never by 12 dB
 BLOCK_SECONDS = 60  # read at once
 TOLERANCE = 0.1  # seconds by which a list's duration may differ from the file's: rounding, padding of mp3

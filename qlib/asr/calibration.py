@@ -1,12 +1,10 @@
-"""Calibration data for an encoder-decoder: what its encoder hears and its decoder writes.
+"""Calibration data for an encoder-decoder: what its encoder reads and its decoder writes.
 
 The decoder is fed the prompt and the reference transcript ("teacher forcing"), so its layers see what
 they see while the model transcribes correctly, at every position in one pass.
 
 One utterance a batch: a text has no padding then, and an error can name the utterance. A batch's masks say
-what counts. All tokens do. Frames behind the end of the audio are different: Whisper has no mask for them,
-its encoder and its decoder attend to all 1500, so a layer that is wrong on silence harms the words. But in
-short clips they would outvote the speech. One in `SILENCE_STRIDE` counts. Moonshine hears no padding.
+what counts. All tokens do; of the encoder's frames, those that `SpeechModel.counted_frames` marks.
 """
 
 from __future__ import annotations
@@ -21,20 +19,10 @@ from torch import Tensor
 
 from qlib.asr.audio import stream_windows
 from qlib.asr.datasets import Utterance
-from qlib.asr.recognizer import (
-    Recognizer,
-    as_recognizer,
-    counted_frames,
-    encoder_input,
-    positions,
-    transcript_tokens,
-    window_seconds,
-)
-from qlib.asr.transcribe import language_of, transcribe
+from qlib.asr.transcribe import as_recognizer, language_of, transcribe
 from qlib.errors import DataError, ModelError
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech import SpeechBatch, SpeechModel
 from qlib.models.structure import Model
-from qlib.models.tokenizer import Tokenizer
 
 HASHED_AT_ONCE = 1 << 20  # bytes
 
@@ -65,16 +53,16 @@ def speech_batches(
     """
     if not utterances:
         raise DataError("The calibration list is empty. Pass some transcribed recordings: 32 are usual.")
-    recognizer, tokenizer = as_recognizer(model)
+    recognizer, _ = as_recognizer(model)
     prompts = [_prompt(recognizer, each, language) for each in utterances]
     return [
         _batch(recognizer, audio, [*prompt, *tokens], where)
         for utterance, (code, prompt) in zip(utterances, prompts, strict=True)
-        for audio, tokens, where in _pieces(recognizer, tokenizer, utterance, len(prompt), code)
+        for audio, tokens, where in _pieces(recognizer, utterance, len(prompt), code)
     ]
 
 
-def _prompt(model: Recognizer, utterance: Utterance, language: str | None) -> tuple[str, list[int]]:
+def _prompt(model: SpeechModel, utterance: Utterance, language: str | None) -> tuple[str, list[int]]:
     """Return an utterance's language and the prompt in it."""
     code = language_of(utterance, language)
     try:
@@ -84,14 +72,14 @@ def _prompt(model: Recognizer, utterance: Utterance, language: str | None) -> tu
 
 
 def _pieces(
-    model: Recognizer, tokenizer: Tokenizer, utterance: Utterance, prompt_length: int, language: str
+    model: SpeechModel, utterance: Utterance, prompt_length: int, language: str
 ) -> Iterator[tuple[Tensor, Sequence[int], str]]:
     """Yield waveform, transcript and name of each window, one for up to 30 s."""
     where = utterance.place
-    windows = list(stream_windows(utterance.blocks(), window_seconds(model)))
+    windows = list(stream_windows(utterance.blocks(), model.window_seconds))
     if len(windows) == 1 and utterance.text is not None:
-        tokens = transcript_tokens(model, tokenizer, utterance.text)
-        room = positions(model) - prompt_length
+        tokens = model.transcript_tokens(utterance.text)
+        room = model.positions - prompt_length
         if len(tokens) > room:
             raise DataError(
                 f"{where}: the text has {len(tokens)} tokens, the decoder has room for {room}. "
@@ -99,17 +87,17 @@ def _pieces(
             )
         yield windows[0], tokens, where
         return
-    heard = transcribe(model, windows, language=language, progress=False)
-    for number, (window, each) in enumerate(zip(windows, heard, strict=True), 1):
+    transcripts = transcribe(model, windows, language=language, progress=False)
+    for number, (window, each) in enumerate(zip(windows, transcripts, strict=True), 1):
         yield window, each.tokens, where if len(windows) == 1 else f"{where}, window {number}"
 
 
-def _batch(model: Recognizer, audio: Tensor, tokens: Sequence[int], where: str) -> SpeechBatch:
-    (features,) = encoder_input(model, [audio])
+def _batch(model: SpeechModel, audio: Tensor, tokens: Sequence[int], where: str) -> SpeechBatch:
+    (features,) = model.encoder_input([audio])
     row = torch.tensor([list(tokens)], device=features.device)
     return SpeechBatch(
         features=features,
-        frame_mask=counted_frames(model, len(audio))[None].to(features.device),
+        frame_mask=model.counted_frames(len(audio))[None].to(features.device),
         tokens=row,
         token_mask=torch.ones_like(row, dtype=torch.bool),
         where=where,

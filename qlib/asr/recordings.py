@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qlib.asr.audio_file import MAX_PEAK, SAMPLE_RATE, check_rate, resample
+from qlib.asr.audio_file import MAX_PEAK, check_rate, resample
 from qlib.asr.datasets import AUDIO_KEYS, LANGUAGE_KEYS, Utterance, as_utterance
 from qlib.errors import DataError, describe, whole_number
+from qlib.models.waveform import SAMPLE_RATE
 
 Recording = str | Path | Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Utterance
 

@@ -22,26 +22,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qlib.asr.audio import CHUNK_SECONDS, is_silent, stream_windows
-from qlib.asr.audio_file import SAMPLE_RATE
+from qlib.asr.audio import is_silent, stream_windows
 from qlib.asr.datasets import Utterance, check_utterances, require_text
 from qlib.asr.languages import language_code
-from qlib.asr.recognizer import (
-    Recognizer,
-    as_recognizer,
-    encode_speech,
-    start_decoding,
-    token_limits,
-    window_seconds,
-)
 from qlib.asr.recordings import Recording, Source, as_sources
 from qlib.asr.wer import WerResult, score
-from qlib.errors import DataError, ModelError, whole_number
+from qlib.errors import DataError, ModelError, describe, whole_number
 from qlib.models.fast.products import reordered_product
 from qlib.models.progress import progress_bar
-from qlib.models.speech import SpeechCache
+from qlib.models.speech import SpeechModel
+from qlib.models.speech_layers import SpeechCache
 from qlib.models.structure import Model
-from qlib.models.tokenizer import Tokenizer
+from qlib.models.tokenizer import Tokenizer, need_tokenizer
+from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
 
 SECONDS_TOGETHER = 1800  # of sound in memory at once, 115 MB, whose windows are sorted by length
 DEFAULT_LANGUAGE = "en"
@@ -51,7 +44,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Transcript:
-    """What the model heard."""
+    """The text that the model wrote for a recording."""
 
     text: str  # as written by the model, without the leading space
     tokens: tuple[int, ...]  # without prompt and end; the windows of a long recording one after another
@@ -105,7 +98,7 @@ def transcribe(
     """
     batch_size = whole_number(batch_size, "batch_size", DataError, 1, remedy="It counts windows: 8 is usual.")
     recognizer, tokenizer = as_recognizer(model)
-    seconds = window_seconds(recognizer)
+    seconds = recognizer.window_seconds
     prompts = _Prompts(recognizer, language, task)
     sources = as_sources(recordings, "transcribe")
     if isinstance(sources, Sized):  # a list: errors come before the work
@@ -167,6 +160,23 @@ def evaluate_wer(
     )
 
 
+def as_recognizer(model: object) -> tuple[SpeechModel, Tokenizer]:
+    """Return the model as what it is, and its tokenizer.
+
+    Raises
+    ------
+    ModelError
+        The model does not transcribe speech, or has no tokenizer.
+    """
+    if not isinstance(model, SpeechModel):
+        kind = describe(model) if isinstance(model, str | None) else f"A {type(model).__name__}"
+        remedy = "Load a Whisper or Moonshine checkpoint, for example qlib.load_model('whisper-tiny.en')."
+        if isinstance(getattr(model, "model", None), SpeechModel):
+            remedy = "Pass its .model."
+        raise ModelError(f"{kind[0].upper()}{kind[1:]} does not transcribe speech. {remedy}")
+    return model, need_tokenizer(model.tokenizer)
+
+
 def language_of(source: Source, language: str | None = None) -> str:
     """Return the code of a recording's language: the one asked for, else its own, else English.
 
@@ -183,7 +193,7 @@ def language_of(source: Source, language: str | None = None) -> str:
 
 
 def greedy(
-    model: Recognizer,
+    model: SpeechModel,
     head: Head,
     cache: SpeechCache,
     prompt: Sequence[int] | Sequence[Sequence[int]],
@@ -239,7 +249,7 @@ def greedy(
 class _Prompts:
     """The prompt of each language that occurs."""
 
-    def __init__(self, model: Recognizer, language: str | None, task: str) -> None:
+    def __init__(self, model: SpeechModel, language: str | None, task: str) -> None:
         self.model, self.language, self.task = model, language, task
         self.known: dict[str, list[int]] = {}
         if language is not None:
@@ -270,7 +280,7 @@ class _Window:
 class _Queue:
     """Windows that wait until enough are there to be sorted by length."""
 
-    def __init__(self, model: Recognizer, batch_size: int, bar: tqdm[object]) -> None:
+    def __init__(self, model: SpeechModel, batch_size: int, bar: tqdm[object]) -> None:
         self.model, self.batch_size, self.bar = model, batch_size, bar
         # Every step runs through the large head. This layout takes no time to make, so any call profits.
         self.head: Head = model.proj_out
@@ -306,9 +316,9 @@ class _Queue:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             waveforms, prompts = [each.samples for each in batch], [each.prompt for each in batch]
-            limits = token_limits(self.model, waveforms, len(prompts[0]))
-            states, mask = encode_speech(self.model, waveforms)
-            cache = start_decoding(self.model, states, mask, len(prompts[0]) + max(limits))
+            limits = self.model.token_limits(waveforms, len(prompts[0]))
+            states, mask = self.model.encode_speech(waveforms)
+            cache = self.model.start(states, len(prompts[0]) + max(limits), mask)
             for window, tokens in zip(
                 batch, greedy(self.model, self.head, cache, prompts, limits), strict=True
             ):

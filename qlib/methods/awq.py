@@ -4,7 +4,7 @@ Paper: Lin et al. 2023, arXiv 2306.00978, equations 4 and 5; the clip search is 
 Problem: minimise |Q(W s) (x / s) - W x|^2 over the tokens: tr (D H D^T), D = Q(W s) / s - W, H = X^T X.
 Rule: s = a^alpha / sqrt(max * min), a = mean|x| of each channel; alpha = 0, 1/20 .. 19/20, the best wins
       (`awq_scale`). Then clip each group of each row to 100 %, 95 % .. 55 % of its range; the error there is
-      d H_gg d^T, the best wins (`awq_clip`).
+      d H_gg d^T, d a row of D within the group, the best wins (`awq_clip`).
 Why it works: rounding errors are about equal for all weights of a group, large or small. W s is rounded s
     times finer where s > 1, and only the largest weight of a group pays: spend s where inputs are large.
 Shapes: W [outputs, inputs], one or several that read the same input; H [inputs, inputs]; a, s [inputs].
@@ -27,13 +27,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Grid, check_grid, check_tensor, check_weight, decode, encode, fit_minmax
-from qlib.methods.checks import check_stats, check_symmetric_hessian, check_types, check_weights
+from qlib.errors import QuantError, as_whole, real_number
+from qlib.grid import (
+    Grid,
+    as_compute_dtype,
+    check_grid,
+    check_tensor,
+    check_weight,
+    decode,
+    encode,
+    fit_minmax,
+    min_max_on,
+)
+from qlib.methods.channels import check_channels
+from qlib.methods.checks import check_hessian, check_stats, check_types, check_weights
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.output_error import error_of_rows, upper_triangle
 
-FAINT = 1e-4  # no channel counts as smaller than this share of the largest
-STRIP = 256  # columns of H that are multiplied at once
+FAINT = 1e-4  # no channel counts as smaller than this share of the largest; the authors' code: s >= 1e-4
 
 
 def awq_scale(
@@ -79,7 +90,7 @@ def awq_scale(
     >>> bool(scale[1] > scale[0]), bool(losses.min() < 0.1 * losses[0])
     (True, True)
     """
-    AWQ(points=points)  # refuses a bad number
+    check_points(points)
     check_weights(weights, "AWQ")
     grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
     for each in grids:
@@ -88,25 +99,36 @@ def awq_scale(
         raise QuantError(
             f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
         )
-    check_tensor(magnitude, "the magnitude", "Pass the mean |x| of each input: inputs.abs().mean(0).")
-    floats = [_checked(weight, hessian, magnitude) for weight in weights]
-    form = _upper(hessian, floats[0])
-    magnitude = magnitude.detach().to(floats[0])
-    candidates = [_candidate(magnitude, k / points) for k in range(points)]
-    losses = torch.zeros(points, dtype=torch.float64, device=form.device)
-    for k, scale in enumerate(candidates):
-        for W, own in zip(floats, grids, strict=True):
-            losses[k] += _energy(_round(W * scale, own) / scale - W, form).sum(dtype=torch.float64)
-    return candidates[int(losses.argmin())], losses
+    for weight in weights:
+        check_hessian(hessian, weight.shape[1])
+    remedy = "Pass the mean |x| of each input: inputs.abs().mean(0)."
+    check_tensor(magnitude, "the magnitude", remedy)
+    check_channels(magnitude, weights, "mean inputs", remedy)
+
+    Ws = [as_compute_dtype(weight.detach()) for weight in weights]
+    a, H = magnitude.detach().to(Ws[0]), upper_triangle(hessian, Ws[0])
+    losses = torch.zeros(points, dtype=torch.float64, device=H.device)
+    for k in range(points):
+        s = candidate_scale(a, k / points)
+        for W, own in zip(Ws, grids, strict=True):
+            D = round_to_nearest(W * s, own) / s - W  # what the weights meet is x / s
+            losses[k] += error_of_rows(D, H).sum(dtype=torch.float64)  # tr (D H D^T)
+    return candidate_scale(a, int(losses.argmin()) / points), losses
 
 
-def _candidate(magnitude: Tensor, alpha: float) -> Tensor:
-    """Return a^alpha, normalised."""
-    largest = magnitude.max()
+def candidate_scale(a: Tensor, alpha: float) -> Tensor:
+    """Return a^alpha / sqrt(max * min), [inputs], for the mean |x| of each channel, a [inputs]."""
+    largest = a.max()
     if largest == 0:
-        return torch.ones_like(magnitude)
-    scale = (magnitude / largest).clamp(min=FAINT) ** alpha
-    return scale / (scale.max() * scale.min()).sqrt()
+        return torch.ones_like(a)
+    s = (a / largest).clamp(min=FAINT) ** alpha
+    return s / (s.max() * s.min()).sqrt()
+
+
+def round_to_nearest(W: Tensor, grid: Grid) -> Tensor:
+    """Return Q(W): the nearest values of the grid, [outputs, inputs]."""
+    params = fit_minmax(W, grid)
+    return decode(encode(W, params, grid), params)
 
 
 def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, shrink: float = 0.5) -> Tensor:
@@ -135,80 +157,39 @@ def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, sh
     QuantError
         Shapes that do not belong together, NaN or infinite numbers, a setting out of range.
     """
-    AWQ(steps=steps, shrink=shrink)  # refuses bad settings
+    check_ranges(steps, shrink)
     check_grid(grid)
-    W = _checked(weight, hessian, None)
-    grid.check(W.shape[1], "the weight")
-    clipped = torch.empty_like(W)
-    for group in grid.slices(W.shape[1]):
-        shares = [1 - step * shrink / steps for step in range(steps)]
-        clipped[:, group] = _clip_group(W[:, group].contiguous(), hessian[group, group], grid, shares)
-    return clipped.to(weight.dtype)
-
-
-def _clip_group(W: Tensor, hessian: Tensor, grid: Grid, shares: Sequence[float]) -> Tensor:
-    """Return one group [outputs, width], each row clipped to its best share."""
-    form, whole = _upper(hessian, W), replace(grid, group=None)
-    low, high = W.amin(1, keepdim=True).clamp(max=0), W.amax(1, keepdim=True).clamp(min=0)
-    if grid.symmetric:
-        high = torch.maximum(-low, high)
-        low = -high
-    best, least = torch.ones_like(low), torch.full_like(low, torch.inf)
-    for share in shares:
-        error = _energy(_round(W.clamp(low * share, high * share), whole) - W, form)[:, None]
-        best = torch.where(error < least, share, best)
-        least = torch.minimum(error, least)
-    return W.clamp(low * best, high * best)
-
-
-# --- what both share
-
-
-def _round(W: Tensor, grid: Grid) -> Tensor:
-    """Return Q(W)."""
-    scale = fit_minmax(W, grid)
-    return decode(encode(W, scale, grid), scale)
-
-
-def _upper(hessian: Tensor, like: Tensor) -> Tensor:
-    """Return the upper triangle U with d U d^T = d H d^T, in the dtype of the weight: half the products."""
-    H = hessian.detach().to(like.device)
-    return (2 * H.triu() - H.diagonal().diag()).to(like.dtype)
-
-
-def _energy(D: Tensor, upper: Tensor) -> Tensor:
-    """Return d H d^T, the squared output error over all tokens, of each row d of D [rows, columns]."""
-    total = torch.zeros(len(D), dtype=D.dtype, device=D.device)
-    for start in range(0, D.shape[1], STRIP):
-        stop = min(start + STRIP, D.shape[1])
-        total += (D[:, :stop] @ upper[:stop, start:stop]).mul_(D[:, start:stop]).sum(1)
-    return total
-
-
-def _checked(weight: Tensor, hessian: Tensor, magnitude: Tensor | None) -> Tensor:
-    """Refuse what does not belong together or is not finite; return the weight in the search's dtype."""
     check_weight(weight)
-    check_tensor(hessian, "the Hessian", "Pass the sum of x x^T over this layer's inputs.")
-    columns = weight.shape[1]
-    if hessian.shape != (columns, columns) or (magnitude is not None and magnitude.shape != (columns,)):
-        raise QuantError(
-            f"AWQ got a Hessian of shape {tuple(hessian.shape)}"
-            + ("" if magnitude is None else f" and magnitudes of shape {tuple(magnitude.shape)}")
-            + f" for {columns} inputs. Pass the statistics of this very layer's inputs."
-        )
-    for name, values in (("Hessian", hessian), ("mean inputs", magnitude)):
-        if values is not None and not values.sum().isfinite():  # one bad number spoils the sum
-            raise QuantError(
-                f"{int((~values.isfinite()).sum())} of {values.numel()} numbers of AWQ's {name} are NaN or "
-                "infinite. Look for a bad calibration sample, or for a model that overflows in its dtype."
-            )
-    check_symmetric_hessian(hessian)
-    if magnitude is not None and bool((magnitude < 0).any()):
-        raise QuantError(
-            f"{int((magnitude < 0).sum())} of {len(magnitude)} mean inputs are below 0. "
-            "Pass the mean of |x|: inputs.abs().mean(0)."
-        )
-    return weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    check_hessian(hessian, weight.shape[1])
+    grid.check(weight.shape[1], "the weight")
+
+    W, clipped = as_compute_dtype(weight.detach()), torch.empty_like(weight)
+    for group in grid.slices(W.shape[1]):
+        w, H = W[:, group].contiguous(), upper_triangle(hessian[group, group], W)
+        lo, hi = min_max_on(w, grid)  # [outputs, 1]
+        best, least = torch.ones_like(lo), torch.full_like(lo, torch.inf)
+        for step in range(steps):
+            share = 1 - step * shrink / steps
+            d = round_to_nearest(w.clamp(lo * share, hi * share), replace(grid, group=None)) - w
+            error = error_of_rows(d, H)[:, None]  # d H_gg d^T of each row
+            best = torch.where(error < least, share, best)
+            least = torch.minimum(error, least)
+        clipped[:, group] = w.clamp(lo * best, hi * best)
+    return clipped
+
+
+def check_points(points: int) -> None:
+    """Refuse what is not a number of exponents."""
+    if (as_whole(points) or 0) < 1:
+        raise QuantError(f"points={points!r} in AWQ is not a whole number >= 1. Use points=20.")
+
+
+def check_ranges(steps: int, shrink: float) -> None:
+    """Refuse what is not a number of ranges, and a share that is not between 0 and 1."""
+    if (as_whole(steps) or 0) < 1:
+        raise QuantError(f"steps={steps!r} in AWQ is not a whole number >= 1. Use steps=10.")
+    if not 0 < real_number(shrink, "shrink in AWQ", QuantError, "Use shrink=0.5.") < 1:
+        raise QuantError(f"shrink={shrink!r} in AWQ is not between 0 and 1. Use shrink=0.5.")
 
 
 @dataclass(frozen=True)
@@ -227,13 +208,8 @@ class AWQ:
 
     def __post_init__(self) -> None:
         check_types(self, ("shrink",), ("points", "steps"), ("scale", "clip"))
-        for name, good, remedy in (
-            ("points", self.points >= 1, "is not a number >= 1. Use points=20"),
-            ("steps", self.steps >= 1, "is not a number >= 1. Use steps=10"),
-            ("shrink", 0 < self.shrink < 1, "is not between 0 and 1. Use shrink=0.5"),
-        ):
-            if not good:
-                raise QuantError(f"{name}={getattr(self, name)!r} in AWQ {remedy}.")
+        check_points(self.points)
+        check_ranges(self.steps, self.shrink)
 
     def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
         """Return s for the layers that share an input; see `scale_mixed`."""

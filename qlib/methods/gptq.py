@@ -5,8 +5,8 @@ Problem: minimise |X W^T - X W^^T|^2 over W^ on the grid, that is tr (W - W^) H 
 Rule: with U upper triangular, U^T U = H^-1; for column j = 0, 1, ...                        (`gptq_steps`)
           q = Q(w_j)      e = (w_j - q) / U_jj      w_k -= e U_jk  for all k >= j
 Why it works: an error in one column is seen in the outputs only as far as the other columns cannot undo it;
-    row j of U says how they best try. `qlib/methods/second_order.py` derives that, and the fast form of the
-    rule (`gptq`), which needs no inverse and works in blocks.
+    row j of U says how they best try. `qlib/methods/hessian.py` derives that, and `compensate.py` the fast
+    form of the rule (`gptq`), which needs no inverse and works in blocks.
 Shapes: W [outputs, inputs], H [inputs, inputs]; inside, W is transposed so that a column is contiguous.
 Needs: the Hessian. Changes: this weight only, every column of it.
 Left out: nothing. Unlike the published code, a group's scale is always fitted to up-to-date columns; there it
@@ -16,33 +16,114 @@ Left out: nothing. Unlike the published code, a group's scale is always fitted t
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError, did_you_mean
-from qlib.grid import Fit, Grid, check_fit
-from qlib.methods.checks import check_types
-from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.second_order import (
-    Layer,
-    OnGrid,
+from qlib.errors import QuantError, settle, true_or_false
+from qlib.grid import Fit, Grid, check_fit, to_codes, to_values
+from qlib.methods.checks import (
+    check_act_order,
     check_damping,
     check_layer,
-    hessian,
-    inverse_factor,
-    invert,
-    known_hessian,
-    walk,
+    check_layer_stats,
+    check_whole,
     with_token_note,
 )
+from qlib.methods.compensate import Compensated, Scale, assemble, fit_groups, in_order, visiting_order
+from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.hessian import factorize, hessian, inverse_factor, invert
 from qlib.quantized_weight import QuantizedWeight
 
-__all__ = ["GPTQ", "ActOrder", "GPTQStep", "gptq", "gptq_plain", "gptq_steps", "hessian", "inverse_factor"]
+__all__ = ["GPTQ", "GPTQStep", "gptq", "gptq_plain", "gptq_steps", "hessian", "inverse_factor"]
 
-ActOrder = Literal["off", "off-static", "dynamic", "static"]
+
+# --- as the paper writes it
+
+
+@dataclass(frozen=True)
+class GPTQStep:
+    """One column of `gptq_steps`.
+
+    Parameters
+    ----------
+    column : int
+        Its place in the weight.
+    codes : Tensor
+        Its codes, [outputs], as floats.
+    error : Tensor
+        (w - q) / U_jj, [outputs]: times row j of U, it is what all later columns are moved by.
+    weight : Tensor
+        [outputs, inputs] in the order of the visit: rounded up to this column, compensated after it. A view
+        of the running weight: clone it to keep it.
+    """
+
+    column: int
+    codes: Tensor
+    error: Tensor
+    weight: Tensor
+
+
+def gptq_steps(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    act_order: bool = False,
+    static_groups: bool = False,
+    fit: Fit = "minmax",
+) -> Generator[GPTQStep, None, QuantizedWeight]:
+    """Yield after each column: the rule as the paper writes it, for learners. Arguments as for `gptq`."""
+    damping, act_order, static_groups, _ = _checked(damping, act_order, static_groups, fit)
+    H = check_layer(weight, hessian, grid)
+    order = visiting_order(H, act_order)
+    U = invert(factorize(H, order, damping))  # U^T U = H^-1, in the order of the visit
+    original, notes = in_order(weight, H, order)  # [columns, rows]
+    index, slices, scales = _groups(original, order, grid, static_groups, fit)
+    begins = {} if static_groups else {part.start: part for part in slices}
+    W, codes, one_group = original.double(), torch.zeros_like(original), replace(grid, group=None)
+    for j in range(len(W)):
+        # 1. Where a group begins: fit its scale and zero point to its columns as they are now.
+        if j in begins:
+            scales += fit_groups(W[begins[j]].to(original.dtype), one_group, fit)
+        scale, zero = scales[index[j]]
+        # 2. Round the column: q = Q(w_j).
+        codes[j] = to_codes(W[j].to(original.dtype), scale, zero, grid)
+        q = to_values(codes[j], scale, zero)
+        # 3. What is left to make up for: e = (w_j - q) / U_jj.
+        error = (W[j] - q) / U[j, j]
+        # 4. The later columns make up for it: w_k -= e U_jk for all k >= j. For k = j this leaves w_j = q.
+        W[j:] -= U[j, j:, None] * error
+        yield GPTQStep(int(order[j]), codes[j], error, W.T)
+    return assemble(codes, scales, index, grid, order, notes)
+
+
+def gptq_plain(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    act_order: bool = False,
+    static_groups: bool = False,
+    fit: Fit = "minmax",
+) -> QuantizedWeight:
+    """Run `gptq_steps` to its end: the codes of `gptq`, slowly."""
+    steps = gptq_steps(
+        weight, hessian, grid, damping=damping, act_order=act_order, static_groups=static_groups, fit=fit
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: QuantizedWeight = end.value
+            return result
+
+
+# --- the same codes, fast
 
 
 def gptq(
@@ -51,7 +132,8 @@ def gptq(
     grid: Grid,
     *,
     damping: float = 0.01,
-    act_order: ActOrder = "off",
+    act_order: bool = False,
+    static_groups: bool = False,
     fit: Fit = "minmax",
     block: int = 128,
 ) -> QuantizedWeight:
@@ -67,11 +149,12 @@ def gptq(
         Bits, group and symmetry.
     damping : float
         See `inverse_factor`; makes up for too few tokens.
-    act_order : {"off", "off-static", "dynamic", "static"}
-        Visit the columns from left to right ("off"), or those with the largest H_jj first. "off" fits a group
-        to its columns as they are when the first is reached; so does "dynamic", whose groups are of columns
-        visited together (the result carries their index). With "static", groups are neighbours and their
-        scales are fitted to the original weight, before anything is rounded.
+    act_order : bool
+        Visit the columns with the largest H_jj first, instead of from left to right.
+    static_groups : bool
+        False: a group is made of columns visited one after the other, and fitted to them as they are when the
+        first is reached; with `act_order` the result then carries the group of each column. True: groups are
+        neighbours in the weight, and fitted to the original weight before anything is rounded.
     fit : {"minmax", "mse"}
         How the range of a group is chosen.
     block : int
@@ -96,74 +179,38 @@ def gptq(
     >>> gptq(weight, hessian(inputs), Grid(bits=2)).decode().tolist()
     [[0.0, 1.0, 3.0]]
     """
-    layer, on_grid, groups = _prepare(weight, hessian, grid, GPTQ(damping, act_order, fit, block))
-    walk(layer, groups, on_grid.fit_group, on_grid.round_column, block)
-    return on_grid.result()
+    damping, act_order, static_groups, block = _checked(damping, act_order, static_groups, fit, block)
+    H = check_layer(weight, hessian, grid)
+    order = visiting_order(H, act_order)
+    compensated = Compensated(weight, H, order, damping)
+    index, slices, scales = _groups(compensated.weight, order, grid, static_groups, fit)
+    codes, one_group = torch.zeros_like(compensated.weight), replace(grid, group=None)  # [columns, rows]
+    group_of, codes_of = index.tolist(), codes.unbind()  # of each column
+    for group in compensated.groups(slices, block):
+        # 1. Fit scale and zero point of the group to its columns as the errors so far have moved them.
+        if not static_groups:
+            scales += fit_groups(group.weight, one_group, fit)
+        for j, w in group:
+            # 2. Round one column.
+            scale, zero = scales[group_of[j]]
+            to_codes(w, scale, zero, grid, out=codes_of[j])
+            # 3. and 4. All columns to come make up for its error.
+            compensated.set(j, to_values(codes_of[j], scale, zero))
+    return assemble(codes, scales, index, grid, order, compensated.notes)
 
 
-@dataclass(frozen=True)
-class GPTQStep:
-    """One column of `gptq_steps`.
+def _groups(
+    original: Tensor, order: Tensor, grid: Grid, static_groups: bool, fit: Fit
+) -> tuple[Tensor, list[slice], list[Scale]]:
+    """Return the group of each column, the runs of columns to visit together, and the scales known already.
 
-    Parameters
-    ----------
-    column : int
-        Its place in the weight.
-    codes : Tensor
-        Its codes, [outputs], as floats.
-    error : Tensor
-        What it asks of the later columns, (w - q) / U_jj, [outputs].
-    weight : Tensor
-        [outputs, inputs] in the order of the visit: rounded up to this column, compensated after it. A view
-        of the running weight: clone it to keep it.
+    The columns of `original`, [columns, rows], are in the order of the visit, and so is the group of each.
     """
-
-    column: int
-    codes: Tensor
-    error: Tensor
-    weight: Tensor
-
-
-def gptq_steps(
-    weight: Tensor,
-    hessian: Tensor,
-    grid: Grid,
-    *,
-    damping: float = 0.01,
-    act_order: ActOrder = "off",
-    fit: Fit = "minmax",
-) -> Generator[GPTQStep, None, QuantizedWeight]:
-    """Yield after each column: the rule as the paper writes it, for learners. Arguments as for `gptq`."""
-    layer, on_grid, groups = _prepare(weight, hessian, grid, GPTQ(damping, act_order, fit))
-    U = invert(layer.factor)
-    W = layer.weight.double()  # [columns, rows]
-    starts = {group.start: group for group in groups}
-    for j in range(len(W)):
-        if j in starts:
-            on_grid.fit_group(starts[j], W[starts[j]].to(layer.weight.dtype))
-        error = (W[j] - on_grid.round_column(j, W[j].to(layer.weight.dtype))) / U[j, j]
-        W[j:] -= U[j, j:, None] * error
-        yield GPTQStep(int(layer.order[j]), on_grid.codes[j], error, W.T)
-    return on_grid.result()
-
-
-def gptq_plain(
-    weight: Tensor,
-    hessian: Tensor,
-    grid: Grid,
-    *,
-    damping: float = 0.01,
-    act_order: ActOrder = "off",
-    fit: Fit = "minmax",
-) -> QuantizedWeight:
-    """Run `gptq_steps` to its end: the codes of `gptq`, slowly."""
-    steps = gptq_steps(weight, hessian, grid, damping=damping, act_order=act_order, fit=fit)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: QuantizedWeight = end.value
-            return result
+    columns = len(original)
+    index = grid.group_index(columns).to(original.device)
+    if not static_groups:
+        return index, grid.slices(columns), []
+    return index[order], [slice(0, columns)], fit_groups(original[order.argsort()], grid, fit)
 
 
 @dataclass(frozen=True)
@@ -176,7 +223,8 @@ class GPTQ:
     """
 
     damping: float = 0.3
-    act_order: ActOrder = "dynamic"
+    act_order: bool = True
+    static_groups: bool = False
     fit: Fit = "mse"
     block: int = 128  # the paper's
 
@@ -185,15 +233,10 @@ class GPTQ:
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
-        check_types(self, ("damping",), ("block",))
-        check_fit(self.fit)
-        check_damping(self.damping, "GPTQ")
-        if not isinstance(self.act_order, str) or self.act_order not in get_args(ActOrder):
-            known = ", ".join(map(repr, get_args(ActOrder)))
-            near = did_you_mean(str(self.act_order), get_args(ActOrder))
-            raise QuantError(f"act_order={self.act_order!r} in GPTQ is unknown. Use one of {known}.{near}")
-        if self.block < 1:
-            raise QuantError(f"block={self.block} in GPTQ is not a number of columns >= 1. Use block=128.")
+        damping, act_order, static_groups, block = _checked(
+            self.damping, self.act_order, self.static_groups, self.fit, self.block, default_damping=0.3
+        )
+        settle(self, damping=damping, act_order=act_order, static_groups=static_groups, block=block)
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer by its Hessian; `notes` also say when there were too few tokens.
@@ -203,25 +246,29 @@ class GPTQ:
         QuantError
             The statistics hold no Hessian, and all that `gptq` refuses.
         """
+        (H,) = check_layer_stats(stats, weight, self.needs, "GPTQ")
         result = gptq(
-            weight, known_hessian(stats, "GPTQ"), grid,
-            damping=self.damping, act_order=self.act_order, fit=self.fit, block=self.block,
+            weight, H, grid, damping=self.damping, act_order=self.act_order,
+            static_groups=self.static_groups, fit=self.fit, block=self.block,
         )  # fmt: skip
         return with_token_note(result, stats.tokens)
 
 
-def _prepare(
-    weight: Tensor, hessian: Tensor, grid: Grid, settings: GPTQ
-) -> tuple[Layer, OnGrid, list[slice]]:
-    """Check the arguments, sort the columns, and say which runs of them are fitted together on the way."""
-    H = check_layer(weight, hessian, grid)
-    columns = len(H)
-    order, index = torch.arange(columns, device=weight.device), grid.group_index(columns).to(weight.device)
-    if settings.act_order in ("dynamic", "static"):
-        order = H.diagonal().argsort(descending=True, stable=True)
-    layer = Layer.of(weight, H, order, settings.damping)
-    if settings.act_order in ("off", "dynamic"):
-        return layer, OnGrid(layer, grid, settings.fit, index), grid.slices(columns)
-    on_grid = OnGrid(layer, grid, settings.fit, index[order])
-    on_grid.fit_all(layer.restore(layer.weight).T, grid)
-    return layer, on_grid, [slice(0, columns)]
+def _checked(
+    damping: float,
+    act_order: bool,
+    static_groups: bool,
+    fit: Fit,
+    block: int = 128,
+    default_damping: float = 0.01,
+) -> tuple[float, bool, bool, int]:
+    """Return damping, act_order, static_groups and block as plain numbers, or refuse a setting."""
+    damping = check_damping(damping, "GPTQ", default_damping)
+    act_order = check_act_order(act_order, "GPTQ")
+    remedy = "Use static_groups=True or False."
+    static_groups = true_or_false(static_groups, "static_groups in GPTQ", QuantError, remedy)
+    check_fit(fit)
+    block = check_whole(block, "block", "GPTQ", 128)
+    if block < 1:
+        raise QuantError(f"block={block} in GPTQ is not a number of columns >= 1. Use block=128.")
+    return damping, act_order, static_groups, block

@@ -2,15 +2,14 @@
 
 Paper: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (a report by
 Mobius Labs, not on arXiv), and the solver `optimize_weights_proximal_v2` of its code.
-Problem: minimise sum |W - W_r|^p over the zeros z (p = 0.7), W_r = s (q - z), q = clamp(round(W / s + z)).
-Rule: E = the part of the error R = W - W_r that is given up as outliers, z = the best fit to the rest:
+Problem: minimise sum |W - W_r|^p over the zero points z (p = 0.7), W_r = s (q - z),
+      q = clamp(round(W / s + z)).
+Rule (`hqq_plain`): E = the part of the error R = W - W_r that is given up as outliers, z = the best fit to
+      the rest:
           E = sign(R) max(|R| - |R|^(p-1) / beta, 0)      z = mean over the group of q - (W - E) / s
       then beta *= kappa; stop when mean |W - W_r| over the whole weight no longer falls, keep the best z.
 Why it works: for p < 1 few large errors cost less than many small ones. With E split off by a penalty
     beta/2 |E - R|^2 ("half-quadratic") each of the two problems has a solution in one line.
-One line less: z = z_old - mean(R - E) / s, and R - E is R cut off at +-|R|^(p-1) / beta. So R = 0 needs no
-    care, and where no |R| exceeds beta^(-1/(2-p)), 0.17 for the defaults, E = 0 and no power is computed.
-    That is the usual case (weights of size 0.05): then HQQ is the least-squares fit of z, whatever p is.
 Shapes: W [outputs, inputs]; s and z [outputs, groups], groups run along the inputs; z need not be whole.
 Needs: nothing. Changes: this weight only.
 Left out: groups along the outputs (the package's default, axis=0), which no other method here has; its limits
@@ -19,18 +18,78 @@ Left out: groups along the outputs (the package's default, axis=0), which no oth
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import CHUNK, Grid, QuantParams, encode, fit_float_zero, to_codes_float_zero, to_values
+from qlib.errors import QuantError, as_whole, real_number
+from qlib.grid import (
+    CHUNK,
+    Grid,
+    QuantParams,
+    as_compute_dtype,
+    encode,
+    fit_float_zero,
+    to_codes_float_zero,
+    to_values,
+)
 from qlib.methods.checks import check_types
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.quantized_weight import QuantizedWeight
+
+# --- as the paper has it
+
+
+def shrink(R: Tensor, p: float, beta: float) -> Tensor:
+    """Return E, the part of the errors R that counts as outliers: the solution of |E|^p + beta/2 |E - R|^2.
+
+    It is 0 where |R| <= beta^(-1/(2-p)), and nearly all of R where |R| is large. Any shape.
+
+    >>> shrink(torch.tensor([-2.0, -0.1, 0.0, 0.5]), p=1.0, beta=2.0).tolist()
+    [-1.5, 0.0, 0.0, 0.0]
+    """
+    return R.sign() * (R.abs() - R.abs() ** (p - 1) / beta).relu()
+
+
+def hqq_plain(
+    weight: Tensor,
+    grid: Grid,
+    *,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+) -> QuantizedWeight:
+    """Round a weight as `hqq` does, by the formulas of the paper: slower, and equal but for rounding errors.
+
+    Arguments, result and errors are those of `hqq`.
+    """
+    check_settings(p, beta, kappa, iterations)
+    params = fit_float_zero(weight, grid)
+    W = as_compute_dtype(weight.detach())
+    best, least = params, inf
+    for _ in range(iterations + 1):
+        s, z = params.per_column()
+        assert z is not None
+        q = to_codes_float_zero(W, s, z, grid)  # 1. q = clamp(round(W / s + z))
+        R = W - to_values(q, s, z)  # 2. R = W - s (q - z)
+        error = float(R.abs().mean())
+        if not error < least:  # 3. stop when the error no longer falls
+            break
+        best, least = params, error
+        E = shrink(R, p, beta)  # 4. give up the outliers
+        fits = q - (W - E) / s  # 5. the mean of each group is the best zero point for the rest
+        means = [fits[:, group].mean(1) for group in grid.slices(W.shape[1])]
+        params = QuantParams(params.scale, torch.stack(means, dim=1), params.index)
+        beta *= kappa  # 6. tie E to R more tightly
+    return QuantizedWeight(encode(W, best, grid), best.scale, best.zero, best.index)
+
+
+# --- the same, faster
 
 
 @dataclass(frozen=True)
@@ -107,13 +166,13 @@ def hqq(
     [0.0, 0.1, 0.1, 0.1, 0.2, 0.3]
     [0.013, 0.113, 0.113, 0.113, 0.213, 0.313]
     """
-    steps = hqq_steps(weight, grid, p=p, beta=beta, kappa=kappa, iterations=iterations)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: QuantizedWeight = end.value
-            return result
+    params = fit_float_zero(weight, grid)
+    best = params.zero
+    for step in hqq_steps(weight, grid, p=p, beta=beta, kappa=kappa, iterations=iterations):
+        if step.kept:
+            best = step.zero
+    codes = encode(weight.contiguous(), QuantParams(params.scale, best, params.index), grid)
+    return QuantizedWeight(codes, params.scale, best, params.index)
 
 
 def hqq_steps(
@@ -124,29 +183,31 @@ def hqq_steps(
     beta: float = 10.0,
     kappa: float = 1.01,
     iterations: int = 20,
-) -> Generator[HQQStep, None, QuantizedWeight]:
-    """Yield after each iteration, the last one included; arguments and result as for `hqq`."""
-    HQQ(p, beta, kappa, iterations)  # refuses bad settings
-    scale = fit_float_zero(weight, grid)
-    W = weight.detach().to(scale.scale.dtype).contiguous()  # sums in one order, however it is stored
-    assert scale.zero is not None
-    zero = best = scale.zero
-    least = float("inf")
+) -> Iterator[HQQStep]:
+    """Yield each iteration of `hqq`, the last one included; arguments and errors as there."""
+    check_settings(p, beta, kappa, iterations)
+    params = fit_float_zero(weight, grid)
+    W = as_compute_dtype(weight.detach()).contiguous()  # sums in one order, however it is stored
+    zero, least = params.zero, inf
+    assert zero is not None
     for iteration in range(iterations + 1):
-        error, outliers, moved = _sweep(W, scale.scale, zero, grid, p, beta)
+        error, outliers, moved = _iterate(W, params.scale, zero, grid, p, beta)
         step = HQQStep(iteration, zero, error, outliers, beta, error < least)
         yield step
         if not step.kept:
             break
-        best, least, zero, beta = zero, error, moved, beta * kappa
-    codes = encode(W, QuantParams(scale.scale, best, scale.index), grid)
-    return QuantizedWeight(codes, scale.scale, best, scale.index)
+        least, zero, beta = error, moved, beta * kappa
 
 
-def _sweep(
+def _iterate(
     W: Tensor, scale: Tensor, zero: Tensor, grid: Grid, p: float, beta: float
 ) -> tuple[float, float, Tensor]:
-    """Return mean |R|, the share of outliers, and the next zeros."""
+    """Return mean |R|, the share of outliers, and the next zero points: steps 1 to 5 of `hqq_plain`.
+
+    With W = R + s (q - z), step 5 becomes z - mean(R - E) / s, and R - E is R clamped to
+    +-|R|^(p-1) / beta. Where no |R| exceeds beta^(-1/(2-p)), E is 0 and no power has to be computed. With the
+    defaults that limit is 0.17, and errors of ordinary weights (of size 0.05) never reach it.
+    """
     limit = beta ** (-1 / (2 - p))  # where |R| = |R|^(p-1) / beta
     total = torch.zeros((), dtype=torch.float64, device=W.device)
     outliers, moved = 0, torch.empty_like(zero)
@@ -157,16 +218,17 @@ def _sweep(
         beyond = int((size > limit).sum())
         if beyond:
             outliers += beyond
-            bound = size.pow_(p - 1).div_(beta)  # infinite where R = 0, which cuts nothing off
+            bound = size.pow_(p - 1).div_(beta)  # infinite where R = 0: such an R is not clamped
             R = R.clamp_(-bound, bound)
         torch.sub(z, R.mean(-1, keepdim=True).div_(s), out=new)
     return float(total) / W.numel(), outliers / W.numel(), moved
 
 
 def _parts(W: Tensor, width: int, *numbers: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield cache-sized parts of W [rows, groups, width], and views of what each group has [rows, groups, 1].
+    """Yield parts of W that fit into the processor's cache, and the numbers of their groups.
 
-    A narrower last group comes by itself.
+    Shapes: a part is [rows, groups, width], each of its numbers [rows, groups, 1]. A narrower last group
+    comes by itself.
     """
     columns = W.shape[1]
     full = columns // width * width
@@ -177,6 +239,26 @@ def _parts(W: Tensor, width: int, *numbers: Tensor) -> Iterator[tuple[Tensor, ..
             part = W[rows, start:stop]
             part = part.view(len(part), -1, min(width, stop - start))
             yield part, *(each[rows, groups].unsqueeze(-1) for each in numbers)
+
+
+# --- settings
+
+
+def check_settings(p: float, beta: float, kappa: float, iterations: int) -> None:
+    """Refuse settings out of range."""
+    real_p, real_beta, real_kappa = (
+        real_number(value, f"{name} in HQQ", QuantError)
+        for name, value in (("p", p), ("beta", beta), ("kappa", kappa))
+    )
+    whole = as_whole(iterations)
+    for name, value, good, remedy in (
+        ("p", p, 0 < real_p <= 1, "is outside 0 < p <= 1. Use p=0.7"),
+        ("beta", beta, 0 < real_beta < inf, "is not a number > 0. Use beta=10"),
+        ("kappa", kappa, 1 <= real_kappa < inf, "is not a number >= 1. Use kappa=1.01"),
+        ("iterations", iterations, whole is not None and whole >= 0, "is not >= 0. Use iterations=20"),
+    ):
+        if not good:
+            raise QuantError(f"{name}={value!r} in HQQ {remedy}.")
 
 
 @dataclass(frozen=True)
@@ -194,14 +276,7 @@ class HQQ:
 
     def __post_init__(self) -> None:
         check_types(self, ("p", "beta", "kappa"), ("iterations",))
-        for name, good, remedy in (
-            ("p", 0 < self.p <= 1, "is outside 0 < p <= 1. Use p=0.7"),
-            ("beta", 0 < self.beta < float("inf"), "is not a number > 0. Use beta=10"),
-            ("kappa", 1 <= self.kappa < float("inf"), "is not a number >= 1. Use kappa=1.01"),
-            ("iterations", self.iterations >= 0, "is not a number >= 0. Use iterations=20"),
-        ):
-            if not good:
-                raise QuantError(f"{name}={getattr(self, name)!r} in HQQ {remedy}.")
+        check_settings(self.p, self.beta, self.kappa, self.iterations)
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
         """Refuse a symmetric grid, which has no zero to move."""

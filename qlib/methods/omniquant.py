@@ -20,7 +20,7 @@ Differences: W is clamped before it is rounded, not its code afterwards: the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -28,18 +28,54 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss, pad
+from torch.nn.functional import mse_loss
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, fit_minmax, to_codes, to_values
+from qlib.grid import (
+    Grid,
+    decode,
+    encode,
+    fit_minmax,
+    in_groups,
+    min_max_on,
+    scale_and_zero_point,
+    to_codes,
+    to_values,
+)
 from qlib.methods.checks import check_learnable, check_types
 from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds
+from qlib.methods.smoothquant import smoothing_factor
 
 START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
-SMALLEST = 1e-5  # ranges below this count as this much in the first scales
 
 
-# --- LWC
+# --- LWC: learnable weight clipping
+
+
+def learned_range(groups: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ends of each group's learned range, lo' = sigmoid(l) lo and hi' = sigmoid(u) hi.
+
+    Shapes: groups [rows, groups, group]; upper and lower [rows, groups]; the ends [rows, groups, 1].
+    """
+    lo, hi = min_max_on(groups, grid)
+    hi = hi * upper.sigmoid().unsqueeze(-1)
+    return (-hi if lower is None else lo * lower.sigmoid().unsqueeze(-1)), hi
+
+
+def round_ste(x: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Return round(x) within [lowest, highest], with the gradient of x ("straight through")."""
+    return x + (x.round().clamp(lowest, highest) - x).detach()
+
+
+def fake_quant_plain(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
+    """Return what `fake_quant` returns, by the formulas of the paper: equal but for rounding errors."""
+    groups = in_groups(weight, grid)
+    lo, hi = learned_range(groups, grid, upper, lower)
+    scale, zero = scale_and_zero_point(lo, hi, grid)
+    z = torch.zeros_like(scale) if zero is None else zero.detach()
+    w = groups.minimum(hi).maximum(lo)
+    values = scale * round_ste(w / scale, grid.qmin - z, grid.qmax - z)
+    return values.flatten(1)[:, : weight.shape[1]]
 
 
 def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
@@ -60,33 +96,20 @@ def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None =
         [rows, columns], with gradients for weight, upper and lower: those of the plain formula, round(x)
         being replaced by x plus a constant.
     """
-    groups = _grouped(weight, grid)
-    return _FakeQuant.apply(groups, *_ends(groups, upper, lower), grid).flatten(1)[:, : weight.shape[1]]  # type: ignore[no-any-return,no-untyped-call]
+    groups = in_groups(weight, grid)
+    ends = learned_range(groups, grid, upper, lower)
+    values: Tensor = _FakeQuant.apply(groups, *ends, grid)  # type: ignore[no-untyped-call]
+    return values.flatten(1)[:, : weight.shape[1]]
 
 
 def clip_range(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
     """Return the weight clamped to its learned range; arguments as for `fake_quant`.
 
     The ends of the learned range are its smallest and largest numbers, so rounding it to nearest gives the
-    codes, scales and zeros of `fake_quant`, bit for bit.
+    codes, scales and zero points of `fake_quant`, bit for bit.
     """
-    groups = _grouped(weight, grid)
-    return groups.clamp(*_ends(groups, upper, lower)).flatten(1)[:, : weight.shape[1]]
-
-
-def _grouped(weight: Tensor, grid: Grid) -> Tensor:
-    """Return a weight as [rows, groups, group]. Zeros fill up the last group: its range reaches 0 anyway."""
-    width = grid.group or weight.shape[1]
-    return pad(weight, (0, -weight.shape[1] % width)).reshape(len(weight), -1, width)
-
-
-def _ends(groups: Tensor, upper: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the ends of each group's learned range, [rows, groups, 1]."""
-    low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-    if lower is None:
-        hi = high.maximum(-low) * upper.sigmoid().unsqueeze(-1)
-        return -hi, hi
-    return low * lower.sigmoid().unsqueeze(-1), high * upper.sigmoid().unsqueeze(-1)
+    groups = in_groups(weight, grid)
+    return groups.clamp(*learned_range(groups, grid, upper, lower)).flatten(1)[:, : weight.shape[1]]
 
 
 class _FakeQuant(torch.autograd.Function):
@@ -96,7 +119,8 @@ class _FakeQuant(torch.autograd.Function):
 
         dw^/dw' = 1     dw^/dscale = constant = (w^ - w') / scale     dscale/dhi = -dscale/dlo = 1 / qmax
 
-    where w' is w inside the range and an end of it outside.
+    where w' is w inside the range and an end of it outside. Autograd would add the same terms of
+    `fake_quant_plain` in another order: learned parameters would differ in their last bits.
     """
 
     @staticmethod
@@ -123,7 +147,7 @@ class _FakeQuant(torch.autograd.Function):
         return gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None, of_lo, of_hi, None
 
 
-# --- LET
+# --- LET: learnable equivalent transformation
 
 
 def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tensor:
@@ -141,11 +165,11 @@ def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tens
     Returns
     -------
     Tensor
-        [columns], > 0. Inputs that are always 0, or meet nothing but zeros, keep the scale 1.
+        [columns], > 0. Inputs that are always 0 keep the scale 1, and so do those that meet nothing but
+        zeros: their scale has no effect, and SmoothQuant's, near 1e5, would be a bad start.
     """
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    scale = absmax.clamp(min=SMALLEST) ** alpha / largest.clamp(min=SMALLEST) ** (1 - alpha)
-    return scale.masked_fill((absmax == 0) | (largest == 0), 1)
+    return smoothing_factor(absmax, largest, alpha).masked_fill(largest == 0, 1)
 
 
 @dataclass
@@ -167,12 +191,13 @@ class Learned:
     shift: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, task: BlockTask, grid: Grid, logit: float) -> Learned:
-        """Return the same logit for all ends of ranges, and no scales. `inf` is rounding to nearest."""
+    def start(cls, task: BlockTask, grid: Grid, logit: float = START) -> Learned:
+        """Return the same logit for all ends of ranges, and no scales."""
         upper = {}
-        for name in [f"{layer}.weight" for layer in task.layers]:
-            groups = _grouped(task.parameters[name], task.grid_of(name, grid))
-            upper[name] = groups.new_full(groups.shape[:2], logit, requires_grad=True)
+        for layer in task.layers:
+            weight = task.parameters[name := f"{layer}.weight"]
+            groups = len(task.grid_of(name, grid).slices(weight.shape[1]))
+            upper[name] = weight.new_full((len(weight), groups), logit, requires_grad=True)
         return cls(upper, {n: deepcopy(u) for n, u in upper.items() if not task.grid_of(n, grid).symmetric})
 
     def start_scales(self, task: BlockTask, alpha: float) -> None:
@@ -201,15 +226,62 @@ class Learned:
         """Return the block's parameters with s and z folded in: the same function in float."""
         return apply_folds(task.parameters, self.folds(task))
 
-    def apply(self, change: Callable[..., Tensor], task: BlockTask, grid: Grid) -> Fitted:
-        """Return the folded parameters with each weight put through `fake_quant` or `clip_range`."""
+    def rounded(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+        """Return the folded parameters with each weight rounded within its learned range."""
+        parameters = self.folded(task)
+        for name, u in self.upper.items():
+            parameters[name] = fake_quant(parameters[name], task.grid_of(name, grid), u, self.lower.get(name))
+        return parameters
+
+    def clipped(self, task: BlockTask, grid: Grid) -> Fitted:
+        """Return the folded parameters with each weight clamped to its learned range, and the folds."""
         parameters = Fitted(self.folded(task), self.folds(task))
-        for name, upper in self.upper.items():
-            parameters[name] = change(parameters[name], task.grid_of(name, grid), upper, self.lower.get(name))
+        for name, u in self.upper.items():
+            parameters[name] = clip_range(parameters[name], task.grid_of(name, grid), u, self.lower.get(name))
         return parameters
 
 
 # --- learning
+
+
+def learn(task: BlockTask, grid: Grid, start: Learned, method: OmniQuant) -> Learned:
+    """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
+    learned = deepcopy(start)
+    best, least = learned, inf
+    variables = [
+        {"params": [*learned.upper.values(), *learned.lower.values()], "lr": method.clip_rate},
+        {"params": [*learned.log_scale.values(), *learned.shift.values()], "lr": method.scale_rate},
+    ]
+    optimizer = torch.optim.AdamW(variables, weight_decay=0)
+    for _ in range(method.epochs):
+        total = 0.0
+        for sample in range(task.samples):
+            with torch.enable_grad():
+                parameters = learned.rounded(task, grid)  # 1. Q(W s), clipped to the learned ranges
+                loss = block_loss(task, parameters, sample)  # 2. |block(X_q; Q(W s)) - block_float(X)|^2
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)  # 3. gradients for u, l, s and z
+            optimizer.step()
+            total += loss.item()
+        task.progress(total / task.samples)
+        if total < least:
+            best, least = deepcopy(learned), total
+    return best
+
+
+def block_loss(task: BlockTask, parameters: Mapping[str, Tensor], sample: int) -> Tensor:
+    """Return the mean squared error of the block's output for one utterance."""
+    if not (loss := mse_loss(task.output(parameters, sample), task.target(sample))).isfinite():
+        raise QuantError(
+            f"The loss of the block of {task.layers[0]} is {loss.item()} for utterance {sample} of "
+            f"{task.samples}. Check that recording, or learn more slowly: a smaller clip_rate or scale_rate."
+        )
+    return loss
+
+
+def mean_loss(task: BlockTask, parameters: Mapping[str, Tensor]) -> float:
+    """Return the mean of the utterances' losses: what learning is to make smaller."""
+    return sum(block_loss(task, parameters, sample).item() for sample in range(task.samples)) / task.samples
 
 
 @dataclass(frozen=True)
@@ -255,55 +327,27 @@ class OmniQuant:
         """
         if not task.samples:
             raise QuantError(f"OmniQuant got no utterances for the block of {task.layers[0]}. Pass calib=...")
-        for layer in task.layers:
-            self.check_weights({layer: task.parameters[f"{layer}.weight"]}, task.grid_of(layer, grid))
-        plain, learned = Learned.start(task, grid, inf), Learned.start(task, grid, START)
+        weights = {layer: task.parameters[f"{layer}.weight"] for layer in task.layers}
+        grids = {layer: task.grid_of(layer, grid) for layer in task.layers}
+        for layer, weight in weights.items():
+            self.check_weights({layer: weight}, grids[layer])
+        start = Learned.start(task, grid)
         if task.rounds_inputs if self.let is None else self.let:
-            learned.start_scales(task, self.alpha)
-        best, least = Fitted({}), _mean_loss(task, plain, grid)
-        for candidate in (deepcopy(learned), self._learn(task, grid, learned)):
-            if (loss := _mean_loss(task, candidate, grid)) < least:
-                best, least = candidate.apply(clip_range, task, grid), loss
+            start.start_scales(task, self.alpha)
+
+        nearest = {f"{layer}.weight": round_to_nearest(w, grids[layer]) for layer, w in weights.items()}
+        best, least = Fitted({}), mean_loss(task, nearest)
+        for candidate in (start, learn(task, grid, start, self)):
+            if (loss := mean_loss(task, candidate.rounded(task, grid))) < least:
+                best, least = candidate.clipped(task, grid), loss
         return best.without(task.parameters)
 
     def fit_mixed(self, task: BlockTask) -> Fitted:
         """Learn one block whose layers have different grids, `task.grids`; otherwise as `fit`."""
         return self.fit(task, task.grids[task.layers[0]])
 
-    def _learn(self, task: BlockTask, grid: Grid, learned: Learned) -> Learned:
-        """Run all epochs; return what was learned by the end of the one with the smallest loss on the way."""
-        best, least = learned, inf
-        variables = [
-            {"params": [*learned.upper.values(), *learned.lower.values()], "lr": self.clip_rate},
-            {"params": [*learned.log_scale.values(), *learned.shift.values()], "lr": self.scale_rate},
-        ]
-        optimizer = torch.optim.AdamW(variables, weight_decay=0)
-        for _ in range(self.epochs):
-            total = 0.0
-            for sample in range(task.samples):
-                with torch.enable_grad():
-                    loss = _loss(task, learned.apply(fake_quant, task, grid), sample)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                total += loss.item()
-            task.progress(total / task.samples)
-            if total < least:
-                best, least = deepcopy(learned), total
-        return best
 
-
-def _loss(task: BlockTask, parameters: Mapping[str, Tensor], sample: int) -> Tensor:
-    """Return the mean squared error of the block's output for one utterance."""
-    if not (loss := mse_loss(task.output(parameters, sample), task.target(sample))).isfinite():
-        raise QuantError(
-            f"The loss of the block of {task.layers[0]} is {loss.item()} for utterance {sample} of "
-            f"{task.samples}. Check that recording, or learn more slowly: a smaller clip_rate or scale_rate."
-        )
-    return loss
-
-
-def _mean_loss(task: BlockTask, learned: Learned, grid: Grid) -> float:
-    """Return the mean of the utterances' losses: what learning is to make smaller."""
-    parameters = learned.apply(fake_quant, task, grid)
-    return sum(_loss(task, parameters, sample).item() for sample in range(task.samples)) / task.samples
+def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """Return Q(W): the nearest values of the grid, [rows, columns]."""
+    params = fit_minmax(weight, grid)
+    return decode(encode(weight, params, grid), params)

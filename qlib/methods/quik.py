@@ -26,19 +26,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
-from qlib.grid import Fit, Grid, check_fit, check_tensor
-from qlib.methods.checks import check_types
-from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.second_order import (
-    Layer,
-    OnGrid,
+from qlib.errors import QuantError, settle
+from qlib.grid import Fit, Grid, check_fit, to_codes, to_values
+from qlib.methods.checks import (
+    check_absmax,
     check_damping,
     check_layer,
-    known_hessian,
-    walk,
+    check_layer_stats,
+    check_whole,
     with_token_note,
 )
+from qlib.methods.compensate import Compensated, Scale, assemble, fit_groups
+from qlib.methods.contracts import LayerStats, Needs
 from qlib.quantized_weight import QuantizedWeight
 
 SHARE = 16  # one input in so many stays in float, unless told otherwise: 256 of 4096 in the paper
@@ -96,27 +95,35 @@ def quik(
     >>> result.decode().tolist(), result.columns.tolist()
     ([[1.0, 0.0, 30.0]], [2])
     """
-    settings = QUIK(columns, damping, fit)
+    columns, damping = _checked(columns, damping, fit)
     H = check_layer(weight, hessian, grid)
-    _check_absmax(absmax, len(H))
-    kept = settings.count(len(H))
-    # The ascending order is there to leave the largest inputs to the end. Where none stays in float, the end
-    # has nothing to make up for them with, and that order doubles the error and more: then left to right.
-    order = torch.arange(len(H), device=weight.device)
-    if kept:
-        order = absmax.to(weight.device).argsort(stable=True)
-    rounded = len(H) - kept
-    layer = Layer.of(weight, H, order, damping)
-    index = torch.cat([grid.group_index(rounded), torch.zeros(kept, dtype=torch.int64)])
-    on_grid = OnGrid(layer, grid, fit, index.to(weight.device))
-    walk(layer, grid.slices(rounded), on_grid.fit_group, on_grid.round_column)
-    result = on_grid.result()
-    if kept == 0:
+    check_absmax(absmax, len(H))
+    k = _float_columns(columns, len(H))
+    rounded = len(H) - k
+    # 1. The columns of the k largest inputs come last, the others in ascending order of max |x|. That order
+    #    is there to leave those k to the end. Where none stays in float, the end has nothing to make up for
+    #    them with, and the ascending order doubles the error and more: then from left to right.
+    order = absmax.to(H.device).argsort(stable=True) if k else torch.arange(len(H), device=H.device)
+    compensated = Compensated(weight, H, order, damping)
+    codes, one_group = torch.zeros_like(compensated.weight), replace(grid, group=None)  # [columns, rows]
+    codes_of = codes.unbind()
+    scales: list[Scale] = []
+    for group in compensated.groups(grid.slices(rounded)):
+        # 2. GPTQ over the rounded columns: fit a group to its columns as they are now,
+        scales += fit_groups(group.weight, one_group, fit)
+        scale, zero = scales[-1]
+        for j, w in group:
+            # round one column, and let all columns to come, the float ones too, make up for its error.
+            to_codes(w, scale, zero, grid, out=codes_of[j])
+            compensated.set(j, to_values(codes_of[j], scale, zero))
+    index = torch.cat([grid.group_index(rounded), torch.zeros(k, dtype=torch.int64)]).to(H.device)
+    result = assemble(codes, scales, index, grid, order, compensated.notes)
+    if k == 0:
         return result
-    last = slice(rounded, None)
-    places, by_place = order[last].sort()
-    values = layer.compensated(last, layer.owed(last))[by_place].T
-    return replace(result, columns=places, column_values=_as_float16(values).contiguous())
+    # 3. The float columns, moved by all errors; they make none of their own.
+    places, by_place = order[rounded:].sort()
+    values = _as_float16(compensated.rest(rounded)[by_place].T)
+    return replace(result, columns=places, column_values=values.contiguous())
 
 
 @dataclass(frozen=True)
@@ -132,11 +139,8 @@ class QUIK:
     needs: ClassVar[Needs] = Needs.HESSIAN | Needs.RANGE
 
     def __post_init__(self) -> None:
-        check_types(self, ("damping",), ("columns",))
-        check_fit(self.fit)
-        check_damping(self.damping, "QUIK")
-        if self.columns is not None and self.columns < 0:
-            raise QuantError(f"columns={self.columns} in QUIK is not a number >= 0. Use columns=None.")
+        columns, damping = _checked(self.columns, self.damping, self.fit)
+        settle(self, columns=columns, damping=damping)
 
     def count(self, inputs: int) -> int:
         """Return how many of a layer's columns stay in float.
@@ -146,13 +150,7 @@ class QUIK:
         QuantError
             All of them.
         """
-        kept = inputs // SHARE if self.columns is None else self.columns
-        if kept >= inputs:
-            raise QuantError(
-                f"columns={kept} in QUIK keeps all {inputs} inputs of the layer in float. "
-                f"Use columns={inputs // SHARE} (or any number below {inputs}), or skip this layer."
-            )
-        return kept
+        return _float_columns(self.columns, inputs)
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
         """Refuse more columns in float than some layer has, naming the layer."""
@@ -170,25 +168,30 @@ class QUIK:
         QuantError
             The statistics lack the Hessian or the range, and all that `quik` refuses.
         """
-        H, absmax = known_hessian(stats, "QUIK"), stats.absmax
-        if absmax is None:
-            raise QuantError("QUIK got statistics without a range. Calibrate with needs=QUIK.needs.")
+        H, absmax = check_layer_stats(stats, weight, self.needs, "QUIK")
         result = quik(weight, H, absmax, grid, columns=self.columns, damping=self.damping, fit=self.fit)
         return with_token_note(result, stats.tokens)
 
 
-def _check_absmax(absmax: Tensor, inputs: int) -> None:
-    """Refuse a range of another shape, or with NaN or infinity."""
-    check_tensor(absmax, "absmax", "Pass the largest |x| of each input: inputs.abs().amax(0).")
-    if absmax.shape != (inputs,):
+def _checked(columns: int | None, damping: float, fit: Fit) -> tuple[int | None, float]:
+    """Return columns and damping as plain numbers, or refuse a setting."""
+    if columns is not None:
+        columns = check_whole(columns, "columns", "QUIK", None)
+        if columns < 0:
+            raise QuantError(f"columns={columns} in QUIK is not a number >= 0. Use columns=None.")
+    check_fit(fit)
+    return columns, check_damping(damping, "QUIK", 0.01)
+
+
+def _float_columns(columns: int | None, inputs: int) -> int:
+    """Return how many columns of a layer stay in float, or refuse all of them."""
+    k = inputs // SHARE if columns is None else columns
+    if k >= inputs:
         raise QuantError(
-            f"absmax of shape {tuple(absmax.shape)} for {inputs} inputs. Pass the largest |x| of each input."
+            f"columns={k} in QUIK keeps all {inputs} inputs of the layer in float. "
+            f"Use columns={inputs // SHARE} (or any number below {inputs}), or skip this layer."
         )
-    if not absmax.isfinite().all():
-        raise QuantError(
-            f"{int((~absmax.isfinite()).sum())} of {inputs} inputs reached NaN or infinity. "
-            "Look for a bad calibration sample, or for a model that overflows in its dtype."
-        )
+    return k
 
 
 def _as_float16(values: Tensor) -> Tensor:

@@ -24,12 +24,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qlib.errors import QuantError
+from qlib.errors import QuantError, real_number
 from qlib.grid import Grid, check_tensor
+from qlib.methods.channels import check_channels
 from qlib.methods.checks import check_stats, check_types, check_weights
 from qlib.methods.contracts import LayerStats, Needs
 
-TINY = 1e-5  # smaller ranges count as this: no division by 0
+TINY = 1e-5  # smaller ranges count as this, as in the authors' code: no division by 0
+
+
+def smoothing_factor(absmax_inputs: Tensor, absmax_weights: Tensor, alpha: float) -> Tensor:
+    """Return s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (equation 4), [inputs], > 0.
+
+    Parameters
+    ----------
+    absmax_inputs, absmax_weights : Tensor
+        Largest |x| and largest |w| of each channel, [inputs].
+    alpha : float
+        0 to 1.
+    """
+    s = absmax_inputs.clamp(min=TINY) ** alpha / absmax_weights.clamp(min=TINY) ** (1 - alpha)
+    return s.masked_fill(absmax_inputs == 0, 1)
 
 
 def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
@@ -59,32 +74,21 @@ def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: flo
     >>> smoothing_scale(torch.tensor([16.0, 1.0, 0.0]), [torch.tensor([[0.25, -1.0, 2.0]])])
     tensor([8., 1., 1.])
     """
-    SmoothQuant(alpha)  # refuses a bad alpha
-    _check(absmax_inputs, weights)
-    wide = all(each.dtype == torch.float64 for each in (absmax_inputs, *weights))
-    dtype = torch.float64 if wide else torch.float32
-    of_inputs = absmax_inputs.detach().to(dtype)
-    of_weights = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
-    scale = of_inputs.clamp(min=TINY) ** alpha / of_weights.clamp(min=TINY) ** (1 - alpha)
-    return scale.masked_fill(of_inputs == 0, 1)
-
-
-def _check(absmax: Tensor, weights: Sequence[Tensor]) -> None:
-    """Refuse what does not belong together."""
+    check_alpha(alpha)
     check_weights(weights, "SmoothQuant")
     remedy = "Pass the largest |x| of each input: inputs.abs().amax(0)."
-    check_tensor(absmax, "absmax_inputs", remedy)
-    shapes = [tuple(weight.shape) for weight in weights]
-    if any(absmax.shape != (columns,) for _, columns in shapes):
-        raise QuantError(
-            f"SmoothQuant got input ranges of shape {tuple(absmax.shape)} for weights {shapes}. Pass one "
-            "number per input, inputs.abs().amax(0), and weights that read that same input."
-        )
-    if bad := int((~(absmax.isfinite() & (absmax >= 0))).sum()):
-        raise QuantError(
-            f"{bad} of {len(absmax)} input ranges are negative, NaN or infinite, the first in channel "
-            f"{int((~(absmax.isfinite() & (absmax >= 0))).nonzero()[0])}. Look for a bad calibration sample."
-        )
+    check_tensor(absmax_inputs, "absmax_inputs", remedy)
+    check_channels(absmax_inputs, weights, "input ranges", remedy)
+    wide = all(each.dtype == torch.float64 for each in (absmax_inputs, *weights))
+    dtype = torch.float64 if wide else torch.float32
+    absmax_weights = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
+    return smoothing_factor(absmax_inputs.detach().to(dtype), absmax_weights, alpha)
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse what is not a number from 0 to 1."""
+    if not 0 <= real_number(alpha, "alpha in SmoothQuant", QuantError, "Use alpha=0.5.") <= 1:
+        raise QuantError(f"alpha={alpha!r} in SmoothQuant is outside 0 to 1. Use alpha=0.5.")
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,7 @@ class SmoothQuant:
 
     def __post_init__(self) -> None:
         check_types(self, ("alpha",))
-        if not 0 <= self.alpha <= 1:
-            raise QuantError(f"alpha={self.alpha!r} in SmoothQuant is outside 0 to 1. Use alpha=0.5.")
+        check_alpha(self.alpha)
 
     def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
         """Return s for the layers that share an input; the grid is not looked at.

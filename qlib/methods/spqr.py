@@ -2,7 +2,8 @@
 
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Problem: that of GPTQ. A group of 16 weights is rounded much better than one of 128, but its scale and zero
-    in 32 bits each would cost 4 bits a weight; and one odd weight still spoils the grid of its 15 neighbours.
+    in 32 bits each would cost 4 bits a weight; and one large weight still spoils the grid of its
+    15 neighbours.
 Rule: GPTQ, and when a group of columns is reached, for each row
       1. leave-one-out test: how much does the group's error sum ((w - w^) / U_jj)^2 fall if a weight is left
          out and the range is fitted to the others? By more than tau: it will be an outlier. For the
@@ -22,19 +23,26 @@ Left out: the published code lets a group of one sign keep 0 out of its range. I
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlib.errors import QuantError
+from qlib.errors import QuantError, real_number, settle
 from qlib.grid import Grid, encode, fit_float_zero, to_codes_float_zero, to_values
-from qlib.methods.checks import check_types
+from qlib.methods.checks import (
+    check_act_order,
+    check_damping,
+    check_layer,
+    check_layer_stats,
+    check_whole,
+    with_token_note,
+)
+from qlib.methods.compensate import Compensated, visiting_order
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.second_order import Layer, check_damping, check_layer, known_hessian, walk, with_token_note
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
@@ -47,7 +55,7 @@ def spqr(
     second_bits: int = 3,
     second_group: int = 16,
     damping: float = 1.0,
-    act_order: Literal["off", "dynamic"] = "dynamic",
+    act_order: bool = True,
 ) -> QuantizedWeight:
     """Round a weight in small groups, and keep the weights that would cost most.
 
@@ -68,9 +76,9 @@ def spqr(
         Neighbouring rows whose scales are rounded together; 1 leaves the scales as they are.
     damping : float
         The share of the mean of diag(H) that is added to it.
-    act_order : {"off", "dynamic"}
-        Visit the columns from left to right, or those with the largest H_jj first, grouped as they are
-        visited (the result then carries their index).
+    act_order : bool
+        Visit the columns with the largest H_jj first, grouped as they are visited (the result then carries
+        the group of each), instead of from left to right.
 
     Returns
     -------
@@ -94,15 +102,37 @@ def spqr(
     >>> result.decode()[5].tolist(), result.outliers.tolist()
     ([0.0, 1.0, 9.0, 3.0], [22])
     """
-    settings = SpQR(threshold, second_bits, second_group, damping, act_order)
+    threshold, second_bits, second_group, damping, act_order = _checked(
+        threshold, second_bits, second_group, damping, act_order
+    )
     H = check_layer(weight, hessian, grid)
-    order = torch.arange(len(H), device=H.device)
-    if act_order == "dynamic":
-        order = H.diagonal().argsort(descending=True, stable=True)
-    layer = Layer.of(weight, H, order, damping)
-    levels = _TwoLevels(layer, H.diagonal()[order] != 0, grid, settings)
-    walk(layer, grid.slices(len(H)), levels.fit_group, levels.round_column)
-    return levels.result()
+    order = visiting_order(H, act_order)
+    compensated = Compensated(weight, H, order, damping)
+    W, one_group = compensated.weight, replace(grid, group=None)  # [columns, rows]
+    second = Grid(second_bits, min(second_group, W.shape[1]))
+    # What an error costs: ((w - w^) / U_jj)^2, and nothing at an input that was always 0.
+    pivots = compensated.R.diagonal() * (H.diagonal()[order] != 0)  # 1 / U_jj
+    variance = W.var(1, correction=min(1, W.shape[1] - 1))
+    tau = threshold * float((variance * pivots.square()).mean())
+    pivots, levels = pivots.to(W.dtype), []
+    codes, outlier, value = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool), W.half()
+    for group in compensated.groups(grid.slices(len(H))):
+        # 1. The leave-one-out test says which weights the fit leaves out.
+        left_out = leave_one_out(group.weight.T, pivots[group.part], one_group) > tau
+        # 2. Scale and zero point, fitted to the others; then both are rounded.
+        scale, zero, empty = fit_without(group.weight.T, left_out, one_group)
+        scale, zero, level = round_scales(scale, zero, empty, second)
+        levels.append(level)
+        for j, w in group:
+            # 3. Round one column; a weight whose error costs more than tau stays in float16.
+            code = to_codes_float_zero(w, scale, zero, grid)
+            q, value[j] = to_values(code, scale, zero), w.half()
+            cost = (w - q).mul_(pivots[j]).square_()
+            outlier[j] = (cost > tau) & value[j].isfinite()  # what float16 cannot hold is rounded as well
+            codes[j] = code.masked_fill_(outlier[j], 0)
+            # 4. All columns to come make up for the errors of this one.
+            compensated.set(j, torch.where(outlier[j], value[j].to(w.dtype), q))
+    return _assemble(compensated, grid, codes, outlier, value, levels, second)
 
 
 def leave_one_out(group: Tensor, pivots: Tensor, grid: Grid) -> Tensor:
@@ -143,91 +173,100 @@ def _fit(group: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return fitted.scale, fitted.zero
 
 
-class _TwoLevels:
-    """Fits groups and rounds columns for `walk`.
+def fit_without(group: Tensor, left_out: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit scale and zero point of a group without some of its weights, which count as the mean of the others.
 
     Parameters
     ----------
-    layer : Layer
-        The weight.
-    alive : Tensor
-        False where an input was always 0, [columns]: what is rounded there costs nothing.
-    grid, settings : Grid, SpQR
-        See `spqr`.
+    group : Tensor
+        [rows, width].
+    left_out : Tensor
+        [rows, width], bool. A weight that float16 cannot hold is not left out; nor is any of a row that has
+        nothing else.
+    grid : Grid
+        Its bits count.
+
+    Returns
+    -------
+    tuple of Tensor
+        Scale and zero point, [rows], and which rows are all zeros, so that any scale suits them, [rows].
     """
+    left_out = left_out & group.half().isfinite()
+    left_out &= ~left_out.all(1, keepdim=True)
+    mean = group.masked_fill(left_out, 0).sum(1, keepdim=True) / (~left_out).sum(1, keepdim=True)
+    others = torch.where(left_out, mean, group)
+    scale, zero = _fit(others, grid)
+    return scale[:, 0], zero[:, 0], others.abs().amax(1) / grid.qmax == 0
 
-    def __init__(self, layer: Layer, alive: Tensor, grid: Grid, settings: SpQR) -> None:
-        columns, rows = layer.weight.shape
-        self.layer, self.grid = layer, replace(grid, group=None)
-        self.second = Grid(settings.second_bits, min(settings.second_group, rows))
-        pivots = layer.factor.diagonal() * alive  # 1 / U_jj
-        spread = layer.weight.var(1, correction=min(1, rows - 1)) * pivots.square()
-        self.pivots = pivots.to(layer.weight.dtype)
-        self.tau = settings.threshold * float(spread.mean())
-        self.index = grid.group_index(columns).to(pivots.device)
-        self.codes = torch.empty_like(layer.weight)  # [columns, rows], whole numbers as floats
-        self.kept = torch.empty_like(layer.weight, dtype=torch.bool)
-        self.values = torch.empty_like(layer.weight, dtype=torch.float16)  # count where kept
-        self.levels: list[QuantizedWeight] = []  # of each group: scales in row 0, zeros in row 1
 
-    def fit_group(self, group: slice, weight: Tensor) -> None:
-        """Fit the next group to its columns as they are now, [columns, rows], without its outliers."""
-        W = weight.T
-        odd = (leave_one_out(W, self.pivots[group], self.grid) > self.tau) & W.half().isfinite()
-        odd &= ~odd.all(1, keepdim=True)  # where all would be, nobody is left to fit the range to
-        mean = W.masked_fill(odd, 0).sum(1, keepdim=True) / (~odd).sum(1, keepdim=True)
-        others = torch.where(odd, mean, W)
-        scale, zero = _fit(others, self.grid)
-        self._lend(scale[:, 0], others.abs().amax(1) / self.grid.qmax == 0)
-        both = torch.cat([scale, zero], 1).T
-        fitted = fit_float_zero(both, self.second)
-        codes = encode(both, fitted, self.second)
-        self.levels.append(QuantizedWeight(codes, fitted.scale, fitted.zero, fitted.index))
-        self.scale, self.zero = self.levels[-1].decode()
+def round_scales(
+    scale: Tensor, zero: Tensor, empty: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor, QuantizedWeight]:
+    """Round the scales of neighbouring rows on a grid of their own, and so their zero points.
 
-    def _lend(self, scale: Tensor, empty: Tensor) -> None:
-        """Give rows of zeros, which any scale suits, one that leaves the 3 bits to their neighbours."""
-        for part in self.second.slices(len(scale)) if empty.any() else []:
-            if not empty[part].all():
-                scale[part].masked_fill_(empty[part], float(scale[part][~empty[part]].min()))
+    Parameters
+    ----------
+    scale, zero : Tensor
+        Of each row, [rows].
+    empty : Tensor
+        Rows of zeros, [rows], bool. Their scale does not matter to them, but it would stretch the grid that
+        they share with their neighbours: they get the smallest scale among these.
+    grid : Grid
+        Bits of a scale; its group is the number of neighbouring rows.
 
-    def round_column(self, column: int, weight: Tensor) -> Tensor:
-        """Return the values of a column [rows], rounded or kept."""
-        codes = to_codes_float_zero(weight, self.scale, self.zero, self.grid)
-        rounded, short = to_values(codes, self.scale, self.zero), weight.half()
-        cost = (weight - rounded).mul_(self.pivots[column]).square_()
-        kept = (cost > self.tau) & short.isfinite()  # what float16 cannot hold is rounded like the rest
-        self.codes[column], self.kept[column], self.values[column] = codes.masked_fill_(kept, 0), kept, short
-        return torch.where(kept, short.to(weight.dtype), rounded)
+    Returns
+    -------
+    tuple
+        Scale and zero point as they are after rounding, [rows], and their codes: scales in row 0, zeros in 1.
+    """
+    for part in grid.slices(len(scale)) if empty.any() else []:
+        if not empty[part].all():
+            scale[part].masked_fill_(empty[part], float(scale[part][~empty[part]].min()))
+    both = torch.stack([scale, zero])
+    fitted = fit_float_zero(both, grid)
+    level = QuantizedWeight(encode(both, fitted, grid), fitted.scale, fitted.zero, fitted.index)
+    rounded_scale, rounded_zero = level.decode()
+    return rounded_scale, rounded_zero, level
 
-    def result(self) -> QuantizedWeight:
-        """Return everything in the original order of the columns."""
-        codes, kept, values = (
-            self.layer.restore(each).T.contiguous() for each in (self.codes, self.kept, self.values)
-        )
-        places = kept.flatten().nonzero().squeeze(1)
-        second = SecondLevel(self.second, *(self._level(row) for row in (0, 1)))
-        scale, zero = second.decode()
-        share = 100 * len(places) / kept.numel()
-        note = f"{len(places)} of {kept.numel()} weights ({share:.2f} %) stay in float16"
-        return QuantizedWeight(
-            codes.to(self.grid.code_dtype),
-            scale,
-            zero,
-            self.layer.restore(self.index) if scale.shape[1] > 1 else None,
-            (note, *self.layer.notes),
-            outliers=places if len(places) else None,
-            outlier_values=values.flatten()[places] if len(places) else None,
-            second=second,
-        )
 
-    def _level(self, row: int) -> QuantizedWeight:
-        """Return the scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
-        codes, scales, zeros = (
-            torch.cat([getattr(level, name)[row : row + 1] for level in self.levels])
-            for name in ("codes", "scale", "zero")
-        )
-        return QuantizedWeight(codes, scales, zeros, self.levels[0].index)
+def _assemble(
+    compensated: Compensated,
+    grid: Grid,
+    codes: Tensor,
+    outlier: Tensor,
+    value: Tensor,
+    levels: Sequence[QuantizedWeight],
+    second: Grid,
+) -> QuantizedWeight:
+    """Return everything in the original order; codes, outlier and value are [columns, rows]."""
+    codes, outlier, value = (
+        compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
+    )
+    places = outlier.flatten().nonzero().squeeze(1)
+    level = SecondLevel(second, *(_of_all_groups(levels, row) for row in (0, 1)))
+    scale, zero = level.decode()
+    index = grid.group_index(codes.shape[1]).to(codes.device)
+    share = 100 * len(places) / outlier.numel()
+    note = f"{len(places)} of {outlier.numel()} weights ({share:.2f} %) stay in float16"
+    return QuantizedWeight(
+        codes.to(grid.code_dtype),
+        scale,
+        zero,
+        compensated.in_original_order(index) if scale.shape[1] > 1 else None,
+        (note, *compensated.notes),
+        outliers=places if len(places) else None,
+        outlier_values=value.flatten()[places] if len(places) else None,
+        second=level,
+    )
+
+
+def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
+    """Return the rounded scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
+    codes, scales, zeros = (
+        torch.cat([getattr(level, name)[row : row + 1] for level in levels])
+        for name in ("codes", "scale", "zero")
+    )
+    return QuantizedWeight(codes, scales, zeros, levels[0].index)
 
 
 @dataclass(frozen=True)
@@ -238,24 +277,16 @@ class SpQR:
     second_bits: int = 3
     second_group: int = 16
     damping: float = 1.0
-    act_order: Literal["off", "dynamic"] = "dynamic"
+    act_order: bool = True
 
     name: ClassVar[str] = "spqr"
     paper: ClassVar[str] = "Dettmers et al. 2023, arXiv 2306.03078"
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
-        check_types(self, ("damping", "threshold"), ("second_bits", "second_group"))
-        check_damping(self.damping, "SpQR")
-        if not self.threshold >= 0:
-            raise QuantError(f"threshold={self.threshold} in SpQR is not a number >= 0. Use threshold=0.2.")
-        if self.act_order not in ("off", "dynamic"):
-            raise QuantError(f"act_order={self.act_order!r} in SpQR is unknown. Use 'off' or 'dynamic'.")
-        if not 2 <= self.second_bits <= 8 or self.second_group < 1:
-            raise QuantError(
-                f"second_bits={self.second_bits}, second_group={self.second_group} in SpQR: scales take 2 "
-                "to 8 bits and groups of 1 row or more. Use second_bits=3, second_group=16."
-            )
+        names = ("threshold", "second_bits", "second_group", "damping", "act_order")
+        checked = _checked(*(getattr(self, name) for name in names))
+        settle(self, **dict(zip(names, checked, strict=True)))
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
         """Refuse a symmetric grid: scales and zeros are rounded together."""
@@ -273,9 +304,27 @@ class SpQR:
         QuantError
             The statistics hold no Hessian, and all that `spqr` refuses.
         """
+        (H,) = check_layer_stats(stats, weight, self.needs, "SpQR")
         result = spqr(
-            weight, known_hessian(stats, "SpQR"), grid,
-            threshold=self.threshold, second_bits=self.second_bits, second_group=self.second_group,
-            damping=self.damping, act_order=self.act_order,
+            weight, H, grid, threshold=self.threshold, second_bits=self.second_bits,
+            second_group=self.second_group, damping=self.damping, act_order=self.act_order,
         )  # fmt: skip
         return with_token_note(result, stats.tokens)
+
+
+def _checked(
+    threshold: float, second_bits: int, second_group: int, damping: float, act_order: bool
+) -> tuple[float, int, int, float, bool]:
+    """Return the settings as plain numbers, or refuse one."""
+    threshold = real_number(threshold, "threshold in SpQR", QuantError, "Use threshold=0.2.")
+    if not threshold >= 0:
+        raise QuantError(f"threshold={threshold} in SpQR is not a number >= 0. Use threshold=0.2.")
+    second_bits = check_whole(second_bits, "second_bits", "SpQR", 3)
+    second_group = check_whole(second_group, "second_group", "SpQR", 16)
+    if not 2 <= second_bits <= 8 or second_group < 1:
+        raise QuantError(
+            f"second_bits={second_bits}, second_group={second_group} in SpQR: scales take 2 to 8 bits and "
+            "groups of 1 row or more. Use second_bits=3, second_group=16."
+        )
+    damping = check_damping(damping, "SpQR", 1.0)
+    return threshold, second_bits, second_group, damping, check_act_order(act_order, "SpQR", False)

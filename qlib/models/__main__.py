@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from qlib.errors import QlibError
 from qlib.models.hub import registry
+from qlib.models.table import align
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +39,7 @@ def table() -> str:
     for item in registry.ENTRIES.values():
         here = "yes" if registry.is_there(item.name) else "no"
         rows.append((item.name, f"{item.parameters:,}", f"{item.size / 1e6:.0f} MB", item.licence, here))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return align(rows, left=len(rows[0]))
 
 
 def _parser() -> argparse.ArgumentParser:

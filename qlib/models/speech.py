@@ -1,32 +1,171 @@
-"""What speech recognizers share: the batch that calibration feeds and its stages, the cache of a decoding.
+"""A speech recognizer as transcription and calibration see it, whatever its family.
 
-An encoder turns a recording into states [B, S, D] once; a decoder writes tokens, each step reading its own
-past (self-attention) and all states (cross-attention). So a decoding remembers two kinds of keys and
-values: those of its tokens, which grow and can be truncated, and those of the states, computed once.
+`SpeechModel` is what a family implements: how sound gets into its encoder, how a decoding begins, how long a
+text may be. A third family is one more class. `SpeechBatch` and the two stages are how its blocks are run
+for calibration.
+
+B batch, S encoder states, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from qlib.errors import ModelError
-from qlib.models.cache import KVCache, drop_row
+from qlib.models.call import call
 from qlib.models.fast.packed import pack_linears
+from qlib.models.quantized_linear import QuantizedLinear
+from qlib.models.speech_layers import Cross, SpeechCache, cross_attention, start_cache
 from qlib.models.structure import Model, Source, Stage
+from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing import Self
 
-Cross = tuple[Tensor, Tensor, "Tensor | None"]  # keys, values [B, H, S, D/H], mask [B, 1, 1, S]
+
+class Generation(Protocol):
+    """Token ids that steer decoding."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        ...
+
+    @property
+    def suppress(self) -> tuple[int, ...]:
+        """Ids that are never chosen."""
+        ...
+
+    @property
+    def suppress_first(self) -> tuple[int, ...]:
+        """Ids that are never chosen as the first of a text."""
+        ...
+
+    def prompt(self, language: str = "en", task: str = "transcribe") -> list[int]:
+        """Return the tokens that every transcript begins with."""
+        ...
+
+
+class SpeechModel(Model):
+    """A recognizer: `model.encoder` reads sound, `model.decoder` writes tokens, `proj_out` is its head.
+
+    What transcription and calibration must know of a family, and nothing else knows:
+
+                              Whisper                             Moonshine
+        encoder_input         log-mel features, padded to 30 s    the waveform as it is
+        encode_speech         states all of one length            states of unequal length, under a mask
+        window_seconds        30, or what its positions say       30
+        token_limits          the decoder's positions             6.5 tokens a second as well
+        counted_frames        the speech, 1 in 4 of the padding   all
+        transcript_tokens     the text behind a space             the text; its tokenizer adds a mark itself
+
+    A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long.
+    """
+
+    model: Any
+    proj_out: nn.Module
+    generation: Generation
+    tokenizer: Tokenizer | None
+    tied: Mapping[str, str] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the decoder has positions for, prompt included."""
+        raise NotImplementedError
+
+    @property
+    def window_seconds(self) -> float:
+        """How many seconds of sound the encoder can read at once.
+
+        Raises
+        ------
+        ModelError
+            Less than a second.
+        """
+        raise NotImplementedError
+
+    def token_limits(self, windows: Sequence[Tensor], prompt_length: int) -> list[int]:
+        """Return how many tokens each window's transcript may have, without prompt and end."""
+        return [self.positions - prompt_length] * len(windows)
+
+    def encoder_input(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the encoder reads of each window: ``[1, ...]``, in the model's dtype."""
+        raise NotImplementedError
+
+    def counted_frames(self, samples: int) -> Tensor:
+        """Return which encoder states of a window of so many samples count in statistics, bool ``[S]``."""
+        raise NotImplementedError
+
+    def transcript_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a reference text as the model would write it."""
+        raise NotImplementedError
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the states ``[B, S, D]`` of what the encoder reads, ``[B, ...]`` (`encoder_input`)."""
+        return call(self.model.encoder, features)
+
+    def encode_speech(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the states ``[B, S, D]`` of windows, and the mask ``[B, S]`` of what is not filled up.
+
+        The mask is None where all states are data. One window at a time: the activations of a window fit the
+        processor's cache, those of a batch do not; and Moonshine's stem must not see padding.
+        """
+        states = [self.encode(each)[0] for each in self.encoder_input(windows)]
+        lengths = torch.tensor([len(each) for each in states], device=states[0].device)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        return pad_sequence(states, batch_first=True), None if bool(mask.all()) else mask
+
+    def start(
+        self, states: Tensor, capacity: int | None = None, state_mask: Tensor | None = None
+    ) -> SpeechCache:
+        """Return the cache of a new decoding over encoder states.
+
+        Parameters
+        ----------
+        states : Tensor
+            ``[B, S, D]``; those of recordings of different length filled up at the end.
+        capacity : int, optional
+            Number of tokens that the cache can hold, prompt included; by default all of the decoder's
+            positions.
+        state_mask : Tensor, optional
+            bool ``[B, S]``, False where states are filled up; None where none are.
+        """
+        return start_cache(self.model.decoder.layers, states, capacity or self.positions, state_mask)
+
+    def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
+        """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits [B, T, V] of tokens [B, T] for what the encoder reads, [B, ...]."""
+        return call(self.proj_out, self.decode(tokens, self.start(self.encode(features), tokens.shape[1])))
+
+    def pack(self) -> Self:
+        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`.
+
+        Those that read all of the encoder's states at once stay as they are: packing is for few rows.
+        """
+        self.require_unpacked("packed once more")
+        decoder: nn.Module = self.model.decoder
+        for path, module in list(decoder.named_modules()):
+            parent, _, name = path.rpartition(".")
+            reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
+            if not reads_states and isinstance(module, nn.Linear | QuantizedLinear):
+                setattr(decoder.get_submodule(parent), name, pack_linears([module]))
+        self.proj_out = pack_linears([self.proj_out])
+        self.packed = True
+        return self
 
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Teacher-forced utterances: what the encoder hears and the tokens of the transcripts."""
+    """Teacher-forced utterances: what the encoder reads and the tokens of the transcripts."""
 
     features: Tensor | None  # what the encoder reads, [B, ...]; None once it has read them
     frame_mask: Tensor  # bool [B, S]: encoder frames that count in statistics
@@ -36,87 +175,19 @@ class SpeechBatch:
     where: str = ""  # which utterance it is, for error messages
 
 
-class SpeechCache:
-    """What one batch of decodings remembers: self-attention cache and the encoder's keys and values.
-
-    Parameters
-    ----------
-    own : KVCache
-        Of the decoder's self-attention.
-    cross_keys, cross_values : Tensor
-        ``[layers, rows, H, S, D/H]``, of the encoder's states.
-    mask : Tensor, optional
-        bool ``[rows, S]``, True where a state is data; None where all are.
-    """
-
-    def __init__(self, own: KVCache, cross_keys: Tensor, cross_values: Tensor, mask: Tensor | None = None):
-        self.own = own
-        self.cross_keys = cross_keys
-        self.cross_values = cross_values
-        # Copied: `drop` moves rows. The leading axis is the layers', which share the mask.
-        self._mask = None if mask is None else mask.clone()[None, :, None, None]
-
-    @property
-    def rows(self) -> int:
-        """Sequences still being decoded."""
-        return self.own.rows
-
-    @property
-    def length(self) -> int:
-        """Tokens decoded so far."""
-        return self.own.length
-
-    def cross(self, layer: int) -> Cross:
-        """Return the encoder's keys and values for one layer, and the mask that attention takes."""
-        mask = None if self._mask is None else self._mask[0, : self.rows]
-        return self.cross_keys[layer, : self.rows], self.cross_values[layer, : self.rows], mask
-
-    def truncate(self, length: int) -> None:
-        """Forget the tokens from position `length` on."""
-        self.own.truncate(length)
-
-    def drop(self, row: int) -> None:
-        """Remove one finished sequence; the last row takes its place."""
-        drop_row(self.cross_keys, row, self.rows)
-        drop_row(self.cross_values, row, self.rows)
-        if self._mask is not None:
-            drop_row(self._mask, row, self.rows)
-        self.own.drop(row)
-
-
-def start_cache(
-    layers: nn.ModuleList, heads: int, states: Tensor, capacity: int, mask: Tensor | None = None
-) -> SpeechCache:
-    """Return the cache of a new decoding over encoder states, whose keys and values are computed here.
-
-    Parameters
-    ----------
-    layers : nn.ModuleList
-        The decoder's; the `encoder_attn` of each has `keys_values`.
-    heads : int
-        Of each attention of the decoder.
-    states : Tensor
-        ``[B, S, D]``.
-    capacity : int
-        Number of tokens that the cache can hold.
-    mask : Tensor, optional
-        As in `SpeechCache`.
-    """
-    rows, length, width = states.shape
-    shape = (len(layers), rows, heads, length, width // heads)
-    keys, values = states.new_empty(shape), states.new_empty(shape)
-    for i, layer in enumerate(layers):
-        attention: Any = layer.encoder_attn
-        keys[i], values[i] = attention.keys_values(states)
-    own = KVCache(len(layers), rows, heads, capacity, width // heads, states)
-    return SpeechCache(own, keys, values, mask)
-
-
 class Encoder(Protocol):
-    """What an encoder's stage asks of it."""
+    """What `SpeechEncoderStage` needs of an encoder."""
 
-    def stem(self, heard: Tensor, /) -> Tensor:
+    def stem(self, features: Tensor, /) -> Tensor:
         """Return the first layer's input [B, S, D]."""
+        ...
+
+
+class Decoder(Protocol):
+    """What `SpeechDecoderStage` needs of a decoder."""
+
+    def embed(self, tokens: Tensor, /) -> Tensor:
+        """Return the first layer's input [B, T, D]."""
         ...
 
 
@@ -124,16 +195,19 @@ class SpeechEncoderStage(Stage):
     """An encoder as a chain of blocks; a family adds how one block is run."""
 
     name = "encoder"
-    encoder: Encoder
+
+    def __init__(self, encoder: Encoder, blocks: Sequence[str]) -> None:
+        self.encoder = encoder
+        self.blocks = tuple(blocks)
 
     def enter(self, batch: SpeechBatch) -> Tensor:
-        """Send what is heard through the convolution stem."""
+        """Send what the encoder reads through the convolution stem."""
         if batch.features is None:
             raise ModelError("This batch has been through the encoder already.")
         return self.encoder.stem(batch.features)
 
     def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Keep the last layer's output; what was heard is not needed any more.
+        """Keep the last layer's output; what the encoder has read is not needed any more.
 
         The final norm is left to the decoder stage, because a scale may still be folded into it there.
         """
@@ -147,10 +221,24 @@ class SpeechEncoderStage(Stage):
 class SpeechDecoderStage(Stage):
     """A decoder as a chain of blocks, fed with transcripts and the encoder's output.
 
-    A family adds how tokens enter and how one block is run.
+    A family adds how one block is run. Padding stands behind the text, where the causal mask hides it.
     """
 
     name = "decoder"
+
+    def __init__(self, decoder: Decoder, norm: nn.Module, blocks: Sequence[str]) -> None:
+        self.decoder = decoder
+        self.norm = norm  # the encoder's last
+        self.blocks = tuple(blocks)
+
+    def enter(self, batch: SpeechBatch) -> Tensor:
+        """Embed the tokens."""
+        return self.decoder.embed(batch.tokens)
+
+    def cross(self, block: nn.Module, batch: SpeechBatch) -> Cross:
+        """Return the encoder's keys and values for one block."""
+        assert batch.states is not None, "the encoder's stage comes first"
+        return (*cross_attention(block).keys_values(call(self.norm, batch.states)), None)
 
     def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
         """Nothing follows the decoder."""
@@ -159,32 +247,3 @@ class SpeechDecoderStage(Stage):
     def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
         """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
         return batch.frame_mask if source == "encoder" else batch.token_mask
-
-
-class SpeechModel(Model):
-    """A recognizer: `model.decoder` writes, `proj_out` is its head."""
-
-    model: Any
-    proj_out: nn.Module
-
-    def pack(self) -> Self:
-        """Lay the decoder's linear layers out for inference, in place; see `Model.pack`.
-
-        Those that read all of the encoder's states at once stay as they are: packing is for few rows.
-        """
-        self.require_unpacked("packed once more")
-        decoder: nn.Module = self.model.decoder
-        for path, module in list(decoder.named_modules()):
-            parent, _, name = path.rpartition(".")
-            reads_states = parent.endswith("encoder_attn") and name in ("k_proj", "v_proj")
-            # What has codes is a quantized layer, a class of a package above this one.
-            if not reads_states and (isinstance(module, nn.Linear) or hasattr(module, "codes")):
-                setattr(decoder.get_submodule(parent), name, pack_linears([module]))
-        self.proj_out = pack_linears([self.proj_out])
-        self.packed = True
-        return self
-
-
-def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
-    """Return the mask [new, total] of the last `new` of `total` positions: True where a query may look."""
-    return torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)

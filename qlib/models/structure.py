@@ -1,6 +1,6 @@
 """What a quantizer must know of an architecture: which layers share an input, what may move, how it runs.
 
-A model describes itself three times.
+A model describes itself twice.
 
 `groups()` lists its linear layers by the tensor that they read:
 
@@ -8,12 +8,11 @@ A model describes itself three times.
 
 Layers of one group see the same input, so they share its statistics, and a scale that moves from that
 input into the weights must be the same for all of them. `before` is the operation that can absorb the
-inverse scale; where there is none, `reason` says why. `query_keys()` lists the pairs whose product is all
-that counts, so that a scale may move from one to the other. `stages()` lists the chains of blocks, each
-block fed by the one before: an encoder-decoder has two chains, a decoder-only model one.
+inverse scale; where there is none, `reason` says why. `stages()` lists the chains of blocks, each block fed
+by the one before: an encoder-decoder has two chains, a decoder-only model one.
 
-Nothing else in the library looks inside an architecture. `fold` and `fold_query_key` are the moves
-themselves, on plain tensors, so that gradients flow through them; `apply_fold` writes one into a model.
+Nothing else in the library looks inside an architecture. `fold` is the move itself, on plain tensors, so
+that gradients flow through it; `apply_fold` writes one into a model.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class LayerGroup:
     # The output of `before` that each input channel comes from, where that is not simply the same number:
     # grouped-query attention reads one value row from several heads, a gated layer scales half of its rows.
     rows: tuple[int, ...] | None = None
-    # Whether an offset may move as well. A layer without a bias then does not notice a constant.
+    # Whether an offset may move as well. Where a layer has no bias for it, the constant then cancels.
     shift: bool = False
 
     @property
@@ -73,25 +72,6 @@ class LayerGroup:
         return (total.index_add(0, rows, scale.log()) / count.clamp(min=1)).exp()[rows]
 
 
-@dataclass(frozen=True)
-class QueryKey:
-    """A query and a key projection; only products of their outputs count, so s may go from one to the other.
-
-    `query_rows` and `key_rows` give the number of the free scale behind each output: rotary embeddings tie
-    the two channels that they rotate together, grouped-query attention ties all heads that read one key.
-    """
-
-    query: str
-    key: str
-    query_rows: tuple[int, ...]
-    key_rows: tuple[int, ...]
-
-    @property
-    def scales(self) -> int:
-        """How many scales are free."""
-        return max(self.key_rows) + 1
-
-
 class Stage(Protocol):
     """A chain of blocks in which each block reads what the previous one wrote.
 
@@ -106,8 +86,12 @@ class Stage(Protocol):
         """Return the first block's input, `[batch, time, width]`."""
         ...
 
-    def run(self, block: nn.Module, hidden: Tensor, batch: Any) -> Tensor:
-        """Return one block's output for its input `hidden`."""
+    def run(self, block: nn.Module, hidden: Tensor, batch: Any, only: Tensor | None = None) -> Tensor:
+        """Return one block's output for its input `hidden`: `[batch, time, width]`.
+
+        With a mask `only`, bool `[batch, time]`, the vectors that it marks: `[n, width]`. A stage need not
+        compute the others then.
+        """
         ...
 
     def leave(self, hidden: Tensor, batch: Any) -> Any:
@@ -115,16 +99,24 @@ class Stage(Protocol):
         ...
 
     def valid(self, batch: Any, source: Source) -> Tensor:
-        """Return which vectors of a stream count in statistics and errors, bool `[batch, time]`."""
+        """Return the mask of the vectors of a stream that count in statistics and errors, `[batch, time]`."""
         ...
 
-    def counted(self, block: nn.Module, hidden: Tensor, batch: Any) -> Tensor:
-        """Return one block's output where it counts, `[n, width]`; the rest may be left out on the way."""
-        return self.run(block, hidden, batch)[self.valid(batch, "hidden")]
 
-    def seen(self, inputs: Tensor, batch: Any, source: Source) -> Tensor:
-        """Return what counts of the input of a layer, `[n, width]`, while `counted` runs its block."""
-        return inputs[self.valid(batch, source)]
+def select(vectors: Tensor, only: Tensor | None) -> Tensor:
+    """Return the vectors that a mask marks, `[n, width]`; without a mask, all as they are.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        ``[batch, time, width]``: a stream, or only its marked vectors, ``[1, n, width]``, where `Stage.run`
+        has not computed the others.
+    only : Tensor or None
+        bool ``[batch, time]``.
+    """
+    if only is None:
+        return vectors
+    return vectors[only] if vectors.shape[:2] == only.shape else vectors.flatten(0, 1)
 
 
 class Model(nn.Module):
@@ -136,10 +128,6 @@ class Model(nn.Module):
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use."""
-        raise NotImplementedError
-
-    def query_keys(self) -> list[QueryKey]:
-        """Return the pairs of projections whose outputs are only multiplied with each other."""
         raise NotImplementedError
 
     def stages(self) -> Sequence[Stage]:
@@ -237,7 +225,9 @@ def fold(
     if group.before is None:
         raise ModelError(f"No scale can move out of the input of {group.layers[0]}: {group.reason}.")
     if shift is not None and not group.shift:
-        raise ModelError(f"No offset can move out of the input of {group.layers[0]}: something would notice.")
+        raise ModelError(
+            f"No offset can move out of the input of {group.layers[0]}: the model's output would change."
+        )
     weight, bias = f"{group.before}.weight", f"{group.before}.bias"
     per_row, offset = _by_row(group, parameters[weight], scale), None
     changed = {weight: parameters[weight] / (per_row if parameters[weight].dim() == 1 else per_row[:, None])}
@@ -253,17 +243,6 @@ def fold(
         changed[f"{layer}.weight"] = old * scale
         if shift is not None and f"{layer}.bias" in parameters:
             changed[f"{layer}.bias"] = parameters[f"{layer}.bias"] + old @ shift
-    return changed
-
-
-def fold_query_key(parameters: Mapping[str, Tensor], pair: QueryKey, scale: Tensor) -> dict[str, Tensor]:
-    """Move a scale [pair.scales] from queries to keys: q / s, k s. Returns the tensors that change, new."""
-    changed = {}
-    for layer, rows, by in ((pair.query, pair.query_rows, 1 / scale), (pair.key, pair.key_rows, scale)):
-        per_row = by[torch.tensor(rows, device=scale.device)]
-        changed[f"{layer}.weight"] = parameters[f"{layer}.weight"] * per_row[:, None]
-        if f"{layer}.bias" in parameters:
-            changed[f"{layer}.bias"] = parameters[f"{layer}.bias"] * per_row
     return changed
 
 

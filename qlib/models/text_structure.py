@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qlib.models.call import call
 from qlib.models.layers import Attention, AttentionShape
-from qlib.models.structure import LayerGroup, Source, Stage
+from qlib.models.structure import LayerGroup, Source, Stage, select
 
 if TYPE_CHECKING:
     from qlib.models.text import TextModel
@@ -42,8 +42,7 @@ class TextStage(Stage):
 
     def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch, only: Tensor | None = None) -> Tensor:
         """One layer. Padding stands behind the text, where the causal mask hides it."""
-        output = call(block, hidden, self.model.attention_inputs(0, hidden.shape[1], hidden))
-        return output if only is None else output[only]
+        return select(call(block, hidden, self.model.attention_inputs(0, hidden.shape[1], hidden)), only)
 
     def leave(self, hidden: Tensor, batch: TextBatch) -> TextBatch:
         """Nothing follows."""

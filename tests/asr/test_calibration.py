@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from qlib.asr.recognizer import SILENCE_STRIDE
 from speech_fixtures import multilingual_whisper, utterances
 
 import qlib
 from qlib.asr.audio import split_windows
 from qlib.asr.calibration import fingerprint, speech_batches
-from qlib.asr.recognizer import SILENCE_STRIDE
 from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError, QuantError
 from qlib.models.structure import Model

@@ -251,7 +251,7 @@ class TestOrderOfColumns:
 
     def test_dynamic_groups_hold_the_columns_visited_together(self) -> None:
         W, H = weights(), hessian(data())
-        index = gptq(W, H, Grid(3, 12), act_order="dynamic").index
+        index = gptq(W, H, Grid(3, 12), act_order=True).index
         by_energy = H.diagonal().argsort(descending=True)
         assert index[by_energy].tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 4
 
@@ -267,7 +267,7 @@ class TestOrderOfColumns:
         result = gptq(W, hessian(data()), Grid(3, 12), act_order=order)
         assert torch.equal(result.scale, rtn(W, Grid(3, 12)).scale)
         assert torch.equal(result.zero, rtn(W, Grid(3, 12)).zero)
-        assert not torch.equal(gptq(W, hessian(data()), Grid(3, 12), act_order="off").scale, result.scale)
+        assert not torch.equal(gptq(W, hessian(data()), Grid(3, 12), act_order=False).scale, result.scale)
 
     @every_setting
     def test_codes_lie_in_the_grid(self, grid: Grid, order: str) -> None:
@@ -374,7 +374,7 @@ class TestErrors:
         inputs = data()
         inputs[:, 3] = ratio * inputs[:, 7]
         with pytest.raises(QuantError, match=f"at column {visited_first} of 40"):
-            gptq(weights(), hessian(inputs), Grid(3), damping=0.0, act_order="static")
+            gptq(weights(), hessian(inputs), Grid(3), damping=0.0, act_order=True, static_groups=True)
 
     def test_negative_hessian(self) -> None:
         with pytest.raises(QuantError, match="not positive definite at column 39"):
@@ -426,11 +426,11 @@ class TestErrors:
 
 
 def test_class_is_the_function() -> None:
-    method: WeightMethod = GPTQ(damping=0.05, act_order="dynamic", fit="mse", block=8)
+    method: WeightMethod = GPTQ(damping=0.05, act_order=True, fit="mse", block=8)
     assert (method.name, method.needs) == ("gptq", Needs.HESSIAN)
     W, H = weights(), hessian(data())
     result = method.quantize_layer(W, LayerStats(tokens=300, hessian=H), Grid(2, 12))
-    expected = gptq(W, H, Grid(2, 12), damping=0.05, act_order="dynamic", fit="mse", block=8)
+    expected = gptq(W, H, Grid(2, 12), damping=0.05, act_order=True, fit="mse", block=8)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.index, expected.index)
     for other in ({"damping": 0.01}, {"act_order": "off"}, {"fit": "minmax"}):

@@ -76,7 +76,7 @@ def errors(seed: int) -> dict[str, float]:
     clipped = awq_clip(W * scale, H / wide / wide[:, None], GRID)
     return {
         "AWQ scale + clip": error(rtn(clipped, GRID), scale),
-        "GPTQ largest first": error(gptq(W, H, GRID, act_order="static")),
+        "GPTQ largest first": error(gptq(W, H, GRID, act_order=True, static_groups=True)),
         "AWQ scale": error(rtn(W * scale, GRID), scale),
         "GPTQ": error(gptq(W, H, GRID)),
         "HQQ": error(hqq(W, GRID)),

@@ -16,8 +16,8 @@ from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
+from qlib.methods.hessian import hessian
 from qlib.methods.quik import QUIK, quik
-from qlib.methods.second_order import hessian
 from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_layer import pack_weight, unpack_weight
 
@@ -99,7 +99,7 @@ class TestOracle:
     @every_grid
     def test_without_float_columns_it_is_gptq_from_left_to_right(self, grid: Grid) -> None:
         W, X = weights(dtype=torch.float32), data()
-        expected = gptq(W, hessian(X), grid, damping=0.01, act_order="off")
+        expected = gptq(W, hessian(X), grid, damping=0.01, act_order=False)
         result = run(W, X, grid, columns=0)
         assert (result.columns, result.column_values) == (None, None)
         assert torch.equal(result.codes, expected.codes) and torch.equal(result.decode(), expected.decode())
@@ -108,7 +108,7 @@ class TestOracle:
     def test_without_float_columns_the_ascending_order_would_be_worse(self) -> None:
         W, X = weights(dtype=torch.float32), data()
         order = X.abs().amax(0).argsort(stable=True)
-        ascending = gptq(W[:, order], hessian(X[:, order]), Grid(3), damping=0.01, act_order="off")
+        ascending = gptq(W[:, order], hessian(X[:, order]), Grid(3), damping=0.01, act_order=False)
         worse = float(((W[:, order] - ascending.decode()).double() @ X[:, order].T).square().sum())
         assert loss(W, run(W, X, Grid(3), columns=0), X) < 0.7 * worse
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from qlib.errors import QuantError
 from qlib.grid import Grid
 from qlib.methods.contracts import LayerStats
-from qlib.methods.second_order import (
+from qlib.methods.hessian import (
     Layer,
     OnGrid,
     check_damping,

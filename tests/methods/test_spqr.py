@@ -15,7 +15,7 @@ from qlib.grid import Grid, fit_float_zero
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
-from qlib.methods.second_order import hessian
+from qlib.methods.hessian import hessian
 from qlib.methods.spqr import SpQR, leave_one_out, spqr
 from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_layer import pack_weight, unpack_weight
@@ -186,7 +186,7 @@ class TestOutliers:
     def test_are_kept_as_compensation_left_them(self) -> None:
         """Once everything before is fixed, an outlier is the least-squares answer, to float16."""
         W, H = weights(), hessian(data())
-        result = spqr(W, H, Grid(2, 8), act_order="off", threshold=0.02)
+        result = spqr(W, H, Grid(2, 8), act_order=False, threshold=0.02)
         A = H + H.diagonal().mean() * torch.eye(COLUMNS)
         values, places = result.decode(), result.outliers
         for place, value in list(zip(places.tolist(), result.outlier_values.tolist(), strict=True))[::5]:
@@ -275,7 +275,7 @@ class TestScales:
         assert result.scale.shape == (20, groups)
         by_energy = H.diagonal().argsort(descending=True, stable=True)
         assert torch.equal(result.index[by_energy], Grid(4, group).group_index(columns))
-        neighbours = spqr(W, H, Grid(4, group), act_order="off")
+        neighbours = spqr(W, H, Grid(4, group), act_order=False)
         assert torch.equal(neighbours.index, Grid(4, group).group_index(columns))
 
 

@@ -19,7 +19,7 @@ from qlib.models.files import json_text, read_json
 from qlib.models.hub.formats import ctranslate2, gguf, ort, tokenizer_bin, whisper_config
 from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.hub.formats.tokenizer_json import mend_merges
-from qlib.models.moonshine import MoonshineConfig, MoonshineGeneration
+from qlib.models.moonshine_config import MoonshineConfig, MoonshineGeneration
 from qlib.models.progress import progress_bar
 
 VERSION = 1  # raise it when a conversion's result changes: folders made by another version are fetched again

@@ -35,13 +35,15 @@ from qlib.models.hub.tensor_names import (
     to_dtype,
 )
 from qlib.models.llama import Llama, LlamaConfig
-from qlib.models.moonshine import Moonshine, MoonshineConfig, MoonshineGeneration
+from qlib.models.moonshine import Moonshine
+from qlib.models.moonshine_config import MoonshineConfig, MoonshineGeneration
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.text_tokenizer import read_chat_template, read_text_tokenizer
 from qlib.models.tokenizer import Tokenizer
-from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
+from qlib.models.whisper import Whisper
+from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 
 
 def load_model(
