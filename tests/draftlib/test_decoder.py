@@ -512,6 +512,17 @@ def test_an_observer_sees_all_of_a_round(options: dict[str, Any]) -> None:
     assert len(keeps.rounds) == len(steps)
 
 
+@pytest.mark.parametrize(("verify", "most_probable"), [("point_mass", True), ("path_revealed", False)])
+def test_for_point_mass_the_drafter_takes_its_most_probable_tokens(
+    verify: Verify, most_probable: bool
+) -> None:
+    decoder, keeps = SpeculativeDecoder(TARGET, DRAFT, verify=verify), Keeps()
+    decoder.observers.append(keeps)
+    decoder.generate(PROMPT, max_new_tokens=20, **SAMPLED)
+    drafts = [seen.draft for seen in keeps.rounds if seen.draft is not None]
+    assert all(list(each.tokens) == each.logprobs.argmax(-1).tolist() for each in drafts) == most_probable
+
+
 def test_a_length_learns_from_every_round() -> None:
     rule = Keeps()
     decoder = SpeculativeDecoder(TARGET, DRAFT, length=rule)
@@ -537,7 +548,8 @@ def test_a_drafter_that_changes_between_rounds(options: dict[str, Any]) -> None:
     draft = target_model()
     decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache())
     assert decoder.trainable_draft is draft and decoder.draft.packed
-    tokens, accepted = [], []
+    tokens, accepted, keeps = [], [], Keeps()
+    decoder.observers.append(keeps)
     for number, step in enumerate(decoder.steps(PROMPT, max_new_tokens=40, **options)):
         tokens += step.tokens
         accepted.append(step.accepted)
@@ -549,6 +561,11 @@ def test_a_drafter_that_changes_between_rounds(options: dict[str, Any]) -> None:
             assert decoder.draft is not packed and decoder.trainable_draft is draft
     assert tokens == plain(encode(PROMPT), 40, **options)
     assert sum(accepted[:4]) / 4 > 2 * sum(accepted[4:]) / len(accepted[4:])
+    for seen in keeps.rounds[4:-1]:  # nothing is left of the keys and values of the old weights
+        assert seen.draft is not None
+        whole = torch.tensor([[*seen.draft_context, *seen.draft.tokens[:-1]]])
+        hidden = draft.decode(whole)[0, len(seen.draft_context) - 1 :]
+        assert torch.allclose(torch.stack(seen.draft.hidden), hidden, atol=1e-9)
     again = SpeculativeDecoder(TARGET, draft).generate(PROMPT, max_new_tokens=40, **options)
     assert list(again.tokens) == tokens
 
