@@ -120,7 +120,8 @@ class TestOracles:
         assert torch.equal(gptq(W, hessian(inputs), grid, **ORDERS[order]).codes.double(), codes)
 
     @pytest.mark.parametrize(("bits", "group", "symmetric", "order"), [
-        (4, 64, False, "left to right"), (3, None, True, "left to right"), (2, 100, False, "largest first"), (3, 128, False, "largest first, static"),
+        (4, 64, False, "left to right"), (3, None, True, "left to right"), (2, 100, False, "largest first"),
+        (3, 128, False, "largest first, static"),
     ])  # fmt: skip
     def test_float32_layer_of_full_width(
         self, bits: int, group: int | None, symmetric: bool, order: str
