@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread a worker, checkpoints looked up once, never fetched by a test."""
+"""Shared fixtures: one thread a worker, seeded random numbers, checkpoints looked up once, never fetched by a test."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ SPEECH = Path(__file__).parents[1] / "examples" / "data" / "speech"
 def one_thread() -> None:
     """Two workers share two cores: more threads would only wait for one another."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test has the same random numbers, whichever tests ran before it in the same worker."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

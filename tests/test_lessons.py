@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 
 
-def test_lessons_are_found() -> None:
-    assert len(LESSONS) >= 4
+def test_lessons_are_numbered_without_a_gap_and_listed_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\(examples/(\d\d_\w+\.py)\)", readme) == [path.name for path in LESSONS]
     assert [path.name[:2] for path in LESSONS] == [f"{k:02d}" for k in range(1, len(LESSONS) + 1)]
 
 
