@@ -239,9 +239,9 @@ def _assemble(
     codes, outlier, value = (
         compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
     )
-    places = outlier.flatten().nonzero().squeeze(1)
+    places, size = outlier.flatten().nonzero().squeeze(1), outlier.numel()
     level = SecondLevel(second, *(_of_all_groups(levels, row) for row in (0, 1)))
-    note = f"{len(places)} of {codes.numel()} weights ({100 * len(places) / codes.numel():.2f} %) stay in float16"
+    note = f"{len(places)} of {size} weights ({100 * len(places) / size:.2f} %) stay in float16"
     return QuantizedWeight(
         codes.to(grid.code_dtype), *level.decode(), index if len(levels) > 1 else None,
         (note, *compensated.notes), outliers=places if len(places) else None,
