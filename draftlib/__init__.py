@@ -9,7 +9,7 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
 from draftlib.decoder import Output, SpeculativeDecoder
-from draftlib.drafting.propose import Confidence, FixedLength
+from draftlib.drafting.length import Confidence, FixedLength
 from draftlib.metrics import Seconds, Stats, Step
 from draftlib.settings import Options
 from draftlib.vocabulary.mapping import VocabularyMap

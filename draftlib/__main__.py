@@ -17,10 +17,11 @@ from typing import Any, get_args
 
 import torch
 
-from draftlib.decoder import Output, SpeculativeDecoder, Verify, as_verify
-from draftlib.drafting.propose import Confidence, FixedLength, Length
+from draftlib.arguments import Verify, as_verify
+from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.drafting.length import Confidence, FixedLength, Length
 from draftlib.metrics import Stats, Step
-from draftlib.settings import Options
+from draftlib.settings import DEFAULTS, Options
 from draftlib.vocabulary.ngram_cache import NGramCache
 from draftlib.writer import piece_of
 from qlib.errors import DraftError, QlibError
@@ -252,11 +253,11 @@ def _common(command: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help=f"for sampled tokens: {rules} (exact)",
     )
-    add("--max-new-tokens", type=int, default=128, metavar="N")
-    add("--temperature", type=float, default=0.0)
+    add("--max-new-tokens", type=int, default=DEFAULTS["max_new_tokens"], metavar="N")
+    add("--temperature", type=float, default=DEFAULTS["temperature"])
     add("--top-k", type=int)
     add("--top-p", type=float)
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=DEFAULTS["seed"])
     add("--stop", nargs="*", default=(), metavar="TEXT", help="texts that end the answer")
     add("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     add("--json", action="store_true", help="JSON lines instead of text")

@@ -6,15 +6,18 @@ names the argument, what it is, and what belongs there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, describe, did_you_mean
 from qlib.models.text import TextModel
 
+log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
+Verify = Literal["exact", "path_revealed", "point_mass", "ratio"]
 
 
 def text_model(model: Any, side: str) -> TextModel:
@@ -75,6 +78,70 @@ def text_sink(on_text: Any) -> OnText | None:
         f"on_text is {describe(on_text)}, not a function of one text. Pass one, for example "
         "on_text=lambda text: print(text, end='')."
     )
+
+
+# --- rules and pairs
+
+
+def as_verify(verify: Any) -> Verify:
+    """Return the name of a rule; words may be joined by anything.
+
+    Raises
+    ------
+    DraftError
+        There is no such rule.
+    """
+    known = get_args(Verify)
+    name = verify.lower().replace("-", "_").replace(" ", "_") if isinstance(verify, str) else None
+    if name not in known:
+        raise DraftError(
+            f"verify={verify!r} is unknown. Use 'exact' (the target's own text), 'path_revealed' or "
+            "'point_mass' (another text from the target's distribution), or 'ratio' (the paper's rule)."
+            f"{did_you_mean(name or '', known)}"
+        )
+    return name  # type: ignore[return-value]
+
+
+def check_pair(target: TextModel, draft: TextModel) -> None:
+    """Refuse models that cannot work together; warn of a drafter that costs more than it can save.
+
+    Raises
+    ------
+    DraftError
+        The models are on different devices, or the target is packed in a way that changes its numbers.
+    """
+    devices = [model.model.embed_tokens.weight.device for model in (target, draft)]
+    if devices[0] != devices[1]:
+        raise DraftError(
+            f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
+            "device: load_model(..., device=...)."
+        )
+    if target.packed and not target.stable:
+        raise DraftError(
+            "The target is packed for speed only: a token's logits may differ in the last bits with the "
+            "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
+        )
+    if _weights(draft) > _weights(target):
+        log.warning(
+            "The draft model (%s) is larger than the target (%s). Are they swapped? The first one decides "
+            "the text.",
+            millions(draft),
+            millions(target),
+        )
+
+
+def _weights(model: TextModel) -> int:
+    """Return about how many weights the layers multiply by, packed or not."""
+    config = model.config
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * config.hidden_size * heads * config.head_dim
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+
+
+def millions(model: TextModel) -> str:
+    """Return the size of a model, its embedding included, in words."""
+    count = _weights(model) + model.config.vocab_size * model.config.hidden_size
+    return f"{count / 1e6:.3g} million weights"
 
 
 # --- names

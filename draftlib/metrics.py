@@ -1,4 +1,4 @@
-"""One round, written down; and what many rounds amount to, each figure with one definition.
+"""`Step`: what happened in one round. `Stats`: counts and times of many rounds, and the figures made of them.
 
     tokens          emitted by the target: accepted ones and one of its own per round
     accepted        proposed target tokens that stand; never the target's own one
@@ -11,14 +11,15 @@
     speed-up        seconds a token of the target alone / seconds a token with drafting, prompts left out
 
 Predicted speed-up: (accepted + 1) / (k c + v), per round, with k drafted tokens, c the cost of a drafter's
-step and v that of a target's call, both in steps of the target alone. It is what the models allow; the
-measured one has all the rest in it.
+step and v that of a target's call, both in steps of the target alone. It counts the time of the two models
+only; the measured speed-up includes translation, verification and the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from time import perf_counter
 
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.writer import piece_of
@@ -39,7 +40,7 @@ class Seconds:
     target : float
         The target's passes.
     verify : float
-        Sampling law, noise and the verdict.
+        Temperature, top-k and top-p, noise and the verdict.
     update : float
         Target tokens back to draft tokens; the n-gram cache.
     """
@@ -65,6 +66,28 @@ class Seconds:
         return Seconds(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
+class Clock:
+    """Measures the phases of a round, each from the end of the one before it."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Forget all times; the first phase of the next round begins now."""
+        self._seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a phase: the time since the last lap belongs to it."""
+        now = perf_counter()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def read(self) -> Seconds:
+        """Return the time by phase."""
+        return Seconds(**self._seconds)
+
+
 @dataclass(frozen=True)
 class Step:
     """One round: what was drafted, what it was translated to, what the target made of it.
@@ -84,9 +107,9 @@ class Step:
     accepted : int
         How many proposed tokens stand.
     tokens : tuple of int
-        Target tokens that joined the answer: the accepted ones and, unless these end it, the target's own.
+        Target tokens added to the answer: the accepted ones and, unless these end it, the target's own.
     learned : int
-        Spellings noted for the n-gram cache.
+        How many n-grams were found for the cache.
     seconds : Seconds
         Time of this round; that of the prompt is in the first one.
     """
@@ -113,7 +136,7 @@ class Step:
         return sum(self.merged(i) for i in range(self.accepted))
 
     def __str__(self) -> str:
-        """Draft tokens; what they were translated to, `[merged]`; what stands | what the target says."""
+        """Return draft tokens -> their translation, `[merged]` => accepted tokens | the target's own."""
         draft, target = self.vocabulary.draft_bytes, self.vocabulary.target_bytes
         drafted = " ".join(_show(draft, token) for token in self.drafted)
         proposed = " ".join(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from qlib.errors import DraftError, QlibError, as_whole, describe
+from qlib.errors import DraftError, QlibError, as_whole, describe, list_names
 from qlib.models.chat import Message, read_messages
 from qlib.models.text import TextModel
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
@@ -90,10 +90,26 @@ def target_tokens(model: TextModel, prompt: Read, raw: bool) -> list[int]:
     Raises
     ------
     DraftError
-        A conversation, and a model without a chat template, or ``raw=True``.
+        A conversation, and a model without a chat template, or ``raw=True``. Tokens that are not in the
+        target's vocabulary, or more of them than it has positions.
     ModelError
         The chat template does not take the conversation.
     """
+    tokens = _encode(model, prompt, raw)
+    size, positions = model.config.vocab_size, model.config.max_position_embeddings
+    if wrong := [str(token) for token in tokens if not 0 <= token < size]:
+        raise DraftError(
+            f"Prompt tokens {list_names(wrong)} are not in the target's vocabulary of {size}. Encode the "
+            "prompt with the target's tokenizer, or pass it as a string."
+        )
+    if len(tokens) > positions:
+        raise DraftError(
+            f"The prompt has {len(tokens)} tokens and the target {positions} positions. Shorten it."
+        )
+    return tokens
+
+
+def _encode(model: TextModel, prompt: Read, raw: bool) -> list[int]:
     tokenizer = need_tokenizer(model.tokenizer)
     chat = None if raw else model.chat
     messages = _messages(prompt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from draftlib.arguments import known_options
 from draftlib.verification.sampling import warp
-from qlib.errors import DraftError, real_number, settle, true_or_false, whole_number
+from qlib.errors import DraftError, real_number, true_or_false, whole_number
 
 
 class Options(TypedDict, total=False):
@@ -45,31 +45,40 @@ class Options(TypedDict, total=False):
     raw: bool
 
 
+DEFAULTS: Options = {
+    "max_new_tokens": 128,
+    "temperature": 0.0,
+    "top_k": None,
+    "top_p": None,
+    "seed": 0,
+    "stop": (),
+    "raw": False,
+}
+
+
 @dataclass(frozen=True)
 class Settings:
-    """`Options` with their defaults, checked.
+    """Options, complete and checked, and what follows from them.
 
-    Raises
-    ------
-    DraftError
-        A value is of the wrong type or out of its range.
+    Attributes
+    ----------
+    options : Options
+        All of them.
+    stop_strings, stop_tokens : tuple
+        The two kinds of `stop`.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    stop: str | int | Sequence[str | int] | None = ()
-    raw: bool = False
+    options: Options
+    stop_strings: tuple[str, ...]
+    stop_tokens: tuple[int, ...]
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], where: str, others: Sequence[str] = ()) -> Settings:
+    def of(cls, given: Mapping[str, Any], where: str, others: Sequence[str] = ()) -> Settings:
         """Return the settings that keyword arguments ask for.
 
         Parameters
         ----------
-        options : Mapping
+        given : Mapping
             Keyword arguments.
         where : str
             Name of the function that got them, for messages.
@@ -81,56 +90,45 @@ class Settings:
         DraftError
             An option is unknown, of the wrong type or out of its range.
         """
-        known_options(options, [*(each.name for each in fields(cls)), *others], where)
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        checked = {
-            "max_new_tokens": whole_number(
-                self.max_new_tokens, "max_new_tokens", DraftError, 1, remedy="An answer has at least 1 token."
-            ),
-            "temperature": float(
-                real_number(
-                    self.temperature, "temperature", DraftError, "0 is greedy; above 0 tokens are drawn."
-                )
-            ),
-            "seed": whole_number(self.seed, "seed", DraftError, 0, remedy="Any such number will do."),
-            "stop": _stops(self.stop),
-        }
-        if self.top_k is not None:
-            remedy = "At least 1 token must be kept. None keeps all."
-            checked["top_k"] = whole_number(self.top_k, "top_k", DraftError, 1, remedy=remedy)
-        if self.top_p is not None:
-            remedy = "It is a probability. None keeps all tokens."
-            checked["top_p"] = float(real_number(self.top_p, "top_p", DraftError, remedy))
-        checked["raw"] = true_or_false(self.raw, "raw", DraftError, "Pass True (no chat template) or False.")
-        settle(self, **checked)
-        self.law(torch.zeros(1))  # refuses what cannot be sampled from
-
-    @property
-    def stops(self) -> tuple[str | int, ...]:
-        """Stop strings and stop tokens."""
-        return self.stop  # type: ignore[return-value]  # made one by the check
-
-    @property
-    def stop_strings(self) -> list[str]:
-        """The strings among the stops."""
-        return [each for each in self.stops if isinstance(each, str)]
-
-    @property
-    def stop_tokens(self) -> list[int]:
-        """The tokens among the stops."""
-        return [each for each in self.stops if isinstance(each, int)]
+        known_options(given, [*DEFAULTS, *others], where)
+        options = _checked({**DEFAULTS, **given})
+        stops = options["stop"]
+        assert isinstance(stops, tuple)
+        strings = tuple(each for each in stops if isinstance(each, str))
+        settings = cls(options, strings, tuple(each for each in stops if isinstance(each, int)))
+        settings.logprobs(torch.zeros(1))  # refuses what cannot be sampled from
+        return settings
 
     @property
     def greedy(self) -> bool:
         """Whether nothing is drawn."""
-        return self.temperature == 0
+        return self.options["temperature"] == 0
 
-    def law(self, logits: Tensor) -> Tensor:
-        """Return the log-probabilities [..., V] to draw from; greedy decoding needs only the logits."""
-        logprobs = warp(logits, self.temperature, self.top_k, self.top_p)
-        return logits if self.greedy else logprobs
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """Return the log-probabilities [..., V] to draw from: logits after temperature, top-k and top-p."""
+        options = self.options
+        return warp(logits, options["temperature"], options["top_k"], options["top_p"])
+
+
+def _checked(options: dict[str, Any]) -> Options:
+    """Return options of the right types, `stop` as a tuple."""
+    count, temperature, seed = options["max_new_tokens"], options["temperature"], options["seed"]
+    top_k, top_p = options["top_k"], options["top_p"]
+    remedy = "An answer has at least 1 token."
+    count = whole_number(count, "max_new_tokens", DraftError, 1, remedy=remedy)
+    remedy = "0 is greedy; above 0 tokens are drawn."
+    temperature = float(real_number(temperature, "temperature", DraftError, remedy))
+    seed = whole_number(seed, "seed", DraftError, 0, remedy="Any such number will do.")
+    stop = _stops(options["stop"])
+    if top_k is not None:
+        remedy = "At least 1 token must be kept. None keeps all."
+        top_k = whole_number(top_k, "top_k", DraftError, 1, remedy=remedy)
+    if top_p is not None:
+        top_p = float(real_number(top_p, "top_p", DraftError, "It is a probability. None keeps all tokens."))
+    raw = true_or_false(options["raw"], "raw", DraftError, "Pass True (no chat template) or False.")
+    return Options(
+        max_new_tokens=count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, raw=raw
+    )
 
 
 def _stops(stop: Any) -> tuple[str | int, ...]:

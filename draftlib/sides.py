@@ -36,9 +36,9 @@ class TargetSide:
             self._pass(self.tokens[:-1])
 
     def rows(self, proposed: Sequence[int]) -> Tensor:
-        """Return logits [m + 1, V] after the text and after each proposed token."""
+        """Return the rows of a round: logits [m + 1, V] after the text and after each proposed token."""
         tokens = [self.tokens[-1], *proposed]
-        # So many rows come out alike, however many stand beside them, if the model is packed.
+        # In a packed model, rows have the same bits however many are computed together, up to this number.
         parts = [tokens[i : i + STABLE_ROWS] for i in range(0, len(tokens), STABLE_ROWS)]
         return torch.cat([self.model.logits(self._pass(part))[0] for part in parts])
 
@@ -79,15 +79,18 @@ class DraftSide:
         tokens, capacity = self.text.tokens, self._cache.capacity
         kept = min(self.text.common_prefix(self._processed), len(tokens) - 1)
         if kept < self._first or len(tokens) + count - self._first > capacity:
-            self._first = kept = max(0, len(tokens) - max(1, min(capacity // 2, capacity - count)))
+            # Begin anew with the newest half of the capacity, or with less where the draft needs the room.
+            newest = max(1, min(capacity // 2, capacity - count))
+            self._first = max(0, len(tokens) - newest)
+            kept = self._first  # nothing of what is kept of the text has been processed
         kept = max(kept, 0)
         self._cache.truncate(kept - self._first if kept > self._first else 0)
         self._processed = tokens[:kept]
         return tokens[kept:]
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Process tokens and return the logits [D] after the last."""
+    def step(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Process tokens; return the logits [D] after the last, and the hidden state [width] behind them."""
         device = self.model.model.embed_tokens.weight.device
-        hidden = self.model.decode(torch.tensor([list(tokens)], device=device), self._cache)
+        hidden = self.model.decode(torch.tensor([list(tokens)], device=device), self._cache)[0, -1]
         self._processed += tokens
-        return self.model.logits(hidden[0, -1])
+        return self.model.logits(hidden), hidden

@@ -38,12 +38,10 @@ def output_error(weight: Tensor, other: Tensor, tokens: Tensor) -> float:
     return float((tokens @ (other - weight).T).square().sum() / (tokens @ weight.T).square().sum())
 
 
-def walk(weight: Tensor, tokens: Tensor, act_order: Any) -> tuple[list[float], list[Tensor]]:
+def walk(weight: Tensor, tokens: Tensor, **order: bool) -> tuple[list[float], list[Tensor]]:
     """Return the output error after each column, and the snapshots, in the order of the visit."""
-    steps = gptq_steps(weight, hessian(tokens), GRID, act_order=act_order)
-    visited = [
-        (step.column, step.weight.float()) for step in steps
-    ]  # .float() also copies the running weight
+    steps = gptq_steps(weight, hessian(tokens), GRID, **order)
+    visited = [(step.column, step.weight.float()) for step in steps]  # .float() copies the running weight
     order = [column for column, _ in visited]
     errors = [output_error(weight[:, order], state, tokens[:, order]) for _, state in visited]
     return errors, [visited[k][1] for k in SNAPSHOTS]
@@ -96,8 +94,8 @@ def main() -> None:
     """Print one table, draw one picture."""
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    left_to_right, states = walk(weight, tokens, "off")
-    largest_first, _ = walk(weight, tokens, "static")
+    left_to_right, states = walk(weight, tokens, act_order=False)
+    largest_first, _ = walk(weight, tokens, act_order=True, static_groups=True)
     curves = {"nearest": nearest_walk(weight, tokens), "GPTQ, left to right": left_to_right,
               "GPTQ, largest first": largest_first}  # fmt: skip
     print_table(curves)

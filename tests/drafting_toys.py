@@ -1,4 +1,4 @@
-"""Toy drafters and targets as tables, all ways that chance can take, and the exact law of the text they give.
+"""Toy drafters and targets as tables, all outcomes of chance, and the exact distribution of their texts.
 
 Nothing here is sampled: `first_tokens` runs the library's own drafting and verification once for every
 outcome of every random decision and adds up the probabilities.
@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from draftlib.drafting.propose import Draft, FixedLength, Length, draw_independent, propose
+from draftlib.drafting.length import FixedLength, Length
+from draftlib.drafting.propose import Draft, draw_independent, propose
 from draftlib.verification.noise import RandomDraws, splitmix
 from draftlib.verification.sampling import warp
 from draftlib.verification.verify import Verdict
@@ -24,7 +25,8 @@ from draftlib.vocabulary.ngram_trie import Tokens
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Script")
-Law = dict[Tokens, float]
+Distribution = dict[Tokens, float]
+NO_HIDDEN = torch.empty(0)  # a table has no hidden states
 Span = tuple[int, int]
 
 
@@ -60,26 +62,26 @@ class Toy:
             self.calls[key] = table(self.seed + 77, text, self.target_size)
         return self.calls[key]
 
-    def step(self, text: Tokens) -> Callable[[Sequence[int]], Tensor]:
+    def step(self, text: Tokens) -> Callable[[Sequence[int]], tuple[Tensor, Tensor]]:
         """The drafter as `propose` sees it; the first call brings a pending token, no part of the draft."""
         fed: list[int] = []
 
-        def step(tokens: Sequence[int]) -> Tensor:
+        def step(tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
             fed.extend(tokens)
-            return self.draft_logits(text, tuple(fed[1:]))
+            return self.draft_logits(text, tuple(fed[1:])), NO_HIDDEN
 
         return step
 
-    def draft_law(self, logits: Tensor) -> Tensor:
+    def draft_logprobs(self, logits: Tensor) -> Tensor:
         return warp(logits, self.temperature)
 
-    def target_law(self, logits: Tensor) -> Tensor:
+    def target_logprobs(self, logits: Tensor) -> Tensor:
         return warp(logits, self.temperature, top_k=self.top_k)
 
     def target_rows(self, text: Tokens, proposed: Sequence[int]) -> Tensor:
         """Log-probabilities after the text and after each proposed token, [m + 1, V]."""
         rows = [self.target_logits((*text, *proposed[:i])) for i in range(len(proposed) + 1)]
-        return torch.stack([self.target_law(row) for row in rows])
+        return torch.stack([self.target_logprobs(row) for row in rows])
 
 
 def translate_plainly(tokens: Tokens, keys: dict[Tokens, int]) -> tuple[list[int], list[Span]]:
@@ -98,7 +100,7 @@ def translate_plainly(tokens: Tokens, keys: dict[Tokens, int]) -> tuple[list[int
     return translated, spans
 
 
-# --- every way that chance can take
+# --- all outcomes of chance
 
 
 class Script(RandomDraws):
@@ -194,7 +196,7 @@ class Round:
 
 
 Rule = Callable[[Round], Callable[[RandomDraws], Verdict] | DrawsLast]
-"""What does not depend on chance is computed once for a round, and what does once for every way."""
+"""What does not depend on chance is computed once for a round, the rest once for every outcome."""
 
 Grow = Callable[[dict[Tokens, int], Tokens], dict[Tokens, int]]
 
@@ -205,7 +207,7 @@ def same_keys(keys: dict[Tokens, int], emitted: Tokens) -> dict[Tokens, int]:
 
 @dataclass
 class Enumeration:
-    """The exact law of the first tokens of a speculative decoder with this rule."""
+    """The exact distribution of the first tokens of a speculative decoder with this rule."""
 
     toy: Toy
     keys: dict[Tokens, int]
@@ -215,50 +217,52 @@ class Enumeration:
     ended: Callable[[Sequence[int]], bool] | None = None
     accepted: float = 0.0  # expected number of accepted tokens in the first round
 
-    def first_tokens(self, count: int, text: Tokens = (), keys: dict[Tokens, int] | None = None) -> Law:
+    def first_tokens(
+        self, count: int, text: Tokens = (), keys: dict[Tokens, int] | None = None
+    ) -> Distribution:
         if count == 0:
             return {(): 1.0}
         keys = self.keys if keys is None else keys
-        law: Law = defaultdict(float)
-        for emitted, probability in self.round_law(text, keys).items():
+        distribution: Distribution = defaultdict(float)
+        for emitted, probability in self.round_distribution(text, keys).items():
             head = emitted[:count]
             after = (*text, *emitted)
             rest = self.first_tokens(count - len(head), after, self.grow(keys, emitted))
             for tail, conditional in rest.items():
-                law[head + tail] += probability * conditional
-        return law
+                distribution[head + tail] += probability * conditional
+        return distribution
 
-    def round_law(self, text: Tokens, keys: dict[Tokens, int]) -> Law:
-        table = NGramTable.of(keys, self.toy.draft_size)
-        law: Law = defaultdict(float)
+    def round_distribution(self, text: Tokens, keys: dict[Tokens, int]) -> Distribution:
+        table_of_keys = NGramTable.of(keys, self.toy.draft_size)
+        distribution: Distribution = defaultdict(float)
 
-        def draft(chance: RandomDraws) -> Draft:
-            step, draw = self.toy.step(text), draw_independent(chance)
-            return propose(step, [0], self.length, self.toy.draft_law, draw, self.ended)
+        def draft(draws: RandomDraws) -> Draft:
+            step, draw = self.toy.step(text), draw_independent(draws)
+            return propose(step, [0], self.length, self.toy.draft_logprobs, draw, self.ended)
 
         for probability, drafted in every_way(draft):
             proposed, spans = translate_plainly(drafted.tokens, keys)
             rows = self.toy.target_rows(text, proposed)
-            seen = Round(self.toy, text, drafted, table, proposed, spans, rows)
+            seen = Round(self.toy, text, drafted, table_of_keys, proposed, spans, rows)
             for share, verdict in every_verdict(self.rule(seen)):
                 emitted = (*proposed[: verdict.accepted], verdict.token)
-                law[emitted] += probability * share
+                distribution[emitted] += probability * share
                 self.accepted += (not text) * probability * share * verdict.accepted
-        return law
+        return distribution
 
 
-def target_first_tokens(toy: Toy, count: int, text: Tokens = ()) -> Law:
-    """The exact law of the first tokens that the target writes alone."""
-    law: Law = {}
+def target_first_tokens(toy: Toy, count: int, text: Tokens = ()) -> Distribution:
+    """The exact distribution of the first tokens that the target writes alone."""
+    distribution: Distribution = {}
     for tokens in itertools.product(range(toy.target_size), repeat=count):
         probability = 1.0
         for i, token in enumerate(tokens):
-            probability *= float(toy.target_law(toy.target_logits((*text, *tokens[:i])))[token].exp())
-        law[tokens] = probability
-    return law
+            probability *= float(toy.target_logprobs(toy.target_logits((*text, *tokens[:i])))[token].exp())
+        distribution[tokens] = probability
+    return distribution
 
 
-def total_variation(one: Law, other: Law) -> float:
+def total_variation(one: Distribution, other: Distribution) -> float:
     return sum(abs(one.get(key, 0.0) - other.get(key, 0.0)) for key in {*one, *other}) / 2
 
 

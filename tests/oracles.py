@@ -96,7 +96,8 @@ def gptq_oracle(
     bits: int,
     group: int | None,
     symmetric: bool,
-    act_order: str = "off",
+    act_order: bool = False,
+    static_groups: bool = False,
     damping: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """Codes and values: one column at a time, the inverse of the free columns kept by Schur complements."""
@@ -107,12 +108,12 @@ def gptq_oracle(
     H[dead, dead] = 1.0
     W[:, dead] = 0.0
     energy = hessian.double().numpy().diagonal()
-    order = np.arange(columns) if act_order.startswith("off") else np.argsort(-energy, kind="stable")
+    order = np.argsort(-energy, kind="stable") if act_order else np.arange(columns)
     static = {c: _fit_columns(W[:, c : c + width], bits, symmetric) for c in range(0, columns, width)}
     inverse = np.linalg.inv(H)
     codes, values = np.zeros_like(W), np.zeros_like(W)
     for step, j in enumerate(order):
-        if act_order.endswith("static"):
+        if static_groups:
             scale, zero = static[j // width * width]
         elif step % width == 0:
             scale, zero = _fit_columns(W[:, order[step : step + width]], bits, symmetric)
@@ -125,7 +126,13 @@ def gptq_oracle(
 
 
 def least_squares_oracle(
-    weight: Tensor, inputs: Tensor, bits: int, group: int | None, symmetric: bool, act_order: str = "off"
+    weight: Tensor,
+    inputs: Tensor,
+    bits: int,
+    group: int | None,
+    symmetric: bool,
+    act_order: bool = False,
+    static_groups: bool = False,
 ) -> Tensor:
     """Codes by the definition: round a column, then solve anew for all free columns, from the data itself."""
     W, X = weight.double().numpy(), inputs.double().numpy()
@@ -133,10 +140,10 @@ def least_squares_oracle(
     damping = 0.01 * (X**2).sum(0).mean()
     A = np.vstack([X, np.sqrt(damping) * np.eye(columns)])  # damping is a few more tokens
     energy = (X**2).sum(0)
-    order = np.arange(columns) if act_order.startswith("off") else np.argsort(-energy, kind="stable")
+    order = np.argsort(-energy, kind="stable") if act_order else np.arange(columns)
     moved, codes = W.copy(), np.zeros_like(W)
     for step, j in enumerate(order):
-        if act_order.endswith("static"):
+        if static_groups:
             start = j // width * width
             scale, zero = _fit_columns(W[:, start : start + width], bits, symmetric)
         elif step % width == 0:

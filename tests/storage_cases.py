@@ -92,7 +92,7 @@ def ngrams(count: int = len(NGRAMS), **settings: Any) -> NGramCache:
 def contents(cache: NGramCache) -> Any:
     """Return all that a cache knows."""
     settings = (cache.max_entries, cache.policy, cache.max_length)
-    return [astuple(each) for each in cache], settings, cache._clock, [*cache._table().rows()]
+    return [astuple(each) for each in cache], settings, cache._clock, cache._rows()
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:

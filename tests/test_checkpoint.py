@@ -59,9 +59,9 @@ def test_reloaded_model_is_the_same_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("act_order", ["off", "dynamic", "static"])
-def test_gptq_with_its_column_orders(tmp_path: Path, act_order: str) -> None:
-    method = qlib.GPTQ(act_order=act_order)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("act_order", "static_groups"), [(False, False), (True, False), (True, True)])
+def test_gptq_with_its_column_orders(tmp_path: Path, act_order: bool, static_groups: bool) -> None:
+    method = qlib.GPTQ(act_order=act_order, static_groups=static_groups)
     model = tiny_whisper()
     result = qlib.quantize(
         model, [method], weight=qlib.Grid(3, 6), calib=utterances(tmp_path), progress=False
@@ -69,7 +69,7 @@ def test_gptq_with_its_column_orders(tmp_path: Path, act_order: str) -> None:
     again = qlib.load_quantized(result.save(tmp_path / "saved"))
     assert torch.equal(logits(again), logits(result.model))
     stored = load_file(tmp_path / "saved" / "model.safetensors")
-    assert any(name.endswith(".index") for name in stored) == (act_order == "dynamic")
+    assert any(name.endswith(".index") for name in stored) == (act_order and not static_groups)
 
 
 def test_reloaded_model_transcribes_and_keeps_ties(tmp_path: Path, result: qlib.Result) -> None:

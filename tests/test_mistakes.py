@@ -285,7 +285,7 @@ GRIDS: list[tuple[str, Call, tuple[str, ...]]] = [
     ("symmetric as a text", lambda w: qlib.Grid(4, 64, symmetric="no"), ("symmetric", "no")),  # type: ignore[arg-type]
     ("activations of 16 bits", lambda w: qlib.PerToken(16), ("16", "PerToken")),
     ("activations of 1 bit", lambda w: qlib.PerTensor(1), ("1", "PerTensor")),
-    ("an act order that nobody knows", lambda w: qlib.GPTQ(act_order="on"), ("on", "dynamic")),  # type: ignore[arg-type]
+    ("an act order that nobody knows", lambda w: qlib.GPTQ(act_order="on"), ("on", "act_order=True")),  # type: ignore[arg-type]
     ("negative damping", lambda w: qlib.GPTQ(damping=-1), ("-1", "damping")),
     ("damping as a text", lambda w: qlib.GPTQ(damping="0.1"), ("damping", "0.1")),  # type: ignore[arg-type]
     ("a fit that nobody knows", lambda w: qlib.GPTQ(fit="max"), ("max", "mse")),  # type: ignore[arg-type]

@@ -140,9 +140,7 @@ def test_gptq_keeps_the_words_better_than_rounding_at_3_bits(
     test = [clip for clip in clips if clip.split == "test"]
     grid = qlib.Grid(3, 64)
     rounded = qlib.quantize(tiny_en, [], weight=grid, progress=False).model
-    result = qlib.quantize(
-        tiny_en, [qlib.GPTQ(0.3, "dynamic", "mse")], weight=grid, calib=calib, progress=False
-    )
+    result = qlib.quantize(tiny_en, [qlib.GPTQ(0.3, fit="mse")], weight=grid, calib=calib, progress=False)
     worse, better = (qlib.evaluate_wer(model, test) for model in (rounded, result.model))
     assert better.wer < worse.wer
     assert all(layer.output_error is not None and layer.output_error < 0.3 for layer in result.report.layers)

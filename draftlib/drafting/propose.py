@@ -1,12 +1,11 @@
 """The drafter's side of a round: draw tokens one by one, remember how, and know when to stop.
 
-Rule      d_i ~ q(. | context, d_<i) for i = 1..k, k fixed or decided after each token by the drafter's
-          confidence.
-Lossless  Verification must know the law that each token was really drawn from (after temperature, masks,
-          top-k), so the law is kept, and not computed again later. A rule that stops early keeps the newest
-          token: to drop a drawn token *because of what it is* changes the law of those that remain. Smallest
-          example: q = (.9, .1), p = (.5, .5), drop a token with q < .5, verify the others with q: the output
-          is (.55, .45).
+Rule      d_i ~ q(. | context, d_<i) for i = 1..k, k fixed or decided after each token (`length.py`).
+Lossless  Verification must know the distribution that each token was really drawn from (after temperature,
+          masks, top-k), so its log-probabilities are kept, and not computed again later. A rule that stops
+          early keeps the newest token: to drop a drawn token *because of what it is* changes the distribution
+          of those that remain. Smallest example: q = (.9, .1), p = (.5, .5), drop a token with q < .5, verify
+          the others with q: the output is (.55, .45).
 Coupled   With verification by shared noise the drafter draws with the target's noise: y = argmax(log q + g).
           The closer q and p, the more often both take the same token. `coupled_noise` says which g belongs to
           a draft token.
@@ -15,21 +14,21 @@ Shapes    D: drafter's vocabulary, V: target's vocabulary, k: drafted tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from draftlib.drafting.length import Drafted, Length
 from draftlib.verification.noise import GumbelNoise, RandomDraws
 from draftlib.vocabulary.ngram_table import NGramTable
 from draftlib.vocabulary.ngram_trie import Tokens
-from qlib.errors import DraftError, describe, real_number, settle, whole_number
+from qlib.errors import DraftError
 
-Step = Callable[[Sequence[int]], Tensor]
-"""Feeds draft tokens to the drafter; returns its logits [D] after the last of them."""
+Step = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+"""Feeds draft tokens to the drafter; returns its logits [D] after the last of them, and the state [width] of
+its last layer that they come from."""
 
 Draw = Callable[[Tensor, Sequence[int]], int]
 """Chooses a token from log-probabilities [D], given the tokens drafted before it in this round."""
@@ -44,109 +43,29 @@ class Draft:
     tokens : tuple of int
         Draft tokens, k of them.
     logprobs : Tensor
-        [k, D]; row i is the law that token i was really drawn from.
+        [k, D]; row i holds the log-probabilities that token i was really drawn from.
     confidences : tuple of float
-        The drafter's own probability of each token at temperature 1, whatever the sampling law.
+        The drafter's own probability of each token at temperature 1, whatever it was drawn from.
     horizon : int
         The most tokens that the round could have had, k or more. Verification counts with it and not with k:
         a k that depends on the tokens gives them away.
+    hidden : tuple of Tensor
+        [width] each; the states of the drafter's last layer that the tokens were predicted from. Empty where
+        there is no such drafter.
     """
 
     tokens: tuple[int, ...]
     logprobs: Tensor
     confidences: tuple[float, ...]
     horizon: int
-
-
-class Length(Protocol):
-    """Decides how many tokens a round drafts. May look at what was drafted, and at nothing later."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a round."""
-        ...
-
-    def stop(self, confidences: Sequence[float]) -> bool:
-        """Return whether the newest token is the last one, given the confidences of all so far."""
-        ...
-
-
-@dataclass(frozen=True)
-class FixedLength:
-    """Always draft the same number of tokens.
-
-    >>> FixedLength(5).stop([0.01])
-    False
-    """
-
-    max_tokens: int = 5
-
-    def __post_init__(self) -> None:
-        settle(self, max_tokens=_whole_length(self.max_tokens, "FixedLength: max_tokens"))
-
-    def stop(self, confidences: Sequence[float]) -> bool:
-        """Return False: only `max_tokens` ends the draft."""
-        return False
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """Stop when the drafter no longer believes that the whole draft holds; the newest token is kept.
-
-    Its belief is the product of its probabilities so far: one rejected token takes all later ones with it. A
-    good threshold is several times the cost of a drafter's step in steps of the target, for drafters believe
-    too much: 0.4, the default, did best with `drafter-7m`, whose step costs a tenth (docs/drafting/speed.md).
-
-    >>> rule = Confidence(threshold=0.3, max_tokens=8)
-    >>> rule.stop([0.9, 0.5]), rule.stop([0.9, 0.5, 0.5])
-    (False, True)
-    """
-
-    threshold: float = 0.4
-    max_tokens: int = 8
-
-    def __post_init__(self) -> None:
-        length = _whole_length(self.max_tokens, "Confidence: max_tokens")
-        belief = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
-        settle(self, max_tokens=length, threshold=float(belief))
-        if not 0 <= self.threshold <= 1:
-            raise DraftError(
-                f"Confidence(threshold={self.threshold}): a probability is between 0 (never stop early) and "
-                "1 (stop after the first doubt). Values from 0.1 to 0.5 are usual."
-            )
-
-    def stop(self, confidences: Sequence[float]) -> bool:
-        """Return whether the product of the confidences has fallen below the threshold."""
-        return math.prod(confidences) < self.threshold
-
-
-def as_length(length: Any) -> Length:
-    """Return a rule for the length of drafts; a whole number is `FixedLength`.
-
-    Raises
-    ------
-    DraftError
-        It is no such rule, or allows no token.
-    """
-    remedy = "Pass a whole number, FixedLength(5), or Confidence(0.4)."
-    if isinstance(length, type):
-        raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
-    if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
-        _whole_length(length.max_tokens, "length: max_tokens")
-        return length  # type: ignore[no-any-return]
-    return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
-
-
-def _whole_length(tokens: Any, name: str) -> int:
-    remedy = "A draft has at least 1 token. To decode without drafting, use the target alone."
-    return whole_number(tokens, name, DraftError, 1, remedy=remedy)
+    hidden: tuple[Tensor, ...] = ()
 
 
 def propose(
     step: Step,
     pending: Sequence[int],
     length: Length,
-    law: Callable[[Tensor], Tensor],
+    to_logprobs: Callable[[Tensor], Tensor],
     draw: Draw,
     ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> Draft:
@@ -160,7 +79,7 @@ def propose(
         Draft tokens of the context that the drafter has not seen yet, at least one.
     length : Length
         When to stop.
-    law : callable
+    to_logprobs : callable
         From the drafter's logits [D] to the log-probabilities [D] to draw from, for example `sampling.warp`
         with a temperature.
     draw : Draw
@@ -179,20 +98,25 @@ def propose(
             "the drafter has nothing to continue: pending is empty. Keep the last token of its context out "
             "of its cache (truncate by one) and pass it here."
         )
+    drafted: list[Drafted] = []
     tokens: list[int] = []
-    laws: list[Tensor] = []
-    confidences: list[float] = []
     feed = pending
     while len(tokens) < length.max_tokens:
-        logits = step(feed)
-        laws.append(law(logits))
-        token = draw(laws[-1], tokens)
+        logits, hidden = step(feed)  # 1. one pass of the drafter: q_i
+        logprobs = to_logprobs(logits)
+        token = draw(logprobs, tokens)  # 2. d_i ~ q_i
         tokens.append(token)
-        confidences.append(_probability(logits, token))
-        if length.stop(confidences) or (ended is not None and ended(tokens)):
+        drafted.append(Drafted(token, logprobs, _probability(logits, token), hidden))
+        if length.stop(drafted) or (ended is not None and ended(tokens)):  # 3. was it the last one?
             break
         feed = [token]
-    return Draft(tuple(tokens), torch.stack(laws), tuple(confidences), length.max_tokens)
+    return Draft(
+        tuple(tokens),
+        torch.stack([each.logprobs for each in drafted]),
+        tuple(each.confidence for each in drafted),
+        length.max_tokens,
+        tuple(each.hidden for each in drafted),
+    )
 
 
 def _probability(logits: Tensor, token: int) -> float:
@@ -217,18 +141,20 @@ class Coupled:
     ----------
     position : int
         Position in the target's text of the first token of this round.
-    keys : NGramTable
+    table : NGramTable
         Direct counterparts and n-grams of this round.
     noise : GumbelNoise
         The target's noise, rows [V].
     own : GumbelNoise
         Other noise, rows [D], for the draft tokens that have no target token of their own.
     candidates : int
-        How many of the likeliest tokens are looked up as the end of an n-gram.
+        How many of the likeliest tokens are looked up as the end of an n-gram. It changes only how often
+        proposals are accepted. Over 20 prompts (SmolLM2-135M, drafter-7m, temperature 0.8, a warm cache) 2
+        and 1024 gave the same accepted tokens, and with 1024 a draft token took a tenth longer than with 32.
     """
 
     position: int
-    keys: NGramTable
+    table: NGramTable
     noise: GumbelNoise
     own: GumbelNoise
     candidates: int = 32
@@ -256,13 +182,13 @@ def coupled_noise(coupled: Coupled, logprobs: Tensor, drafted: Sequence[int]) ->
 def _noise_after(coupled: Coupled, logprobs: Tensor, w: Tokens, position: int) -> Tensor:
     if not w:
         return _fresh_noise(coupled, position)
-    match = coupled.keys.longest(w)
+    match = coupled.table.longest(w)
     # Without a match nothing after w can be proposed, unless w becomes a key: any noise will do.
     rest = w[match[0] :] if match else ()
     noise = _noise_after(coupled, logprobs, rest, position + 1)
-    if coupled.keys.extends(w):
+    if coupled.table.extends(w):
         for token in logprobs.topk(min(coupled.candidates, len(logprobs))).indices.tolist():
-            merged = coupled.keys.target((*w, token))
+            merged = coupled.table.target((*w, token))
             if merged is not None:
                 noise[token] = coupled.noise.row(position)[merged]
     return noise
@@ -270,6 +196,6 @@ def _noise_after(coupled: Coupled, logprobs: Tensor, w: Tokens, position: int) -
 
 def _fresh_noise(coupled: Coupled, position: int) -> Tensor:
     """Return the noise for tokens that begin a target token, [D], a new tensor."""
-    direct = coupled.keys.direct
+    direct = coupled.table.direct
     shared = coupled.noise.row(position)[direct.clamp(min=0)]
     return torch.where(direct >= 0, shared, coupled.own.row(position))

@@ -43,6 +43,13 @@ def seconds(call: Callable[[], object], runs: int = 7) -> float:
     return statistics.median(times)
 
 
+ORDERS: dict[str, dict[str, bool]] = {
+    "off": {},
+    "dynamic": {"act_order": True},
+    "static": {"act_order": True, "static_groups": True},
+}
+
+
 def print_times() -> None:
     """Print one row for each shape and order of columns."""
     names = ["g=64", "static", "dynamic", "channel"]
@@ -57,7 +64,7 @@ def print_times() -> None:
             (Grid(4, 64), "dynamic"),
             (Grid(4), "off"),
         ]:
-            times.append(seconds(lambda: gptq(W, H, grid, act_order=order)))  # noqa: B023
+            times.append(seconds(lambda: gptq(W, H, grid, **ORDERS[order])))  # noqa: B023
         print(f"{f'{rows} x {columns}':18} {times[0]:14.3f} s " + " ".join(f"{t:6.3f} s" for t in times[1:]))
 
 
@@ -68,11 +75,11 @@ def print_agreement(rows: int) -> None:
     print(f"\nEqual codes in %, {rows} x 384 float32 weight against the float64 oracle")
     print(f"{'':20}" + "".join(f"{'channel' if g is None else f'g={g}':>10}" for g in groups))
     worst = 100.0
-    for bits, symmetric, order in itertools.product([4, 3, 2], [False, True], ["off", "dynamic", "static"]):
+    for bits, symmetric, order in itertools.product([4, 3, 2], [False, True], ORDERS):
         shares = []
         for group in groups:
-            codes, _ = gptq_oracle(W, H, bits, group, symmetric, order)
-            mine = gptq(W, H, Grid(bits, group, symmetric), act_order=order).codes
+            codes, _ = gptq_oracle(W, H, bits, group, symmetric, **ORDERS[order])
+            mine = gptq(W, H, Grid(bits, group, symmetric), **ORDERS[order]).codes
             shares.append(100 * (mine == codes).double().mean().item())
         worst = min(worst, *shares)
         print(f"w{bits} {'sym ' if symmetric else 'asym'} {order:10}" + "".join(f"{s:10.3f}" for s in shares))

@@ -42,7 +42,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qlib.grid import Grid, encode, fit_float_zero
-from qlib.methods.gptq import ActOrder, gptq, hessian
+from qlib.methods.gptq import gptq, hessian
 from qlib.methods.hqq import hqq
 from qlib.methods.rtn import rtn
 from qlib.models.table import align
@@ -109,8 +109,8 @@ def our_hqq(p: Problem, grid: Grid) -> Decode:
     return hqq(p.weight, grid).decode
 
 
-def our_gptq(order: ActOrder) -> Side:
-    return lambda p, grid: gptq(p.weight, p.seen, grid, act_order=order).decode
+def our_gptq(act_order: bool) -> Side:
+    return lambda p, grid: gptq(p.weight, p.seen, grid, act_order=act_order, static_groups=True).decode
 
 
 # --- the peers
@@ -215,12 +215,12 @@ RIVALS = (
     Rival("torchao HQQ", AO, our_hqq, torchao_hqq),
     Rival("hqq HQQ (default)", HQQ, our_hqq, hqq_package(V1)),
     Rival("hqq HQQ (v2)", HQQ, our_hqq, hqq_package(V2)),
-    Rival("llmcompressor GPTQ in turn", LLMC, our_gptq("off-static"), llmcompressor(None)),
-    Rival("llmcompressor GPTQ ordered", LLMC, our_gptq("static"), llmcompressor("static")),
+    Rival("llmcompressor GPTQ in turn", LLMC, our_gptq(act_order=False), llmcompressor(None)),
+    Rival("llmcompressor GPTQ ordered", LLMC, our_gptq(act_order=True), llmcompressor("static")),
     Rival(
         "llmcompressor GPTQ ordered, sym.",
         LLMC,
-        our_gptq("static"),
+        our_gptq(act_order=True),
         llmcompressor("static"),
         symmetric=True,
     ),

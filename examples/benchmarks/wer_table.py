@@ -42,8 +42,9 @@ Sources = dict[str, list[qlib.Utterance]]
 def recipes(bits: int, group: int) -> dict[str, Row]:
     """Return how each method is used at a width."""
     damping = {8: 0.01, 4: 0.1}.get(bits, 0.3)
-    order: Any = "static" if bits == 8 else "dynamic"
-    gptq = qlib.GPTQ(damping=damping, act_order=order, fit="mse" if bits < 8 else "minmax")
+    gptq = qlib.GPTQ(
+        damping=damping, act_order=True, static_groups=bits == 8, fit="mse" if bits < 8 else "minmax"
+    )
     awq = qlib.AWQ(clip=bits < 8)
     return {
         "rtn": ([qlib.RTN()], group),

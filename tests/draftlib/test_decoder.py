@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from drafting_toys import Law, every_way, total_variation
+from drafting_toys import Distribution, every_way, total_variation
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
-from draftlib.decoder import Verify
+from draftlib.answer import Round
+from draftlib.arguments import Verify
+from draftlib.drafting.length import Drafted
 from draftlib.verification.noise import RandomDraws, gumbel
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
@@ -59,18 +61,20 @@ def draft_model(positions: int = 96, seed: int = 1) -> Llama:
 TARGET, DRAFT = target_model(), draft_model()
 
 
-def plain(prompt: list[int], count: int, temperature: float = 0.0, seed: int = 0, **law: Any) -> list[int]:
-    return list(_plain(tuple(prompt), count, temperature, seed, **law))
+def plain(
+    prompt: list[int], count: int, temperature: float = 0.0, seed: int = 0, **warping: Any
+) -> list[int]:
+    return list(_plain(tuple(prompt), count, temperature, seed, **warping))
 
 
 @cache
-def _plain(prompt: tuple[int, ...], count: int, temperature: float, seed: int, **law: Any) -> list[int]:
+def _plain(prompt: tuple[int, ...], count: int, temperature: float, seed: int, **warping: Any) -> list[int]:
     """The target alone, written out: no cache, the whole text in every pass, the noise by its definition."""
     text = list(prompt)
     while len(text) < len(prompt) + count and text[-1] not in TARGET.generation.eos:
         logits = TARGET(torch.tensor([text]))[0, -1]
         if temperature:
-            logprobs = warp(logits, temperature, **law)
+            logprobs = warp(logits, temperature, **warping)
             logits = logprobs + gumbel(seed, len(text), len(logits))
         text.append(int(logits.argmax()))
     return text[len(prompt) :]
@@ -205,12 +209,12 @@ def pairs_of(vocabulary: VocabularyMap) -> list[tuple[tuple[int, int], int]]:
     ]
 
 
-def law_of_two_tokens(
+def distribution_of_two_tokens(
     verify: Verify,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[SpeculativeDecoder], None] = lambda decoder: None,
-) -> tuple[Law, Law]:
-    """The exact laws of the first two tokens, of a decoder and of its target, over every throw of the dice.
+) -> tuple[Distribution, Distribution]:
+    """Exact distributions of the first two tokens, of a decoder and of its target, over all draws.
 
     The drafter's " t" and "he" are the target's " the": an n-gram. `change` is done to a decoder that has
     answered already.
@@ -229,15 +233,15 @@ def law_of_two_tokens(
     decoder.generate(prompt, max_new_tokens=3, temperature=1.0)
     change(decoder)
 
-    def run(chance: RandomDraws) -> tuple[int, ...]:
-        monkeypatch.setattr("draftlib.decoder.RandomDraws", lambda seed: chance)
+    def run(draws: RandomDraws) -> tuple[int, ...]:
+        monkeypatch.setattr("draftlib.answer.RandomDraws", lambda seed: draws)
         # With a third token, whose draw is of no interest, the second can still be drafted.
         return decoder.generate(prompt, max_new_tokens=3, temperature=1.0).tokens[:2]
 
-    found: Law = defaultdict(float)
+    found: Distribution = defaultdict(float)
     for probability, tokens in every_way(run):
         found[tokens] += probability
-    alone: Law = {}
+    alone: Distribution = {}
     first = target(torch.tensor([prompt]))[0, -1].softmax(-1)
     for one in first.nonzero().flatten().tolist():
         second = target(torch.tensor([[*prompt, one]]))[0, -1].softmax(-1)
@@ -247,8 +251,10 @@ def law_of_two_tokens(
 
 
 @pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
-def test_sampled_text_has_the_law_of_the_target(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, alone = law_of_two_tokens(verify, monkeypatch)
+def test_sampled_text_has_the_distribution_of_the_target(
+    verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, alone = distribution_of_two_tokens(verify, monkeypatch)
     assert len(alone) == 9 and min(alone.values()) > 1e-3
     assert total_variation(found, alone) < 1e-12
 
@@ -288,17 +294,17 @@ def load_again(decoder: SpeculativeDecoder, folder: Path) -> None:
 
 @pytest.mark.parametrize("verify", ["path_revealed", "point_mass"])
 @pytest.mark.parametrize("change", [merge, exchange, do_without, load_again])
-def test_the_law_holds_whatever_becomes_of_the_cache(
+def test_the_distribution_holds_whatever_becomes_of_the_cache(
     verify: Verify, change: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A merge that adds nothing numbers the nodes of the trie anew; another cache may be put in its place."""
     folder = {"folder": tmp_path} if change is load_again else {}
-    found, alone = law_of_two_tokens(verify, monkeypatch, lambda decoder: change(decoder, **folder))
+    found, alone = distribution_of_two_tokens(verify, monkeypatch, lambda decoder: change(decoder, **folder))
     assert total_variation(found, alone) < 1e-12
 
 
 def test_that_of_the_paper_s_rule_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, alone = law_of_two_tokens("ratio", monkeypatch)
+    found, alone = distribution_of_two_tokens("ratio", monkeypatch)
     assert total_variation(found, alone) > 1e-2
 
 
@@ -456,6 +462,119 @@ def test_a_prompt_that_the_drafter_cannot_read() -> None:
     decoder = SpeculativeDecoder(TARGET, DRAFT)
     assert list(decoder.generate(start, max_new_tokens=12).tokens) == plain(start, 12)
     assert next(decoder.steps(start, max_new_tokens=12)).drafted == ()
+
+
+# --- observers, rules that learn, drafters that change
+
+
+class Keeps:
+    """Keeps all rounds, as an observer and as a rule for the length of drafts."""
+
+    max_tokens = 3
+
+    def __init__(self) -> None:
+        self.rounds: list[Round] = []
+
+    def stop(self, drafted: Sequence[Drafted]) -> bool:
+        return False
+
+    def learn(self, round: Round) -> None:
+        self.rounds.append(round)
+
+    def observe(self, round: Round) -> None:
+        self.rounds.append(round)
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_an_observer_sees_all_of_a_round(options: dict[str, Any]) -> None:
+    """Everything is computed again from the models: what a learner would be taught is true."""
+    decoder, keeps = twin(), Keeps()
+    decoder.observers.append(keeps)
+    draft = target_model()
+    steps = list(decoder.steps(PROMPT, max_new_tokens=20, **options))
+    assert len(keeps.rounds) == len(steps) and sum(step.accepted for step in steps) > 5
+    text = tuple(encode(PROMPT))
+    for seen, step in zip(keeps.rounds, steps, strict=True):
+        assert seen.context == text and (seen.number, seen.position) == (step.number, len(text))
+        assert (seen.tokens, seen.proposed, seen.spans) == (step.tokens, step.proposed, step.spans)
+        assert (seen.accepted, len(seen.learned), seen.seconds) == (step.accepted, step.learned, step.seconds)
+        rows = TARGET(torch.tensor([[*text, *seen.proposed]]))[0, len(text) - 1 :]
+        assert torch.allclose(seen.rows, rows, atol=1e-9)
+        if seen.draft is not None:
+            assert seen.draft.tokens == step.drafted
+            whole = torch.tensor([[*seen.draft_context, *seen.draft.tokens[:-1]]])
+            hidden = draft.decode(whole)[0, len(seen.draft_context) - 1 :]
+            assert torch.allclose(torch.stack(seen.draft.hidden), hidden, atol=1e-9)
+            logprobs = warp(draft.logits(hidden), options.get("temperature", 0.0))
+            assert torch.allclose(seen.draft.logprobs.exp(), logprobs.exp(), atol=1e-9)
+        text = (*text, *seen.tokens)
+    decoder.generate_target_only(PROMPT, max_new_tokens=5)
+    assert len(keeps.rounds) == len(steps)
+
+
+@pytest.mark.parametrize(("verify", "most_probable"), [("point_mass", True), ("path_revealed", False)])
+def test_for_point_mass_the_drafter_takes_its_most_probable_tokens(
+    verify: Verify, most_probable: bool
+) -> None:
+    decoder, keeps = SpeculativeDecoder(TARGET, DRAFT, verify=verify), Keeps()
+    decoder.observers.append(keeps)
+    decoder.generate(PROMPT, max_new_tokens=20, **SAMPLED)
+    drafts = [seen.draft for seen in keeps.rounds if seen.draft is not None]
+    assert all(list(each.tokens) == each.logprobs.argmax(-1).tolist() for each in drafts) == most_probable
+
+
+def test_a_length_learns_from_every_round() -> None:
+    rule = Keeps()
+    decoder = SpeculativeDecoder(TARGET, DRAFT, length=rule)
+    steps = list(decoder.steps(PROMPT, max_new_tokens=12))
+    assert [seen.number for seen in rule.rounds] == [step.number for step in steps]
+    decoder.generate_target_only(PROMPT, max_new_tokens=5)
+    assert len(rule.rounds) == len(steps)
+
+    class Simple:
+        max_tokens = 2
+
+        def stop(self, drafted: Sequence[Drafted]) -> bool:
+            return drafted[-1].confidence < 1
+
+    decoder.length = Simple()  # type: ignore[assignment]  # without `learn`
+    first, *_ = decoder.steps(PROMPT, max_new_tokens=12)
+    assert len(first.drafted) == 1
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_drafter_that_changes_between_rounds(options: dict[str, Any]) -> None:
+    """A twin of the target that forgets everything: the text stays, and what is accepted does not."""
+    draft = target_model()
+    decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache())
+    assert decoder.trainable_draft is draft and decoder.draft.packed
+    tokens, accepted, keeps = [], [], Keeps()
+    decoder.observers.append(keeps)
+    for number, step in enumerate(decoder.steps(PROMPT, max_new_tokens=40, **options)):
+        tokens += step.tokens
+        accepted.append(step.accepted)
+        if number == 3:
+            packed = decoder.draft
+            randomize(draft.float(), 9)
+            draft.double()
+            decoder.repack_draft()
+            assert decoder.draft is not packed and decoder.trainable_draft is draft
+    assert tokens == plain(encode(PROMPT), 40, **options)
+    assert sum(accepted[:4]) / 4 > 2 * sum(accepted[4:]) / len(accepted[4:])
+    for seen in keeps.rounds[4:-1]:  # nothing is left of the keys and values of the old weights
+        assert seen.draft is not None
+        whole = torch.tensor([[*seen.draft_context, *seen.draft.tokens[:-1]]])
+        hidden = draft.decode(whole)[0, len(seen.draft_context) - 1 :]
+        assert torch.allclose(torch.stack(seen.draft.hidden), hidden, atol=1e-9)
+    again = SpeculativeDecoder(TARGET, draft).generate(PROMPT, max_new_tokens=40, **options)
+    assert list(again.tokens) == tokens
+
+
+def test_a_packed_drafter_cannot_be_trained() -> None:
+    decoder = SpeculativeDecoder(TARGET, draft_model().pack())
+    assert decoder.trainable_draft is None
+    with pytest.raises(DraftError, match="given packed"):
+        decoder.repack_draft()
 
 
 # --- refusals

@@ -1,4 +1,4 @@
-"""Losslessness: the law of the text by exact enumeration, and the text itself with shared noise.
+"""Losslessness: the distribution of the text by exact enumeration, and the text itself with shared noise.
 
 Enumeration runs the real drafting and verification over every outcome. It must also be able to fail: the
 paper's rule, and others that look right, are caught by the same function.
@@ -23,7 +23,8 @@ from drafting_toys import (
     translate_plainly,
 )
 
-from draftlib.drafting.propose import Confidence, Coupled, FixedLength, Length, propose
+from draftlib.drafting.length import Confidence, FixedLength, Length
+from draftlib.drafting.propose import Coupled, propose
 from draftlib.verification.noise import GumbelNoise, RandomDraws, splitmix
 from draftlib.verification.revealed import path_revealed
 from draftlib.verification.verify import (
@@ -79,11 +80,11 @@ Judge = Callable[[RandomDraws], Verdict]
 
 
 def greedy(seen: Round) -> Judge:
-    return lambda chance: verify_greedy(seen.proposed, seen.rows)
+    return lambda draws: verify_greedy(seen.proposed, seen.rows)
 
 
 def point_mass(seen: Round) -> Judge:
-    return lambda chance: verify_point_mass(seen.proposed, seen.rows, chance)
+    return lambda draws: verify_point_mass(seen.proposed, seen.rows, draws)
 
 
 def revealed(seen: Round) -> DrawsLast:
@@ -91,12 +92,12 @@ def revealed(seen: Round) -> DrawsLast:
     assert [proposal.token for proposal in proposals] == seen.proposed
     for _, probabilities in proposals:
         assert float(probabilities.sum()) == pytest.approx(1, abs=1e-12)
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def paper(seen: Round) -> DrawsLast:
     proposals = ratio(seen.draft, seen.keys, seen.spans, seen.rows.shape[1])
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def paper_without_subtraction(seen: Round) -> DrawsLast:
@@ -106,7 +107,7 @@ def paper_without_subtraction(seen: Round) -> DrawsLast:
         first = int(seen.keys.direct[seen.draft.tokens[start]])
         if stop - start > 1 and first >= 0:
             proposal.probabilities[first] += proposal.probabilities[proposal.token]
-    return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows, chance))
+    return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows, draws))
 
 
 def own_length_as_horizon(seen: Round) -> DrawsLast:
@@ -119,12 +120,12 @@ EXACT = [point_mass, revealed]
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_path_revealed_leaves_the_law_of_the_target(name: str, k: int) -> None:
+def test_path_revealed_leaves_the_distribution_of_the_target(name: str, k: int) -> None:
     assert distance(Toy(seed=k), DICTIONARIES[name], revealed, k) < 1e-12
 
 
 @pytest.mark.parametrize("name", DICTIONARIES)
-def test_point_mass_leaves_the_law_of_the_target(name: str) -> None:
+def test_point_mass_leaves_the_distribution_of_the_target(name: str) -> None:
     assert distance(Toy(seed=2), DICTIONARIES[name], point_mass, k=2) < 1e-12
 
 
@@ -146,7 +147,7 @@ def test_n_grams_beyond_the_outputs_of_the_target_end_the_proposal() -> None:
         m = next((i for i, token in enumerate(seen.proposed) if token >= size), len(seen.proposed))
         proposals = path_revealed(seen.draft, seen.keys, size)
         assert [proposal.token for proposal in proposals] == seen.proposed[:m]
-        return DrawsLast(lambda chance: verify_rejection(proposals, seen.rows[: m + 1], chance))
+        return DrawsLast(lambda draws: verify_rejection(proposals, seen.rows[: m + 1], draws))
 
     for name in ("gap and overlap", "two tokens, one meaning", "a and b are unmappable"):
         toy = Toy(seed=16, target_size=5)
@@ -210,8 +211,8 @@ def test_greedy_gives_the_greedy_text(name: str) -> None:
     text: Tokens = ()
     for _ in range(3):
         text = (*text, int(toy.target_logits(text).argmax()))
-    law = Enumeration(toy, DICTIONARIES[name], greedy, FixedLength(2)).first_tokens(3)
-    assert set(law) == {text}
+    distribution = Enumeration(toy, DICTIONARIES[name], greedy, FixedLength(2)).first_tokens(3)
+    assert set(distribution) == {text}
 
 
 def test_the_more_is_revealed_the_less_is_accepted() -> None:
@@ -276,12 +277,14 @@ SMALLEST: Keys = {(a,): 0, (b,): 1, (a, b): 2}
 
 
 def smallest(rule: Rule) -> tuple[list[float], float]:
-    """The law of the first token over (A, B, AB), and how likely the first proposed one is accepted."""
+    """Distribution of the first token over (A, B, AB), and how likely the first proposed one is accepted."""
     toy = Uniform(seed=0, draft_size=2, target_size=3)
     enumeration = Enumeration(toy, SMALLEST, rule, FixedLength(2))
-    law = enumeration.first_tokens(1)
-    kept = sum(share for emitted, share in enumeration.round_law((), SMALLEST).items() if len(emitted) > 1)
-    return [law.get((token,), 0.0) for token in range(3)], kept
+    distribution = enumeration.first_tokens(1)
+    kept = sum(
+        share for emitted, share in enumeration.round_distribution((), SMALLEST).items() if len(emitted) > 1
+    )
+    return [distribution.get((token,), 0.0) for token in range(3)], kept
 
 
 def test_smallest_counter_example() -> None:
@@ -290,33 +293,50 @@ def test_smallest_counter_example() -> None:
     So A is accepted with (1/3) / (1/2) = 2/3 instead of always: 1/4 * 2/3 = 1/6 of the texts begin with A,
     and no residual makes up for it. For a rejected A (1/12) or B (1/6) AB is drawn: 1/4 + 1/12 + 1/6 = 1/2.
     """
-    law, kept = smallest(paper)
-    assert law == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-15)
+    output, kept = smallest(paper)
+    assert output == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-15)
     assert kept == pytest.approx(3 / 4)
     third = pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=1e-15)
     for rule, expected in ((revealed, 1 / 2), (point_mass, 1 / 3)):
-        law, kept = smallest(rule)
-        assert law == third
+        output, kept = smallest(rule)
+        assert output == third
         assert kept == pytest.approx(expected)
 
 
+def dropping(seen: Round) -> Judge | DrawsLast:
+    """Path-revealed, without the newest drafted token where the drafter is unsure of it."""
+    if seen.draft.confidences[-1] >= 0.5:
+        return revealed(seen)
+    assert len(seen.proposed) == 1
+    return lambda draws: verify_rejection([], seen.rows[:1], draws)
+
+
+class Sure(Toy):
+    """q = (.9, .1), p = (.5, .5)."""
+
+    def draft_logits(self, text: Tokens, drafted: Tokens) -> torch.Tensor:
+        return torch.tensor([0.9, 0.1], dtype=torch.float64).log()
+
+    def target_logits(self, text: Tokens) -> torch.Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+
 def test_dropping_a_drawn_token_for_what_it_is() -> None:
-    """q = (.9, .1), p = (.5, .5); drop a token with q < .5, verify the others with q: (.55, .45)."""
-    p, q = torch.tensor([0.5, 0.5]).double(), torch.tensor([0.9, 0.1]).double()
-    kept, dropped = 0.9, 0.1
-    accepted = float(p[0] / q[0])
-    left = (p - q).clamp(min=0)
-    output = kept * (accepted * torch.tensor([1.0, 0.0]) + (1 - accepted) * left / left.sum()) + dropped * p
-    assert output.tolist() == pytest.approx([0.55, 0.45])
+    """The example of `propose`: without tokens of q < .5 the output is (.55, .45); with them it is p."""
+    toy, keys = Sure(seed=0, draft_size=2, target_size=2), {(a,): A, (b,): B}
+    for rule, expected in ((dropping, [0.55, 0.45]), (revealed, [0.5, 0.5])):
+        enumeration = Enumeration(toy, keys, rule, Confidence(0.5, max_tokens=1))
+        output = enumeration.first_tokens(1)
+        assert [output[A,], output[B,]] == pytest.approx(expected, abs=1e-15)
 
 
-# --- shared noise: not the same law, the same text
+# --- shared noise: not the same distribution, the same text
 
 
 def plain_text(toy: Toy, noise: GumbelNoise, count: int) -> Tokens:
     text: Tokens = ()
     while len(text) < count:
-        row = toy.target_law(toy.target_logits(text))
+        row = toy.target_logprobs(toy.target_logits(text))
         text = (*text, int(choose(row, noise.row(len(text)))))
     return text
 
@@ -331,7 +351,7 @@ def coupled_text(
     while len(text) < count:
         table = NGramTable.of(keys, toy.draft_size)
         draw = Coupled(len(text), table, noise, own)
-        draft = propose(toy.step(text), [0], length, toy.draft_law, draw)
+        draft = propose(toy.step(text), [0], length, toy.draft_logprobs, draw)
         proposed, _ = translate_plainly(draft.tokens, keys)
         rows = toy.target_rows(text, proposed)
         verdict = verify_exact(proposed, rows, noise.rows(len(text), len(rows)))
@@ -357,7 +377,7 @@ def test_the_texts_of_different_seeds_differ() -> None:
 
 
 class Following(Toy):
-    """A target that writes what the drafter writes, in its own tokens: p is the law of its translation."""
+    """A target that writes what the drafter writes, in its own tokens: p is q, translated."""
 
     keys: Keys = DICTIONARIES["bigram"]
 

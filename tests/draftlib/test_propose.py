@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from draftlib.drafting.length import Confidence, Drafted, FixedLength, Length
 from draftlib.drafting.propose import (
-    Confidence,
     Coupled,
-    FixedLength,
     coupled_noise,
     draw_greedy,
     draw_independent,
@@ -33,10 +32,10 @@ class Recorder:
     def __init__(self) -> None:
         self.fed: list[list[int]] = []
 
-    def __call__(self, tokens: Sequence[int]) -> Tensor:
+    def __call__(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         self.fed.append(list(tokens))
         generator = torch.Generator().manual_seed(100 + tokens[-1])
-        return torch.randn(SIZE, generator=generator) * 2
+        return torch.randn(SIZE, generator=generator) * 2, torch.tensor([float(tokens[-1])])
 
 
 def test_feeds_the_pending_tokens_and_then_each_drafted_one_but_the_last() -> None:
@@ -46,23 +45,23 @@ def test_feeds_the_pending_tokens_and_then_each_drafted_one_but_the_last() -> No
     assert len(draft.tokens) == draft.horizon == 4
 
 
-def test_keeps_the_laws_that_were_drawn_from_and_plain_confidences() -> None:
+def test_keeps_the_distributions_that_were_drawn_from_and_plain_confidences() -> None:
     step = Recorder()
-    law = partial(warp, temperature=0.5, top_k=2)
-    draft = propose(step, [2], FixedLength(3), law, draw_independent(RandomDraws(1)))
+    to_logprobs = partial(warp, temperature=0.5, top_k=2)
+    draft = propose(step, [2], FixedLength(3), to_logprobs, draw_independent(RandomDraws(1)))
     again = Recorder()
     for fed, token, row, confidence in zip(
         step.fed, draft.tokens, draft.logprobs, draft.confidences, strict=True
     ):
-        logits = again(fed)
-        assert torch.equal(row, law(logits))
+        logits, _ = again(fed)
+        assert torch.equal(row, to_logprobs(logits))
         assert torch.isfinite(row[token])
         assert confidence == pytest.approx(float(logits.softmax(-1)[token]), rel=1e-5)
 
 
-def test_independent_drawing_follows_the_law() -> None:
-    draw, law = draw_independent(RandomDraws(0)), torch.tensor([0.7, 0.0, 0.3]).log()
-    counts = torch.bincount(torch.tensor([draw(law, []) for _ in range(1000)]), minlength=3)
+def test_independent_drawing_follows_the_distribution() -> None:
+    draw, logprobs = draw_independent(RandomDraws(0)), torch.tensor([0.7, 0.0, 0.3]).log()
+    counts = torch.bincount(torch.tensor([draw(logprobs, []) for _ in range(1000)]), minlength=3)
     assert counts[1] == 0
     assert counts[0] / 1000 == pytest.approx(0.7, abs=0.05)
 
@@ -70,9 +69,9 @@ def test_independent_drawing_follows_the_law() -> None:
 def test_confidence_stops_behind_the_token_it_doubts() -> None:
     sure, unsure = torch.tensor([9.0, 0.0, 0.0]), torch.tensor([0.1, 0.0, 0.0])
 
-    def step(tokens: Sequence[int]) -> Tensor:
+    def step(tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         calls.append(1)
-        return unsure if len(calls) == 3 else sure
+        return unsure if len(calls) == 3 else sure, torch.empty(0)
 
     calls: list[int] = []
     draft = propose(step, [0], Confidence(threshold=0.5, max_tokens=8), warp, draw_greedy)
@@ -83,8 +82,32 @@ def test_confidence_stops_behind_the_token_it_doubts() -> None:
 
 def test_confidence_multiplies() -> None:
     rule = Confidence(threshold=0.3, max_tokens=8)
-    assert [rule.stop([0.6] * n) for n in (1, 2, 3)] == [False, False, True]
-    assert not Confidence(threshold=0.0).stop([1e-9])
+    assert [rule.stop([drafted(0.6)] * n) for n in (1, 2, 3)] == [False, False, True]
+    assert not Confidence(threshold=0.0).stop([drafted(1e-9)])
+
+
+def drafted(confidence: float) -> Drafted:
+    return Drafted(0, torch.zeros(SIZE), confidence, torch.zeros(1))
+
+
+def test_a_length_sees_each_token_with_all_that_the_drafter_knew() -> None:
+    seen: list[list[Drafted]] = []
+
+    class Looking(Length):
+        max_tokens = 3
+
+        def stop(self, drafted: Sequence[Drafted]) -> bool:
+            seen.append(list(drafted))
+            return False
+
+    draft = propose(Recorder(), [2], Looking(), warp, draw_independent(RandomDraws(1)))
+    assert [len(each) for each in seen] == [1, 2, 3]
+    last = seen[-1]
+    assert tuple(each.token for each in last) == draft.tokens
+    assert tuple(each.confidence for each in last) == draft.confidences
+    assert torch.equal(torch.stack([each.logprobs for each in last]), draft.logprobs)
+    fed = [2, *draft.tokens[:-1]]  # the state that predicts a token is that of the token before it
+    assert [float(each.hidden) for each in last] == [float(each) for each in draft.hidden] == fed
 
 
 def test_ends_where_nothing_more_can_be_proposed() -> None:

@@ -17,7 +17,12 @@ from qlib.methods.rtn import rtn
 from qlib.quantized_weight import QuantizedWeight
 
 COLUMNS = 40
-ORDERS = ["off", "off-static", "dynamic", "static"]
+ORDERS: dict[str, dict[str, bool]] = {  # the two switches of `gptq`
+    "left to right": {"act_order": False, "static_groups": False},
+    "left to right, static": {"act_order": False, "static_groups": True},
+    "largest first": {"act_order": True, "static_groups": False},
+    "largest first, static": {"act_order": True, "static_groups": True},
+}
 GROUPS = [None, 20, 8, 12]  # 12: the last group has 4 columns
 SETTINGS = [
     (Grid(bits, group, symmetric), order)
@@ -92,37 +97,38 @@ class TestOracles:
     @every_setting
     def test_schur_complement(self, grid: Grid, order: str) -> None:
         W, H = weights(), hessian(data())
-        codes, values = gptq_oracle(W, H, grid.bits, grid.group, grid.symmetric, order)
-        result = gptq(W, H, grid, act_order=order)
+        codes, values = gptq_oracle(W, H, grid.bits, grid.group, grid.symmetric, **ORDERS[order])
+        result = gptq(W, H, grid, **ORDERS[order])
         assert torch.equal(result.codes.double(), codes)
         torch.testing.assert_close(result.decode(), values, rtol=1e-8, atol=1e-10)
 
     @pytest.mark.parametrize(
         ("grid", "order"),
         [
-            (Grid(3, 12), "off"),
-            (Grid(3), "off"),
-            (Grid(2, 8, True), "off"),
-            (Grid(3, 12), "dynamic"),
-            (Grid(2, 12), "static"),
-            (Grid(3, 12), "off-static"),
+            (Grid(3, 12), "left to right"),
+            (Grid(3), "left to right"),
+            (Grid(2, 8, True), "left to right"),
+            (Grid(3, 12), "largest first"),
+            (Grid(2, 12), "largest first, static"),
+            (Grid(3, 12), "left to right, static"),
         ],
         ids=str,
     )
     def test_least_squares_anew_after_each_column(self, grid: Grid, order: str) -> None:
         W, inputs = weights(6), data()
-        codes = least_squares_oracle(W, inputs, grid.bits, grid.group, grid.symmetric, order)
-        assert torch.equal(gptq(W, hessian(inputs), grid, act_order=order).codes.double(), codes)
+        codes = least_squares_oracle(W, inputs, grid.bits, grid.group, grid.symmetric, **ORDERS[order])
+        assert torch.equal(gptq(W, hessian(inputs), grid, **ORDERS[order]).codes.double(), codes)
 
     @pytest.mark.parametrize(("bits", "group", "symmetric", "order"), [
-        (4, 64, False, "off"), (3, None, True, "off"), (2, 100, False, "dynamic"), (3, 128, False, "static"),
+        (4, 64, False, "left to right"), (3, None, True, "left to right"), (2, 100, False, "largest first"),
+        (3, 128, False, "largest first, static"),
     ])  # fmt: skip
     def test_float32_layer_of_full_width(
         self, bits: int, group: int | None, symmetric: bool, order: str
     ) -> None:
         W, H = weights(48, 384, torch.float32), hessian(data(tokens=1000, columns=384))
-        codes, _ = gptq_oracle(W, H, bits, group, symmetric, order)
-        result = gptq(W, H, Grid(bits, group, symmetric), act_order=order)
+        codes, _ = gptq_oracle(W, H, bits, group, symmetric, **ORDERS[order])
+        result = gptq(W, H, Grid(bits, group, symmetric), **ORDERS[order])
         assert (result.codes == codes).double().mean() >= 0.999
         assert result.scale.dtype == torch.float32
 
@@ -131,7 +137,7 @@ class TestWhatMustNotMatter:
     @every_setting
     def test_the_paper_s_form_gives_the_codes_of_the_fast_one(self, grid: Grid, order: str) -> None:
         W, H = weights(dtype=torch.float32), hessian(data())
-        plain, fast = gptq_plain(W, H, grid, act_order=order), gptq(W, H, grid, act_order=order)
+        plain, fast = gptq_plain(W, H, grid, **ORDERS[order]), gptq(W, H, grid, **ORDERS[order])
         assert torch.equal(plain.codes, fast.codes)
         torch.testing.assert_close(plain.decode(), fast.decode(), rtol=1e-5, atol=1e-6)
         assert (plain.index is None) == (fast.index is None)
@@ -141,13 +147,13 @@ class TestWhatMustNotMatter:
     @pytest.mark.parametrize("group", GROUPS)
     def test_block_size(self, group: int | None, order: str) -> None:
         W, H = weights(), hessian(data())
-        results = [gptq(W, H, Grid(3, group), act_order=order, block=b).codes for b in (1, 5, 8, 32, 128)]
+        results = [gptq(W, H, Grid(3, group), **ORDERS[order], block=b).codes for b in (1, 5, 8, 32, 128)]
         assert all(torch.equal(results[0], other) for other in results)
 
     @every_order
     def test_other_rows(self, order: str) -> None:
         W, H, rows = weights(), hessian(data()), torch.tensor([9, 2, 5])
-        some, every = (gptq(w, H, Grid(3, 12), act_order=order) for w in (W[rows], W))
+        some, every = (gptq(w, H, Grid(3, 12), **ORDERS[order]) for w in (W[rows], W))
         assert torch.equal(some.codes, every.codes[rows])
         torch.testing.assert_close(some.scale, every.scale[rows], rtol=1e-10, atol=0)
 
@@ -155,8 +161,8 @@ class TestWhatMustNotMatter:
     def test_scale_of_the_hessian(self, order: str) -> None:
         W, H = weights(), hessian(data())
         assert torch.equal(
-            gptq(W, 3.7 * H, Grid(3, 12), act_order=order).codes,
-            gptq(W, H, Grid(3, 12), act_order=order).codes,
+            gptq(W, 3.7 * H, Grid(3, 12), **ORDERS[order]).codes,
+            gptq(W, H, Grid(3, 12), **ORDERS[order]).codes,
         )
 
     def test_storage_of_the_weight_and_a_second_run(self) -> None:
@@ -171,8 +177,8 @@ class TestWhatMustNotMatter:
         W, H = weights(), hessian(data())
         H[5] = H[:, 5] = 0
         weight, matrix = W.clone(), H.clone()
-        gptq(weight, matrix, Grid(3, 12), act_order=order)
-        gptq_plain(weight, matrix, Grid(3, 12), act_order=order)
+        gptq(weight, matrix, Grid(3, 12), **ORDERS[order])
+        gptq_plain(weight, matrix, Grid(3, 12), **ORDERS[order])
         assert torch.equal(weight, W)
         assert torch.equal(matrix, H)
 
@@ -191,12 +197,12 @@ class TestWhatMustNotMatter:
 class TestBecomesRoundToNearest:
     @pytest.mark.parametrize("group", GROUPS)
     @both_kinds
-    @pytest.mark.parametrize("order", ["off", "off-static", "static"])
+    @pytest.mark.parametrize("order", ["left to right", "left to right, static", "largest first, static"])
     @pytest.mark.parametrize("diagonal", ["ones", "mixed"])
     def test_without_correlation(self, group: int | None, symmetric: bool, order: str, diagonal: str) -> None:
         W, grid = weights(dtype=torch.float32), Grid(3, group, symmetric)
         energy = torch.ones(COLUMNS) if diagonal == "ones" else torch.linspace(5, 0.1, COLUMNS).flip(0)
-        result, expected = gptq(W, energy.diag(), grid, act_order=order), rtn(W, grid)
+        result, expected = gptq(W, energy.diag(), grid, **ORDERS[order]), rtn(W, grid)
         assert torch.equal(result.codes, expected.codes)
         assert torch.equal(result.decode(), expected.decode())
 
@@ -211,7 +217,7 @@ class TestWhatMustHelp:
     def test_output_error_is_far_below_rounding_to_nearest(self, grid: Grid, order: str) -> None:
         W = weights(64)
         seen, unseen = data(outlier=1.0), data(outlier=1.0, seed=5)
-        result, nearest = gptq(W, hessian(seen), grid, act_order=order), rtn(W, grid)
+        result, nearest = gptq(W, hessian(seen), grid, **ORDERS[order]), rtn(W, grid)
         for inputs, share in [(seen, 0.7), (unseen, 0.8)]:
             assert loss(W, result, inputs) < share * loss(W, nearest, inputs)
 
@@ -232,8 +238,8 @@ class TestWhatMustHelp:
         W, inputs = weights(64), data()
         inputs[:, 30:] *= 30
         off, static, dynamic = (
-            loss(W, gptq(W, hessian(inputs), Grid(3), act_order=order), inputs)
-            for order in ("off", "static", "dynamic")
+            loss(W, gptq(W, hessian(inputs), Grid(3), **ORDERS[order]), inputs)
+            for order in ("left to right", "largest first, static", "largest first")
         )
         assert static < 0.8 * off
         assert dynamic == static  # one group: the same thing
@@ -245,7 +251,7 @@ class TestOrderOfColumns:
     def test_a_huge_column_stays_where_it_is(self, group: int | None, order: str) -> None:
         W = weights()
         W[:, 11] = 1000.0
-        result = gptq(W, hessian(data()), Grid(4, group), act_order=order).decode()
+        result = gptq(W, hessian(data()), Grid(4, group), **ORDERS[order]).decode()
         assert result.abs().argmax(dim=1).tolist() == [11] * len(W)
         torch.testing.assert_close(result[:, 11], W[:, 11], rtol=0.05, atol=0)
 
@@ -255,23 +261,23 @@ class TestOrderOfColumns:
         by_energy = H.diagonal().argsort(descending=True)
         assert index[by_energy].tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [3] * 4
 
-    @pytest.mark.parametrize("order", ["off", "off-static", "static"])
+    @pytest.mark.parametrize("order", ["left to right", "left to right, static", "largest first, static"])
     def test_other_groups_are_neighbours(self, order: str) -> None:
-        result = gptq(weights(), hessian(data()), Grid(3, 12), act_order=order)
+        result = gptq(weights(), hessian(data()), Grid(3, 12), **ORDERS[order])
         assert torch.equal(result.index, Grid(3, 12).group_index(COLUMNS))
-        assert gptq(weights(), hessian(data()), Grid(3), act_order=order).index is None
+        assert gptq(weights(), hessian(data()), Grid(3), **ORDERS[order]).index is None
 
-    @pytest.mark.parametrize("order", ["off-static", "static"])
+    @pytest.mark.parametrize("order", ["left to right, static", "largest first, static"])
     def test_static_scales_are_those_of_the_original_weight(self, order: str) -> None:
         W = weights()
-        result = gptq(W, hessian(data()), Grid(3, 12), act_order=order)
+        result = gptq(W, hessian(data()), Grid(3, 12), **ORDERS[order])
         assert torch.equal(result.scale, rtn(W, Grid(3, 12)).scale)
         assert torch.equal(result.zero, rtn(W, Grid(3, 12)).zero)
         assert not torch.equal(gptq(W, hessian(data()), Grid(3, 12), act_order=False).scale, result.scale)
 
     @every_setting
     def test_codes_lie_in_the_grid(self, grid: Grid, order: str) -> None:
-        result = gptq(weights(), hessian(data()), grid, act_order=order)
+        result = gptq(weights(), hessian(data()), grid, **ORDERS[order])
         assert result.codes.dtype == grid.code_dtype
         assert int(result.codes.min()) >= grid.qmin
         assert int(result.codes.max()) <= grid.qmax
@@ -291,12 +297,12 @@ class TestShortData:
         W[:, dead] *= 100  # would spoil every row's range
         inputs[:, dead] = 0
         alive = [j for j in range(COLUMNS) if j not in dead]
-        result = gptq(W, hessian(inputs), Grid(3, None, symmetric), act_order=order)
+        result = gptq(W, hessian(inputs), Grid(3, None, symmetric), **ORDERS[order])
         assert (result.decode()[:, dead] == 0).all()
-        without = gptq(W[:, alive], hessian(inputs[:, alive]), Grid(3, None, symmetric), act_order=order)
+        without = gptq(W[:, alive], hessian(inputs[:, alive]), Grid(3, None, symmetric), **ORDERS[order])
         assert torch.equal(result.codes[:, alive], without.codes)
         assert result.notes[0] == "3 of 40 inputs were 0 for every token: their weights count as 0"
-        grouped = gptq(W, hessian(inputs), Grid(3, 12, symmetric), act_order=order).decode()
+        grouped = gptq(W, hessian(inputs), Grid(3, 12, symmetric), **ORDERS[order]).decode()
         assert (grouped[:, dead] == 0).all()
         assert grouped.isfinite().all()
 
@@ -336,11 +342,11 @@ class TestSteps:
     @every_order
     def test_each_step_shows_its_column(self, order: str) -> None:
         W, H, grid = weights(), hessian(data()), Grid(3, 12)
-        result = gptq(W, H, grid, act_order=order)
-        steps = list(gptq_steps(W, H, grid, act_order=order))
+        result = gptq(W, H, grid, **ORDERS[order])
+        steps = list(gptq_steps(W, H, grid, **ORDERS[order]))
         visit = torch.tensor([step.column for step in steps])
         energy = H.diagonal()[visit]
-        natural = order.startswith("off")
+        natural = order.startswith("left to right")
         assert visit.tolist() == list(range(COLUMNS)) if natural else (energy[1:] <= energy[:-1]).all()
         for step in steps:
             assert torch.equal(step.codes, result.codes[:, step.column].to(step.codes.dtype))
@@ -409,7 +415,11 @@ class TestErrors:
         [
             ({"damping": -0.1}, "damping=-0.1"),
             ({"damping": float("nan")}, "damping=nan"),
-            ({"act_order": "on"}, "act_order='on' .* 'static'"),
+            ({"act_order": "on"}, "act_order='on' .* True or False"),
+            ({"act_order": "static"}, "Use act_order=True, static_groups=True"),
+            ({"act_order": "off-static"}, "Use act_order=False, static_groups=True"),
+            ({"act_order": 1}, "act_order"),
+            ({"static_groups": "yes"}, "static_groups"),
             ({"block": 0}, "block=0"),
             ({"fit": "l2"}, "fit='l2'"),
         ],
@@ -433,6 +443,6 @@ def test_class_is_the_function() -> None:
     expected = gptq(W, H, Grid(2, 12), damping=0.05, act_order=True, fit="mse", block=8)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.index, expected.index)
-    for other in ({"damping": 0.01}, {"act_order": "off"}, {"fit": "minmax"}):
-        settings = {"damping": 0.05, "act_order": "dynamic", "fit": "mse", **other}
+    for other in ({"damping": 0.01}, {"act_order": "left to right"}, {"fit": "minmax"}):
+        settings = {"damping": 0.05, "act_order": "largest first", "fit": "mse", **other}
         assert not torch.equal(gptq(W, H, Grid(2, 12), **settings).codes, expected.codes)

@@ -26,7 +26,7 @@ COLUMNS, ROWS = 40, 20  # the second group of rows has 4
 INF = float("inf")
 GRIDS = [Grid(bits, group) for bits in (2, 3, 4) for group in (None, 16, 8, 12)]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
-every_order = pytest.mark.parametrize("order", ["off", "dynamic"])
+every_order = pytest.mark.parametrize("order", [False, True], ids=["left to right", "largest first"])
 
 
 def data(tokens: int = 300, columns: int = COLUMNS, seed: int = 0) -> Tensor:
@@ -87,12 +87,12 @@ def second_oracle(numbers: Array, bits: int, group: int) -> Array:
 
 
 def spqr_oracle(
-    weight: Tensor, H: Tensor, grid: Grid, order: str = "dynamic", threshold: float = 0.2,
+    weight: Tensor, H: Tensor, grid: Grid, order: bool = True, threshold: float = 0.2,
     second: tuple[int, int] = (3, 16), damping: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Values and outliers by the paper's algorithm: the whole inverse, one column at a time."""
     energy = H.diagonal().numpy()
-    visit = np.arange(len(H)) if order == "off" else np.argsort(-energy, kind="stable")
+    visit = np.argsort(-energy, kind="stable") if order else np.arange(len(H))
     W, D = weight.double().numpy()[:, visit].copy(), H.numpy()[visit][:, visit]
     U = np.linalg.cholesky(np.linalg.inv(D + damping * energy.mean() * np.eye(len(D)))).T
     u, width = np.diag(U), grid.group or len(D)
@@ -139,7 +139,7 @@ class TestOracles:
 
     @every_grid
     @every_order
-    def test_paper_s_algorithm(self, grid: Grid, order: str) -> None:
+    def test_paper_s_algorithm(self, grid: Grid, order: bool) -> None:
         W, H = weights(), hessian(data())
         values, kept = spqr_oracle(W, H, grid, order)
         result = spqr(W, H, grid, act_order=order)
@@ -169,10 +169,10 @@ class TestOracles:
         assert same.double().mean() >= 0.999
 
     @every_order
-    def test_without_outliers_and_with_exact_scales_it_is_gptq(self, order: str) -> None:
+    def test_without_outliers_and_with_exact_scales_it_is_gptq(self, order: bool) -> None:
         """Where a float zero is a whole number by chance, both grids are the same."""
         W, H = weights().clamp(-2.9, 3.9), hessian(data())
-        first = H.diagonal().argmax() if order == "dynamic" else 0
+        first = H.diagonal().argmax() if order else 0
         W[:, first], W[:, 20] = -3.0, 4.0  # scale 1, zero 3
         result = spqr(W, H, Grid(3), threshold=INF, second_group=1, act_order=order)
         expected = gptq(W, H, Grid(3), damping=1.0, act_order=order)
@@ -237,7 +237,7 @@ class TestOutliers:
 class TestScales:
     @every_grid
     @every_order
-    def test_are_those_of_the_second_level_bit_for_bit(self, grid: Grid, order: str) -> None:
+    def test_are_those_of_the_second_level_bit_for_bit(self, grid: Grid, order: bool) -> None:
         result = spqr(weights(dtype=torch.float32), hessian(data()), grid, act_order=order)
         groups = len(grid.slices(COLUMNS))
         scale, zero = result.second.decode()
@@ -281,7 +281,7 @@ class TestScales:
 
 class TestWhatMustNotMatter:
     @every_order
-    def test_second_run_and_storage_of_the_weight(self, order: str) -> None:
+    def test_second_run_and_storage_of_the_weight(self, order: bool) -> None:
         W, H = weights(dtype=torch.float32), hessian(data())
         first = spqr(W, H, Grid(3, 12), act_order=order)
         for again in (
@@ -329,7 +329,7 @@ class TestWhatMustNotMatter:
 class TestOddLayers:
     @every_order
     @every_grid
-    def test_dead_and_constant_inputs(self, grid: Grid, order: str) -> None:
+    def test_dead_and_constant_inputs(self, grid: Grid, order: bool) -> None:
         W, X, dead = weights(), data(), [4, 5, 39]
         W[:, dead] *= 100
         X[:, dead], X[:, 8] = 0, 2.0
@@ -376,7 +376,7 @@ class TestStorage:
     @pytest.mark.parametrize(
         "settings", [{}, {"threshold": INF}, {"second_group": 1}, {"second_group": 64}], ids=str
     )
-    def test_round_trips_keep_every_bit(self, grid: Grid, order: str, settings: dict[str, object]) -> None:
+    def test_round_trips_keep_every_bit(self, grid: Grid, order: bool, settings: dict[str, object]) -> None:
         result = spqr(weights(dtype=torch.float32), hessian(data()), grid, act_order=order, **settings)
         layer = FakeQuantLinear(result, grid)
         about = {
@@ -444,7 +444,7 @@ class TestErrors:
 
 
 def test_class_is_the_function() -> None:
-    chosen = {"threshold": 0.1, "second_bits": 4, "second_group": 8, "damping": 0.1, "act_order": "off"}
+    chosen = {"threshold": 0.1, "second_bits": 4, "second_group": 8, "damping": 0.1, "act_order": False}
     method: WeightMethod = SpQR(**chosen)
     assert (method.name, method.needs) == ("spqr", Needs.HESSIAN)
     W, H = weights(), hessian(data())

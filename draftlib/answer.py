@@ -1,0 +1,388 @@
+"""One answer on its way: what a round does, in its order, and what it leaves behind.
+
+    1. draft       the drafter continues its spelling of the text by k draft tokens   drafting/propose.py
+    2. translate   they become m <= k target tokens                                   vocabulary/translate.py
+    3. score       one pass of the target gives m + 1 rows of logits                  sides.py
+    4. verify      a beginning of the m tokens is accepted, one token is added        verification/verify.py
+    5. write       the new tokens join the answer, which may end with one of them     writer.py
+    6. learn       they are spelled for the drafter; new n-grams go to the cache      vocabulary/translate.py
+
+`Answer.next_round` does these steps one after another; each fills a part of a `Round`. The models and the
+cache are handed in for every round as a `Pair`, so that they can be exchanged between rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from draftlib.arguments import OnText, Verify, text_sink
+from draftlib.drafting.length import Length
+from draftlib.drafting.propose import Coupled, Draft, Draw, draw_greedy, draw_independent, propose
+from draftlib.metrics import Clock, Seconds, Step
+from draftlib.prompt import Prompt, Read, draft_tokens, read_prompt, target_tokens
+from draftlib.settings import Settings
+from draftlib.sides import DraftSide, TargetSide
+from draftlib.verification.noise import GumbelNoise, RandomDraws
+from draftlib.verification.verify import RULES, Verdict, VerifyInputs
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
+from draftlib.writer import Writer
+from qlib.errors import DraftError, list_names
+from qlib.models.text import TextModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that work together, and what lies between their vocabularies.
+
+    Attributes
+    ----------
+    target, draft : TextModel
+        The packed models.
+    vocabulary : VocabularyMap
+        Which draft token is which target token.
+    cache : NGramCache, optional
+        What several draft tokens are together; bound to `vocabulary`.
+    """
+
+    target: TextModel
+    draft: TextModel
+    vocabulary: VocabularyMap
+    cache: NGramCache | None
+
+    @property
+    def device(self) -> torch.device:
+        """Of both models."""
+        return self.target.model.embed_tokens.weight.device
+
+    @cached_property
+    def table(self) -> NGramTable:
+        """Direct counterparts and n-grams as one table."""
+        ngrams = None if self.cache is None else self.cache.ngrams
+        sizes = self.draft.config.vocab_size, self.target.config.vocab_size
+        return NGramTable.of_pair(self.vocabulary, ngrams, *sizes, device=self.device)
+
+
+# What the parts of a round are before their step.
+_NOTHING, _NO_ROWS = Translation((), (), ()), torch.empty(0)
+_NO_VERDICT, _NO_TIME = Verdict(0, 0), Seconds()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. Its steps fill it from top to bottom, each returning a new one; until then a part is empty.
+
+    Tensors are made in inference mode: clone them before they take part in training.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    context, draft_context : tuple of int
+        The text before the round in target tokens, prompt included, and the drafter's spelling of it.
+    draft : Draft, optional
+        Draft tokens, with their log-probabilities and the drafter's hidden states. None where nothing was
+        drafted: for the last possible token of an answer, and for the target alone.
+    translation : Translation
+        The proposed target tokens, and which draft tokens each of them stands for.
+    rows : Tensor
+        [m + 1, V]; logits of the target after the context and after each proposed token.
+    verdict : Verdict
+        How many proposed tokens are accepted, and the target's own token.
+    tokens : tuple of int
+        The tokens added to the answer: those of the verdict, up to the one that ends it.
+    learned : tuple of (tuple of int, int)
+        Draft tokens and the target token that they spell together.
+    seconds : Seconds
+        Time by phase; that of reading the prompt is in the first round.
+    """
+
+    number: int
+    context: tuple[int, ...]
+    draft_context: tuple[int, ...]
+    draft: Draft | None = None
+    translation: Translation = _NOTHING
+    rows: Tensor = _NO_ROWS
+    verdict: Verdict = _NO_VERDICT
+    tokens: tuple[int, ...] = ()
+    learned: tuple[tuple[tuple[int, ...], int], ...] = ()
+    seconds: Seconds = _NO_TIME
+
+    @property
+    def position(self) -> int:
+        """Index in the target's text of the first token of this round."""
+        return len(self.context)
+
+    @property
+    def proposed(self) -> tuple[int, ...]:
+        """Target tokens, m of them."""
+        return self.translation.tokens
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The draft tokens, from and up to, that each proposed token stands for."""
+        return tuple(zip(self.translation.starts, self.translation.stops, strict=True))
+
+    @property
+    def accepted(self) -> int:
+        """How many proposed tokens are in the answer."""
+        return min(self.verdict.accepted, len(self.tokens))
+
+    def step(self, vocabulary: VocabularyMap) -> Step:
+        """Return what the user sees of this round."""
+        return Step(
+            self.number,
+            self.position,
+            self.draft.tokens if self.draft else (),
+            self.proposed,
+            self.spans,
+            self.accepted,
+            self.tokens,
+            len(self.learned),
+            self.seconds,
+            vocabulary,
+        )
+
+
+class RoundObserver(Protocol):
+    """Whoever wants to see every finished round, for example to learn from it."""
+
+    def observe(self, round: Round) -> None:
+        """Take notice of a round. What is kept of it stays in memory, its rows of logits too."""
+        ...
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The random numbers of one answer, all from its seed.
+
+    Attributes
+    ----------
+    noise : GumbelNoise
+        Of the target's tokens, for "exact".
+    draft_noise : GumbelNoise
+        Of the draft tokens that have no target token of their own, for "exact".
+    draws : RandomDraws
+        Random decisions in order, for the other rules.
+    """
+
+    noise: GumbelNoise
+    draft_noise: GumbelNoise
+    draws: RandomDraws
+
+    @classmethod
+    def of(cls, seed: int, pair: Pair) -> Randomness:
+        """Return those of a seed."""
+        noise = GumbelNoise(seed, pair.target.config.vocab_size, device=pair.device)
+        draft_noise = GumbelNoise(seed, pair.draft.config.vocab_size, stream=1, device=pair.device)
+        return cls(noise, draft_noise, RandomDraws(seed))
+
+
+# --- the answer
+
+
+class Answer:
+    """One answer, which `next_round` continues until `writer.finish` says why it has ended.
+
+    Parameters
+    ----------
+    pair : Pair
+        The models.
+    prompt : str, sequence of messages, or sequence of int
+        As for `SpeculativeDecoder.generate`.
+    settings : Settings
+        Temperature, seed, endings and more.
+    on_text : callable, optional
+        Gets the text piece by piece.
+    drafting : bool
+        False for the target alone: steps 1, 2 and 6 are left out.
+
+    Attributes
+    ----------
+    writer : Writer
+        Tokens and text so far.
+    drafting : bool
+        As given.
+
+    Raises
+    ------
+    DraftError
+        The prompt or a stop token does not suit the target.
+    """
+
+    def __init__(
+        self, pair: Pair, prompt: Prompt, settings: Settings, on_text: OnText | None, *, drafting: bool
+    ):
+        read, on_text = read_prompt(prompt), text_sink(on_text)
+        options, target = settings.options, pair.target
+        self._settings, self.drafting = settings, drafting
+        self._prompt = target_tokens(target, read, options["raw"])
+        # The last token of an answer needs no position: nothing is computed from it.
+        most = target.config.max_position_embeddings - len(self._prompt) + 1
+        self._limit = min(options["max_new_tokens"], most)
+        ends = {*target.generation.eos, *_stop_tokens(settings, target)}
+        pieces = pair.vocabulary.target_bytes
+        self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
+        self._draft_text = _draft_text(pair, read, self._prompt, options["raw"]) if drafting else None
+        self._random = Randomness.of(options["seed"], pair)
+        self._clock = Clock()
+        self._rounds = 0
+        self._target: TargetSide | None = None  # begins with the first round
+        self._drafter: DraftSide | None = None
+
+    def next_round(self, pair: Pair, length: Length, verify: Verify) -> Round:
+        """Go one round further, with what holds at its beginning."""
+        self._clock.start()
+        with torch.inference_mode():
+            target, drafter = self._target_side(pair), self._draft_side(pair, length)
+            self._rounds += 1
+            found = Round(self._rounds, tuple(target.tokens), tuple(drafter.text.tokens if drafter else ()))
+            if drafter is not None:
+                found = self._draft(found, drafter, pair, length, verify)
+                found = self._translate(found, pair)
+            found = self._score(found, target)
+            found = self._verify(found, pair, verify)
+        found = self._write(found, target)
+        found = self._learn(found, pair)
+        self._clock.lap("update")
+        return replace(found, seconds=self._clock.read())
+
+    # --- 0. who takes part
+
+    def _target_side(self, pair: Pair) -> TargetSide:
+        """Return the target and its text; in the first round it reads the prompt."""
+        if self._target is None:
+            self._target = TargetSide(pair.target, self._prompt, len(self._prompt) + self._limit - 1)
+        return self._target
+
+    def _draft_side(self, pair: Pair, length: Length) -> DraftSide | None:
+        """Return the drafter and its text; one that is new in this answer has read all but its last token."""
+        text = self._draft_text
+        if text is not None and (self._drafter is None or self._drafter.model is not pair.draft):
+            # Four draft tokens for one of the target are plenty; if not, the drafter forgets its older half.
+            room = len(text.tokens) + 4 * self._limit + 2 * length.max_tokens
+            self._drafter = DraftSide(pair.draft, text, room)
+            pending = self._drafter.prepare(length.max_tokens)
+            if len(pending) > 1:
+                self._drafter.step(pending[:-1])
+        if self._rounds == 0:
+            self._clock.lap("prompt")
+        return self._drafter
+
+    # --- 1. to 6.
+
+    def _draft(self, found: Round, drafter: DraftSide, pair: Pair, length: Length, verify: Verify) -> Round:
+        """Draft, unless there is room for the target's own token only, or no text to continue."""
+        pending = drafter.prepare(length.max_tokens) if self._room else []
+        if not pending:
+            return found
+        draw = self._draw(found, pair, verify)
+        draft = propose(drafter.step, pending, length, self._settings.logprobs, draw, pair.table.ended)
+        self._clock.lap("draft")
+        return replace(found, draft=draft)
+
+    def _draw(self, found: Round, pair: Pair, verify: Verify) -> Draw:
+        """Return how the drafter chooses its tokens; this belongs to the rule of verification."""
+        if self._settings.greedy or verify == "point_mass":
+            return draw_greedy
+        if verify == "exact":
+            return Coupled(found.position, pair.table, self._random.noise, self._random.draft_noise)
+        return draw_independent(self._random.draws)
+
+    def _translate(self, found: Round, pair: Pair) -> Round:
+        """Translate the draft, up to the room and up to a token that the target has no output for."""
+        if found.draft is None:
+            return found
+        whole = translate(found.draft.tokens, pair.vocabulary, pair.cache)
+        size = pair.target.config.vocab_size
+        tokens = whole.tokens[: self._room]
+        m = next((i for i, token in enumerate(tokens) if token >= size), len(tokens))
+        translation = Translation(tokens[:m], whole.starts[:m], whole.stops[:m])
+        self._clock.lap("translate")
+        return replace(found, translation=translation)
+
+    def _score(self, found: Round, target: TargetSide) -> Round:
+        rows = target.rows(found.proposed)
+        rows[0, 0].item()  # waits for the device: otherwise the pass would be counted as verification
+        self._clock.lap("target")
+        return replace(found, rows=rows)
+
+    def _verify(self, found: Round, pair: Pair, verify: Verify) -> Round:
+        if self._settings.greedy:
+            name, logprobs = "greedy", found.rows
+        else:
+            name = verify if found.draft else "exact"  # where nothing was drafted the target only draws
+            logprobs = self._settings.logprobs(found.rows)
+        random = self._random
+        inputs = VerifyInputs(
+            found.proposed,
+            found.spans,
+            found.draft,
+            pair.table,
+            logprobs,
+            found.position,
+            random.noise,
+            random.draws,
+        )
+        verdict = RULES[name](inputs)
+        self._clock.lap("verify")
+        return replace(found, verdict=verdict)
+
+    def _write(self, found: Round, target: TargetSide) -> Round:
+        """Add the verdict's tokens to the answer, up to where it ends."""
+        accepted, own = found.verdict
+        tokens: list[int] = []
+        for token in (*found.proposed[:accepted], own):
+            tokens.append(token)
+            if self.writer.add(token):
+                break
+        target.append(tokens)
+        return replace(found, tokens=tuple(tokens))
+
+    def _learn(self, found: Round, pair: Pair) -> Round:
+        """Spell the new tokens for the drafter, and add what takes several of its tokens to the cache."""
+        if self._draft_text is None:
+            return found
+        spelling: Sequence[int] = ()
+        if found.draft and found.accepted:
+            spelling = found.draft.tokens[: found.translation.stops[found.accepted - 1]]
+        # A target may have more outputs than its tokenizer has tokens; those outputs have no text.
+        known = [token for token in found.tokens if token < len(pair.vocabulary.target_bytes)]
+        learned = self._draft_text.append(known, spelling)
+        if pair.cache is not None:
+            for key, token in learned:
+                pair.cache.add(key, token)
+            pair.cache.commit()
+        return replace(found, learned=tuple(learned))
+
+    @property
+    def _room(self) -> int:
+        """Most proposed tokens of a round: one place belongs to the target's own token."""
+        return self._limit - len(self.writer.tokens) - 1
+
+
+def _stop_tokens(settings: Settings, target: TextModel) -> Sequence[int]:
+    size = target.config.vocab_size
+    if wrong := [str(token) for token in settings.stop_tokens if token >= size]:
+        raise DraftError(
+            f"stop: tokens {list_names(wrong)} are not in the target's vocabulary of {size}: they would "
+            "never stop an answer."
+        )
+    return settings.stop_tokens
+
+
+def _draft_text(pair: Pair, prompt: Read, tokens: Sequence[int], raw: bool) -> ReverseTranslator:
+    """Return the drafter's view of the prompt: by its own template and with its own start token."""
+    own, rest = draft_tokens(pair.draft, pair.target, prompt, tokens, raw)
+    text = ReverseTranslator(pair.vocabulary, own)
+    # N-grams of the prompt are not added: the cache is for what the target writes.
+    text.append([token for token in rest if token < len(pair.vocabulary.target_bytes)])
+    return text

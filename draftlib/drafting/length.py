@@ -1,0 +1,134 @@
+"""How many tokens a round drafts: a fixed number, or until the drafter is no longer sure.
+
+Problem   A drafted token that is rejected was drafted in vain, and takes all later ones with it. A token that
+          would have been accepted and was not drafted is a saved pass of the target that is lost.
+Rule      After each drafted token, `Length.stop` looks at all drafted so far and decides whether that was the
+          last one. `Length.learn` gets every finished round, for rules that improve by experience.
+Lossless  Any rule is lossless that looks only at what was drafted. The newest token is kept: to drop a token
+          *because of what it is* changes the distribution of those that remain (see `propose`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from qlib.errors import DraftError, describe, real_number, settle, whole_number
+
+if TYPE_CHECKING:
+    from draftlib.answer import Round
+
+
+class Drafted(NamedTuple):
+    """One drafted token, and what the drafter knew when it chose it.
+
+    Attributes
+    ----------
+    token : int
+        The draft token.
+    logprobs : Tensor
+        [D]; the log-probabilities that it was drawn from.
+    confidence : float
+        The drafter's own probability of the token at temperature 1, whatever it was drawn from.
+    hidden : Tensor
+        [width]; the state of the drafter's last layer from which the token was predicted.
+    """
+
+    token: int
+    logprobs: Tensor
+    confidence: float
+    hidden: Tensor
+
+
+class Length(Protocol):
+    """Decides how many tokens a round drafts. Inherit from it for a rule of your own."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a round."""
+        ...
+
+    def stop(self, drafted: Sequence[Drafted]) -> bool:
+        """Return whether the newest token is the last one, given all tokens of this round so far."""
+        ...
+
+    def learn(self, round: Round) -> None:
+        """Take notice of a finished round. By default nothing is learned from it."""
+        return None
+
+
+@dataclass(frozen=True)
+class FixedLength(Length):
+    """Always draft the same number of tokens.
+
+    >>> FixedLength(5).stop([])
+    False
+    """
+
+    max_tokens: int = 5
+
+    def __post_init__(self) -> None:
+        settle(self, max_tokens=_whole_length(self.max_tokens, "FixedLength: max_tokens"))
+
+    def stop(self, drafted: Sequence[Drafted]) -> bool:
+        """Return False: only `max_tokens` ends the draft."""
+        return False
+
+
+@dataclass(frozen=True)
+class Confidence(Length):
+    """Stop when the drafter no longer believes that the whole draft will be accepted.
+
+    Its belief is the product of its probabilities so far: one rejected token takes all later ones with it. A
+    good threshold is several times the cost of a drafter's step in steps of the target, because drafters are
+    more confident than they should be: 0.4, the default, did best with `drafter-7m`, whose step costs a tenth
+    (docs/drafting/speed.md).
+
+    >>> sure, unsure = (Drafted(0, Tensor(), confidence, Tensor()) for confidence in (0.9, 0.5))
+    >>> rule = Confidence(threshold=0.3, max_tokens=8)
+    >>> rule.stop([sure, unsure]), rule.stop([sure, unsure, unsure])
+    (False, True)
+    """
+
+    threshold: float = 0.4
+    max_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        length = _whole_length(self.max_tokens, "Confidence: max_tokens")
+        belief = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
+        settle(self, max_tokens=length, threshold=float(belief))
+        if not 0 <= self.threshold <= 1:
+            raise DraftError(
+                f"Confidence(threshold={self.threshold}): a probability is between 0 (never stop early) and "
+                "1 (stop after the first doubt). Values from 0.1 to 0.5 are usual."
+            )
+
+    def stop(self, drafted: Sequence[Drafted]) -> bool:
+        """Return whether the product of the confidences has fallen below the threshold."""
+        return math.prod(each.confidence for each in drafted) < self.threshold
+
+
+def as_length(length: Any) -> Length:
+    """Return a rule for the length of drafts; a whole number is `FixedLength`.
+
+    Raises
+    ------
+    DraftError
+        It is no such rule, or allows no token.
+    """
+    remedy = "Pass a whole number, FixedLength(5), or Confidence(0.4)."
+    if isinstance(length, type):
+        raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
+    if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
+        _whole_length(length.max_tokens, "length: max_tokens")
+        return length  # type: ignore[no-any-return]
+    return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
+
+
+def _whole_length(tokens: Any, name: str) -> int:
+    remedy = "A draft has at least 1 token. To decode without drafting, use the target alone."
+    return whole_number(tokens, name, DraftError, 1, remedy=remedy)
