@@ -104,7 +104,8 @@ class Compensated:
     def __init__(self, weight: Tensor, H: Tensor, order: Tensor, damping: float) -> None:
         self.order, self.R = order, factorize(H, order, damping)
         self.weight, self.notes = in_order(weight, H, order)
-        self.error = torch.zeros_like(self.weight, dtype=torch.float64)
+        # Laid out in memory as the weight is: the last bit of a matrix product depends on that.
+        self.error = torch.zeros_like(weight.detach().T, dtype=torch.float64)
         self._original = self.weight.unbind()
         self._errors: dict[int, Tensor] = {}  # of the block that is being visited: column -> [rows]
 

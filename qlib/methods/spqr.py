@@ -24,7 +24,7 @@ Left out: the published code lets a group of one sign keep 0 out of its range. I
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -126,12 +126,12 @@ def spqr(
         for j, w in group:
             # 3. Round one column; a weight whose error costs more than tau stays in float16.
             code = to_codes_float_zero(w, scale, zero, grid)
-            q, value[j] = to_values(code, scale, zero), w.half()
+            q, in_float16 = to_values(code, scale, zero), w.half()
             cost = (w - q).mul_(pivots[j]).square_()
-            outlier[j] = (cost > tau) & value[j].isfinite()  # what float16 cannot hold is rounded as well
-            codes[j] = code.masked_fill_(outlier[j], 0)
+            is_outlier = (cost > tau) & in_float16.isfinite()  # what float16 cannot hold is rounded
+            codes[j], outlier[j], value[j] = code.masked_fill_(is_outlier, 0), is_outlier, in_float16
             # 4. All columns to come make up for the errors of this one.
-            compensated.set(j, torch.where(outlier[j], value[j].to(w.dtype), q))
+            compensated.set(j, torch.where(is_outlier, in_float16.to(w.dtype), q))
     return _assemble(compensated, grid, codes, outlier, value, levels, second)
 
 
@@ -219,6 +219,7 @@ def round_scales(
     tuple
         Scale and zero point as they are after rounding, [rows], and their codes: scales in row 0, zeros in 1.
     """
+    scale = scale.clone()
     for part in grid.slices(len(scale)) if empty.any() else []:
         if not empty[part].all():
             scale[part].masked_fill_(empty[part], float(scale[part][~empty[part]].min()))
@@ -230,34 +231,22 @@ def round_scales(
 
 
 def _assemble(
-    compensated: Compensated,
-    grid: Grid,
-    codes: Tensor,
-    outlier: Tensor,
-    value: Tensor,
-    levels: Sequence[QuantizedWeight],
-    second: Grid,
-) -> QuantizedWeight:
-    """Return everything in the original order; codes, outlier and value are [columns, rows]."""
+    compensated: Compensated, grid: Grid, codes: Tensor, outlier: Tensor, value: Tensor,
+    levels: Sequence[QuantizedWeight], second: Grid,
+) -> QuantizedWeight:  # fmt: skip
+    """Return everything in the original order of the columns; codes, outlier, value are [columns, rows]."""
+    index = compensated.in_original_order(grid.group_index(len(codes)).to(codes.device))
     codes, outlier, value = (
         compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
     )
-    places = outlier.flatten().nonzero().squeeze(1)
+    places, size = outlier.flatten().nonzero().squeeze(1), outlier.numel()
     level = SecondLevel(second, *(_of_all_groups(levels, row) for row in (0, 1)))
-    scale, zero = level.decode()
-    index = grid.group_index(codes.shape[1]).to(codes.device)
-    share = 100 * len(places) / outlier.numel()
-    note = f"{len(places)} of {outlier.numel()} weights ({share:.2f} %) stay in float16"
+    note = f"{len(places)} of {size} weights ({100 * len(places) / size:.2f} %) stay in float16"
     return QuantizedWeight(
-        codes.to(grid.code_dtype),
-        scale,
-        zero,
-        compensated.in_original_order(index) if scale.shape[1] > 1 else None,
-        (note, *compensated.notes),
-        outliers=places if len(places) else None,
-        outlier_values=value.flatten()[places] if len(places) else None,
-        second=level,
-    )
+        codes.to(grid.code_dtype), *level.decode(), index if len(levels) > 1 else None,
+        (note, *compensated.notes), outliers=places if len(places) else None,
+        outlier_values=value.flatten()[places] if len(places) else None, second=level,
+    )  # fmt: skip
 
 
 def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
@@ -284,9 +273,7 @@ class SpQR:
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
-        names = ("threshold", "second_bits", "second_group", "damping", "act_order")
-        checked = _checked(*(getattr(self, name) for name in names))
-        settle(self, **dict(zip(names, checked, strict=True)))
+        settle(self, **dict(zip(asdict(self), _checked(**asdict(self)), strict=True)))
 
     def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
         """Refuse a symmetric grid: scales and zeros are rounded together."""
@@ -305,11 +292,7 @@ class SpQR:
             The statistics hold no Hessian, and all that `spqr` refuses.
         """
         (H,) = check_layer_stats(stats, weight, self.needs, "SpQR")
-        result = spqr(
-            weight, H, grid, threshold=self.threshold, second_bits=self.second_bits,
-            second_group=self.second_group, damping=self.damping, act_order=self.act_order,
-        )  # fmt: skip
-        return with_token_note(result, stats.tokens)
+        return with_token_note(spqr(weight, H, grid, **asdict(self)), stats.tokens)
 
 
 def _checked(
@@ -326,5 +309,5 @@ def _checked(
             f"second_bits={second_bits}, second_group={second_group} in SpQR: scales take 2 to 8 bits and "
             "groups of 1 row or more. Use second_bits=3, second_group=16."
         )
-    damping = check_damping(damping, "SpQR", 1.0)
-    return threshold, second_bits, second_group, damping, check_act_order(act_order, "SpQR", False)
+    damping, act_order = check_damping(damping, "SpQR", 1.0), check_act_order(act_order, "SpQR", False)
+    return threshold, second_bits, second_group, damping, act_order
