@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread a worker, seeded random numbers, checkpoints looked up once, never fetched by a test."""
+"""Shared fixtures: one thread a worker, seeded random numbers, checkpoints that no test fetches."""
 
 from __future__ import annotations
 

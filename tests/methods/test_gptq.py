@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -443,6 +444,6 @@ def test_class_is_the_function() -> None:
     expected = gptq(W, H, Grid(2, 12), damping=0.05, act_order=True, fit="mse", block=8)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.index, expected.index)
-    for other in ({"damping": 0.01}, {"act_order": "left to right"}, {"fit": "minmax"}):
-        settings = {"damping": 0.05, "act_order": "largest first", "fit": "mse", **other}
+    for other in ({"damping": 0.01}, {"act_order": False}, {"static_groups": True}, {"fit": "minmax"}):
+        settings: dict[str, Any] = {"damping": 0.05, "act_order": True, "fit": "mse", **other}
         assert not torch.equal(gptq(W, H, Grid(2, 12), **settings).codes, expected.codes)
