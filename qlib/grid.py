@@ -36,8 +36,8 @@ from qlib.errors import QuantError, as_whole, describe, did_you_mean, settle, tr
 Fit = Literal["minmax", "mse"]
 
 # The shares of the full range that fit_mse tries, 1 to 0.21, and its exponent of the error: those of GPTQ's
-# code (grid=100, maxshrink=0.8, norm=2.4 in quant.py). Above 2, large errors
-# count more than in a mean square.
+# code (grid=100, maxshrink=0.8, norm=2.4 in quant.py). With an exponent above 2 large errors count more than
+# in a mean square.
 SHRINKS = [1 - step / 100 for step in range(80)]
 NORM = 2.4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
@@ -484,3 +484,9 @@ def _aligned(values: Tensor, params: QuantParams, grid: Grid) -> tuple[Tensor, t
 def decode(codes: Tensor, params: QuantParams) -> Tensor:
     """Return the values of codes, [rows, columns], in the scale's dtype."""
     return to_values(codes.to(params.scale.dtype), *params.per_column())
+
+
+def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """Return Q(W), the nearest values of a grid fitted by `fit_minmax`, [rows, columns]; errors as there."""
+    params = fit_minmax(weight, grid)
+    return decode(encode(weight, params, grid), params)

@@ -33,20 +33,6 @@ from qlib.methods.contracts import LayerStats, Needs
 TINY = 1e-5  # smaller ranges count as this, as in the authors' code: no division by 0
 
 
-def smoothing_factor(absmax_inputs: Tensor, absmax_weights: Tensor, alpha: float) -> Tensor:
-    """Return s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (equation 4), [inputs], > 0.
-
-    Parameters
-    ----------
-    absmax_inputs, absmax_weights : Tensor
-        Largest |x| and largest |w| of each channel, [inputs].
-    alpha : float
-        0 to 1.
-    """
-    s = absmax_inputs.clamp(min=TINY) ** alpha / absmax_weights.clamp(min=TINY) ** (1 - alpha)
-    return s.masked_fill(absmax_inputs == 0, 1)
-
-
 def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
     """Return s, the factor that moves from each input channel into the weights that read it.
 
@@ -81,8 +67,13 @@ def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: flo
     check_channels(absmax_inputs, weights, "input ranges", remedy)
     wide = all(each.dtype == torch.float64 for each in (absmax_inputs, *weights))
     dtype = torch.float64 if wide else torch.float32
-    absmax_weights = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
-    return smoothing_factor(absmax_inputs.detach().to(dtype), absmax_weights, alpha)
+    # 1. The largest |x_j| and the largest |W_j| of each channel, over all weights that read it.
+    max_x = absmax_inputs.detach().to(dtype)
+    max_w = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
+    # 2. s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), equation 4.
+    s = max_x.clamp(min=TINY) ** alpha / max_w.clamp(min=TINY) ** (1 - alpha)
+    # 3. A channel whose inputs are always 0 keeps s = 1.
+    return s.masked_fill(max_x == 0, 1)
 
 
 def check_alpha(alpha: float) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from qlib.errors import QuantError
 from qlib.grid import Grid
-from qlib.methods.awq import AWQ, STRIP, awq_clip, awq_scale
+from qlib.methods.awq import AWQ, awq_clip, awq_scale
 from qlib.methods.contracts import Clip, LayerStats, Needs, Transform
+from qlib.methods.output_error import STRIP, error_of_rows, squared_output_error, upper_triangle
 from qlib.methods.rtn import rtn
 
 COLUMNS = 40
@@ -112,6 +113,23 @@ class TestScaleOracle:
         torch.testing.assert_close(scale, expected)
         apart = sum(awq_scale([W], *statistics(X), Grid(3, 20), points=8)[1] for W in matrices)
         torch.testing.assert_close(losses, apart)
+
+    @pytest.mark.parametrize("columns", [1, 40, STRIP, 2 * STRIP + 30])
+    def test_trace_is_the_squared_output_error(self, columns: int) -> None:
+        """By the tokens, by tr (D H D^T), and by the rows of its fast form."""
+        generator = torch.Generator().manual_seed(2)
+        X, D = torch.randn(50, columns, generator=generator, dtype=torch.float64), weights(3, columns=columns)
+        expected = (X @ D.T).square()
+        torch.testing.assert_close(squared_output_error(D, X.T @ X), expected.sum(), rtol=1e-10, atol=0)
+        found = error_of_rows(D, upper_triangle(X.T @ X, D))
+        torch.testing.assert_close(found, expected.sum(0), rtol=1e-10, atol=0)
+
+    def test_trace_by_hand(self) -> None:
+        """X = [[1, 2], [0, 1]], H = [[1, 2], [2, 5]]; d = (1, -1) moves the outputs by -1 and -1."""
+        H, D = torch.tensor([[1.0, 2.0], [2.0, 5.0]]), torch.tensor([[1.0, -1.0], [0.0, 3.0]])
+        assert upper_triangle(H, D).tolist() == [[1.0, 4.0], [0.0, 5.0]]
+        assert error_of_rows(D, upper_triangle(H, D)).tolist() == [2.0, 45.0]
+        assert squared_output_error(D, H).item() == 47.0
 
     def test_more_columns_than_a_strip(self) -> None:
         """The product with half of H, strip by strip, is the product with H."""
