@@ -6,7 +6,8 @@ Rule: s = a^alpha / sqrt(max * min), a = mean|x| of each channel; alpha = 0, 1/2
       (`awq_scale`). Then clip each group of each row to 100 %, 95 % .. 55 % of its range; the error there is
       d H_gg d^T, d a row of D within the group, the best wins (`awq_clip`).
 Why it works: rounding errors are about equal for all weights of a group, large or small. W s is rounded s
-    times finer where s > 1, and only the largest weight of a group pays: spend s where inputs are large.
+    times finer where s > 1, and the range of the group grows only if that is its largest weight. So a large
+    s belongs where inputs are large, for there an error counts most.
 Shapes: W [outputs, inputs], one or several that read the same input; H [inputs, inputs]; a, s [inputs].
 Needs: the Hessian and the mean |x|. Changes: these weights, and the operation before, which absorbs 1 / s.
 Precision: the searches run in float32 (float64 for such weights).
@@ -81,7 +82,7 @@ def awq_scale(
 
     Examples
     --------
-    The second input is large, so its weight deserves the finer grid.
+    The second input is large, so its weight is to be rounded more finely.
 
     >>> weight, inputs = torch.tensor([[1.0, 0.3, -0.8]]), torch.tensor([[1.0, 25.0, 1.0]])
     >>> scale, losses = awq_scale([weight], inputs.T @ inputs, inputs[0], Grid(bits=3))
