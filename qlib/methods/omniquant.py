@@ -6,7 +6,7 @@ Rule: LWC, learnable weight clipping: each group's range becomes hi' = sigmoid(u
     LET, learnable equivalent transformation: W x = (W s) ((x - z) / s) + W z; s and z are folded away.
     AdamW on all of them; round() passes gradients straight through, the rounding of a zero point none.
 Why it works: a narrower range has a finer step, and the block's own output says which large weights can be
-    cut. Scaling makes the range of the inputs smaller and that of the weights larger, and weights are clipped.
+    cut. Scaling makes the range of inputs smaller and that of the weights larger, and weights are clipped.
 Shapes: weight [rows, columns]; u, l [rows, groups]; s, z [columns].
 Needs: inputs and float outputs of whole blocks; for LET, also the ranges of the layers' inputs.
 Changes: all layers of the block, to float weights: folded, and clamped to the learned ranges, so that RTN or
