@@ -24,17 +24,17 @@ LINE = torch.linspace(-1.4, 2.4, 2001)[None]  # stands for "any number": shows t
 
 def through(grid: Grid, numbers: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return codes and values of some numbers on the grid fitted to WEIGHTS, and its step."""
-    scale = fit_minmax(WEIGHTS, grid)
-    codes = encode(numbers, scale, grid)
-    return codes, decode(codes, scale), scale.scale.item()
+    params = fit_minmax(WEIGHTS, grid)
+    codes = encode(numbers, params, grid)
+    return codes, decode(codes, params), params.scale.item()
 
 
 def print_journey(grid: Grid) -> None:
     """Print how each weight becomes a code and comes back."""
-    scale = fit_minmax(WEIGHTS, grid)
+    params = fit_minmax(WEIGHTS, grid)
     codes, values, step = through(grid, WEIGHTS)
-    assert scale.zero is not None
-    print(f"{grid}: scale {step:.3f} (one step), zero point {scale.zero.item()} (the code of 0.0)\n")
+    assert params.zero is not None
+    print(f"{grid}: scale {step:.3f} (one step), zero point {params.zero.item()} (the code of 0.0)\n")
     print("  weight   weight / scale   code   value   error")
     for weight, code, value in zip(WEIGHTS[0].tolist(), codes[0].tolist(), values[0].tolist(), strict=True):
         print(f"{weight:8.2f} {weight / step:16.2f} {code:6d} {value:7.2f} {value - weight:7.2f}")

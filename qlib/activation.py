@@ -2,7 +2,7 @@
 
     PerToken                 each token on a grid of its own, fitted when it arrives: no calibration
     PerTensor(dynamic=True)  one grid for the whole input of a call, fitted when it arrives
-    PerTensor()              one grid for ever: calibrated on a `Histogram`, then a `FixedRange`
+    PerTensor()              one grid for all inputs: calibrated on a `Histogram`, then a `FixedRange`
     KeepColumns              all columns but a few by one of the above, those few in float (QUIK)
 
 All of them round to the grids of `qlib/grid.py`: value = scale * clamp(round(x / scale), lowest, highest),
@@ -39,7 +39,7 @@ PERCENTILE = 99.99
 
 
 class Activation(Protocol):
-    """Rounds the input of a layer; its text form stands in reports."""
+    """Rounds the input of a layer; reports show it as `str(activation)`."""
 
     def __call__(self, inputs: Tensor, /) -> Tensor:
         """Return the rounded inputs [..., features], same shape and dtype."""
@@ -87,7 +87,7 @@ class PerToken:
         if inputs.numel() == 0:
             return inputs
         values = as_compute_dtype(inputs.detach())
-        return _shortened(_round(values, *min_max_with_zero(values), self.grid), inputs.dtype)
+        return _in_dtype(_round(values, *min_max_with_zero(values), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         return f"a{self.bits} per token {_symmetry(self.symmetric)}"
@@ -190,7 +190,7 @@ class PerTensor:
         if inputs.numel() == 0:
             return inputs
         values = as_compute_dtype(inputs.detach())
-        return _shortened(_round(values, *min_max_with_zero(values.reshape(-1)), self.grid), inputs.dtype)
+        return _in_dtype(_round(values, *min_max_with_zero(values.reshape(-1)), self.grid), inputs.dtype)
 
     def __str__(self) -> str:
         fit = f"percentile {self.percentile:g}" if self.fit == "percentile" else self.fit
@@ -215,14 +215,14 @@ def _round(values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     return steps.mul_(scale)
 
 
-def _shortened(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return values in the dtype of the inputs; what rounding took beyond its end stays at the end."""
+def _in_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in the dtype of the inputs, clamped to its largest number: rounding may go beyond."""
     end = torch.finfo(dtype).max
     return values.clamp_(-end, end).to(dtype)
 
 
 def _checked(bits: object, symmetric: object, name: str) -> dict[str, Any]:
-    """Return bits and symmetry as int and bool, or refuse them in the name of a class."""
+    """Return bits and symmetry as int and bool; the error names the class."""
     remedy = f"Use {name}(bits=8), or activation=None to leave inputs in float."
     hint = "Use symmetric=True or symmetric=False; an activation has no groups."
     return {
@@ -299,7 +299,7 @@ class FixedRange(nn.Module):
         # Two reductions take a fifth of the time of looking at each value, which not every call needs.
         if not (self.low <= float(values.amin()) and float(values.amax()) <= self.high):
             self.exceeded += int((values.clamp(self.low, self.high) != values).count_nonzero())
-        return _shortened(round_fixed(values, self.scale, self.zero, self.spec.grid), inputs.dtype)
+        return _in_dtype(round_fixed(values, self.scale, self.zero, self.spec.grid), inputs.dtype)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""

@@ -36,8 +36,8 @@ from qlib.errors import QuantError, as_whole, describe, did_you_mean, settle, tr
 Fit = Literal["minmax", "mse"]
 
 # The shares of the full range that fit_mse tries, 1 to 0.21, and its exponent of the error: those of GPTQ's
-# code (grid=100, maxshrink=0.8, norm=2.4 in quant.py). Above 2, large errors
-# count more than in a mean square.
+# code (grid=100, maxshrink=0.8, norm=2.4 in quant.py). With an exponent above 2 large errors count more than
+# in a mean square.
 SHRINKS = [1 - step / 100 for step in range(80)]
 NORM = 2.4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
@@ -143,7 +143,7 @@ class Grid:
 
 
 def check_bits(bits: object, where: str, remedy: str) -> int:
-    """Return a whole number of bits from 2 to 8 as an int, or say in which class it stands wrong."""
+    """Return a whole number of bits from 2 to 8 as an int; `where`, the class, is named in the error."""
     number = as_whole(bits)
     if number is None or not 2 <= number <= 8:
         shown = repr(bits) if number is None else number
@@ -261,7 +261,7 @@ def scale_and_zero_point(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Te
 
 
 def _scale_of_huge(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """Return scale and zero of ranges that reach for the end of the dtype: every code's value is finite.
+    """Return scale and zero of ranges near the largest number of the dtype: every code's value is finite.
 
     Fitted to a quarter of the range, and then made so small that the outermost code stays below the end:
     a number there may be a whole step off instead of half of one.
@@ -328,7 +328,7 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
     hi = torch.stack([part.amax(1) for part in parts], dim=1)
     numbers = torch.finfo(lo.dtype)
     scale = (hi - lo) / grid.qmax
-    # A span that reaches for the dtype's end: divided first, and a little less, so that values are finite.
+    # A span near the dtype's largest number: divided first, and a little less, so that values are finite.
     huge = ~(hi - lo <= numbers.max / 2)
     scale = torch.where(huge, (hi / grid.qmax - lo / grid.qmax) * (1 - 1e-6), scale)
     scale = scale.clamp(min=numbers.tiny).masked_fill_(hi == lo, 1)
@@ -484,3 +484,9 @@ def _aligned(values: Tensor, params: QuantParams, grid: Grid) -> tuple[Tensor, t
 def decode(codes: Tensor, params: QuantParams) -> Tensor:
     """Return the values of codes, [rows, columns], in the scale's dtype."""
     return to_values(codes.to(params.scale.dtype), *params.per_column())
+
+
+def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """Return Q(W), the nearest values of a grid fitted by `fit_minmax`, [rows, columns]; errors as there."""
+    params = fit_minmax(weight, grid)
+    return decode(encode(weight, params, grid), params)

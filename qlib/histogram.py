@@ -20,11 +20,12 @@ from qlib.grid import SHRINKS, Grid, as_compute_dtype, min_max_with_zero, scale_
 
 Range = tuple[float, float]
 
-BINS = 1 << 14  # 64 to each step of an 8-bit grid, were it as wide
+BINS = 1 << 14  # 64 bins to each step of an 8-bit grid of the same range
 HALF = BINS // 2
 # The limit is at least 2^-100: then no float32 becomes infinite when it is divided by a width.
-SMALLEST = -100
-PLAIN = 13  # above 2^13, dividing by the width may round a very small float32 to 0: done in float64
+SMALLEST_EXPONENT = -100
+# For limits above 2^13, dividing by the width may round a very small float32 to 0: done in float64.
+FLOAT32_EXPONENT = 13
 
 
 class Histogram:
@@ -44,7 +45,7 @@ class Histogram:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self.counts = torch.zeros(BINS, dtype=torch.int64)
-        self._exponent = SMALLEST  # the limit is 2^exponent
+        self._exponent = SMALLEST_EXPONENT  # the limit is 2^exponent
 
     @property
     def total(self) -> int:
@@ -81,7 +82,7 @@ class Histogram:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(max(-low, high))
-        if self._exponent > PLAIN:
+        if self._exponent > FLOAT32_EXPONENT:
             flat = flat.double()
         bins = (flat * (1 / self.width)).floor_().add_(HALF).to(torch.int32)
         # Not in place: what was made in inference mode cannot be changed outside of it.
@@ -89,7 +90,7 @@ class Histogram:
 
     def _widen(self, size: float) -> None:
         """Double the limit until it is above a size."""
-        exponent = math.frexp(size)[1] if size else SMALLEST
+        exponent = math.frexp(size)[1] if size else SMALLEST_EXPONENT
         if exponent <= self._exponent:
             return
         shift = min(exponent - self._exponent, 62)

@@ -71,7 +71,7 @@ class FakeQuantLinear(QuantizedLinear):
     def from_linear(
         cls, linear: nn.Linear, quantized: QuantizedWeight, grid: Grid, activation: Activation | None = None
     ) -> FakeQuantLinear:
-        """Return the quantized twin of a linear layer: its bias and dtype, another weight.
+        """Return the quantized form of a linear layer: its bias and dtype, and the decoded weight.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class FakeQuantLinear(QuantizedLinear):
 
     @property
     def quantized(self) -> QuantizedWeight:
-        """The codes and scales, as they were handed in."""
+        """The quantized weight that the layer was made of."""
         tensors = {name: self.get_buffer(name) for name in self.parts}
         return QuantizedWeight.from_tensors(tensors, self.second, self.notes)
 

@@ -1,4 +1,4 @@
-"""What is left of a weight: integer codes, the numbers that turn them into values, and what stays in float.
+"""A quantized weight: integer codes, their scales and zero points, and what stays in float.
 
 Shapes: codes [rows, columns] = (out, in); scale and zero [rows, groups]; see `qlib/grid.py`.
 """
@@ -17,7 +17,7 @@ from qlib.grid import Grid, QuantParams, decode
 
 @dataclass(frozen=True, repr=False)
 class QuantizedWeight:
-    """What is left of a weight: integer codes, and the few numbers that turn them into values.
+    """A quantized weight: integer codes, and the scales and zero points that turn them into values.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class QuantizedWeight:
     scale, zero, index : Tensor
         As in `QuantParams`.
     notes : tuple of str
-        What the user should know about this layer: what damping did, inputs that were never used.
+        What the user should know about this layer, such as inputs that were always 0.
     columns, column_values : Tensor or None
         Input columns that stay in float: their numbers [k], int64, and values [rows, k]. Their codes do not
         count and are 0.
@@ -34,7 +34,7 @@ class QuantizedWeight:
         Single weights that stay in float: positions row * columns + column, ascending [n], int64, and
         values [n]. Their codes do not count.
     second : SecondLevel or None
-        The smaller numbers that `scale` and `zero` were decoded from, if they were rounded too.
+        Codes, scales and zero points that `scale` and `zero` were decoded from, if these were rounded too.
     """
 
     codes: Tensor
@@ -63,8 +63,8 @@ class QuantizedWeight:
     def bits(self, grid: Grid) -> int:
         """Return how many bits this weight takes in a checkpoint, to the last one; its layer's bias is extra.
 
-        Codes and whole zeros take the grid's bits each, filled up to whole bytes; what is computed when a
-        checkpoint is read takes none: see `qlib.stored_layer.pack_weight`.
+        Codes and whole zero points take the grid's bits each, filled up to whole bytes; what is computed when
+        a checkpoint is read takes none: see `qlib.stored_layer.pack_weight`.
         """
         columns = self.codes.shape[1]
         regular = self.index is None or torch.equal(self.index.cpu(), grid.group_index(columns))
@@ -80,7 +80,7 @@ class QuantizedWeight:
         )
         if self.outliers is not None:  # stored as the distances from one to the next
             total += _short_bits(self.outliers.diff(prepend=self.outliers.new_zeros(1)))
-        if self.second is not None:  # scale and zero are made from the numbers of the second level
+        if self.second is not None:  # scale and zero are decoded from the second level
             for level in (self.second.scale, self.second.zero):
                 total += _packed_bits(level.codes.numel(), self.second.grid.bits)
                 total += _float_bits(level.scale) + _float_bits(level.zero)
@@ -148,9 +148,9 @@ TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outli
 
 @dataclass(frozen=True)
 class SecondLevel:
-    """Scales and zeros that were rounded themselves: the transposed matrices [groups, rows] on a grid.
+    """Scales and zero points that were rounded themselves: the transposed matrices [groups, rows] on a grid.
 
-    A group of that grid is a number of neighbouring rows whose scales (or zeros) share a scale of their own.
+    A group of that grid is a number of neighbouring rows whose scales (or zero points) share a scale.
     """
 
     grid: Grid

@@ -19,14 +19,12 @@ PACKAGES = ("qlib", "draftlib")
 METHODS_IMPORT = (
     *("qlib.grid", "qlib.quantized_weight", "qlib.errors", "qlib.models.structure"),
     *("qlib.methods.contracts", "qlib.methods.checks", "qlib.methods.hessian", "qlib.methods.compensate"),
-    *("qlib.methods.channels", "qlib.methods.output_error"),
+    *("qlib.methods.channels", "qlib.methods.output_error", "qlib.methods.straight_through"),
 )
 # Who may import what of the two packages; the first line whose folder fits counts.
 ARROWS: list[tuple[str, tuple[str, ...]]] = [
     ("qlib/models/", ("qlib.errors", "qlib.models")),
     ("qlib/methods/__init__.py", ("qlib",)),  # the list of all methods
-    # OmniQuant's scales start from SmoothQuant's formula: the one method that reads another.
-    ("qlib/methods/omniquant.py", (*METHODS_IMPORT, "qlib.methods.smoothquant")),
     ("qlib/methods/", METHODS_IMPORT),
     ("qlib/errors.py", ()),
     ("qlib/", ("qlib",)),

@@ -36,8 +36,8 @@ def layer(rows: int = 24, columns: int = 384, seed: int = 0) -> Tensor:
 def round_trip(
     weight: Tensor, grid: Grid, fit: Callable[[Tensor, Grid], QuantParams] = fit_minmax
 ) -> tuple[Tensor, QuantParams]:
-    scale = fit(weight, grid)
-    return decode(encode(weight, scale, grid), scale), scale
+    params = fit(weight, grid)
+    return decode(encode(weight, params, grid), params), params
 
 
 def squared_error(weight: Tensor, grid: Grid) -> float:
@@ -47,29 +47,29 @@ def squared_error(weight: Tensor, grid: Grid) -> float:
 class TestByHand:
     def test_asymmetric_two_bits(self) -> None:
         weight = torch.tensor([[-1.0, 0.2, 0.9, 2.0]])
-        scale = fit_minmax(weight, Grid(bits=2))
-        assert (scale.scale.item(), scale.zero.item(), scale.index) == (1.0, 1, None)
-        assert encode(weight, scale, Grid(bits=2)).tolist() == [[0, 1, 2, 3]]
+        params = fit_minmax(weight, Grid(bits=2))
+        assert (params.scale.item(), params.zero.item(), params.index) == (1.0, 1, None)
+        assert encode(weight, params, Grid(bits=2)).tolist() == [[0, 1, 2, 3]]
 
     def test_symmetric_three_bits(self) -> None:
         weight = torch.tensor([[-6.0, 1.4, 3.0, 5.2]])
         grid = Grid(bits=3, symmetric=True)
-        scale = fit_minmax(weight, grid)  # 6 / 3; 3.0 lies between two codes and goes to the even one
-        assert scale.scale.item() == 2.0
-        assert scale.zero is None
-        assert encode(weight, scale, grid).tolist() == [[-3, 1, 2, 3]]
+        params = fit_minmax(weight, grid)  # 6 / 3; 3.0 lies between two codes and goes to the even one
+        assert params.scale.item() == 2.0
+        assert params.zero is None
+        assert encode(weight, params, grid).tolist() == [[-3, 1, 2, 3]]
 
     def test_ragged_group_is_a_layer_of_its_own(self) -> None:
         weight = torch.tensor([[0.0, 3.0, 0.0, 30.0, 0.0, 300.0, 200.0]])
-        scale = fit_minmax(weight, Grid(bits=2, group=3))
-        assert scale.scale.tolist() == [[1.0, 100.0, pytest.approx(200 / 3)]]
-        assert scale.index.tolist() == [0, 0, 0, 1, 1, 1, 2]
+        params = fit_minmax(weight, Grid(bits=2, group=3))
+        assert params.scale.tolist() == [[1.0, 100.0, pytest.approx(200 / 3)]]
+        assert params.index.tolist() == [0, 0, 0, 1, 1, 1, 2]
 
     def test_all_zero_group_takes_the_range_from_minus_one_to_one(self) -> None:
         for grid, step in [(Grid(4), 2 / 15), (Grid(4, symmetric=True), 1 / 7)]:
-            scale = fit_minmax(torch.zeros(1, 4), grid)
-            assert scale.scale.item() == pytest.approx(step)
-            assert scale.zero is None or scale.zero.item() in (7, 8)  # 7.5, rounded in float32
+            params = fit_minmax(torch.zeros(1, 4), grid)
+            assert params.scale.item() == pytest.approx(step)
+            assert params.zero is None or params.zero.item() in (7, 8)  # 7.5, rounded in float32
 
     @pytest.mark.parametrize(
         ("grid", "text", "lowest", "highest"),
@@ -97,20 +97,20 @@ class TestProperties:
     @every_grid
     def test_error_is_at_most_half_a_step(self, grid: Grid) -> None:
         weight = layer()
-        rounded, scale = round_trip(weight, grid)
-        assert ((rounded - weight).abs() <= scale.per_column()[0] / 2 * (1 + 1e-4)).all()
+        rounded, params = round_trip(weight, grid)
+        assert ((rounded - weight).abs() <= params.per_column()[0] / 2 * (1 + 1e-4)).all()
 
     @every_grid
     def test_codes_and_zeros_stay_in_range(self, grid: Grid) -> None:
         weight = layer()
-        scale = fit_minmax(weight, grid)
-        codes = encode(weight, scale, grid)
+        params = fit_minmax(weight, grid)
+        codes = encode(weight, params, grid)
         assert codes.dtype == (torch.int8 if grid.symmetric else torch.uint8)
         assert int(codes.min()) >= grid.qmin
         assert int(codes.max()) == grid.qmax
-        if scale.zero is not None:
-            assert scale.zero.dtype == torch.uint8
-            assert int(scale.zero.max()) <= grid.qmax
+        if params.zero is not None:
+            assert params.zero.dtype == torch.uint8
+            assert int(params.zero.max()) <= grid.qmax
 
     @every_grid
     @pytest.mark.parametrize("fit", [fit_minmax, fit_mse], ids=["minmax", "mse"])
@@ -121,11 +121,11 @@ class TestProperties:
 
     @every_grid
     def test_rounding_twice_changes_nothing(self, grid: Grid) -> None:
-        once, scale = round_trip(layer(), grid)
-        frozen = decode(encode(once, scale, grid), scale)
+        once, params = round_trip(layer(), grid)
+        frozen = decode(encode(once, params, grid), params)
         assert torch.equal(frozen, once)
         again, _ = round_trip(once, grid)
-        tolerance = 0 if grid.symmetric else 1e-4 * float(scale.scale.max())
+        tolerance = 0 if grid.symmetric else 1e-4 * float(params.scale.max())
         torch.testing.assert_close(again, once, rtol=1e-6 if grid.symmetric else 0, atol=tolerance)
 
     @every_grid
@@ -156,9 +156,9 @@ class TestProperties:
 
     @both_kinds
     def test_group_of_the_full_width_is_per_channel(self, symmetric: bool) -> None:
-        whole, scale = round_trip(layer(), Grid(3, 384, symmetric))
+        whole, params = round_trip(layer(), Grid(3, 384, symmetric))
         assert torch.equal(whole, round_trip(layer(), Grid(3, None, symmetric))[0])
-        assert scale.index is None
+        assert params.index is None
 
     def test_group_of_one_is_exact_when_symmetric(self) -> None:
         torch.testing.assert_close(round_trip(layer(), Grid(4, 1, True))[0], layer(), rtol=1e-6, atol=0)
@@ -188,9 +188,9 @@ class TestProperties:
     ) -> None:
         weight = torch.tensor([row])
         grid = Grid(bits, min(group, len(row)), symmetric)
-        rounded, scale = round_trip(weight, grid)
+        rounded, params = round_trip(weight, grid)
         assert rounded.isfinite().all()
-        step = scale.per_column()[0].double()
+        step = params.per_column()[0].double()
         room = step * (0.5 + 1e-4) + 1e-37  # below 1e-37 float32 itself has no digits left
         assert ((rounded.double() - weight.double()).abs() <= room).all()
 
@@ -205,26 +205,28 @@ class TestProperties:
 
     def test_one_signed_group_keeps_its_precision(self) -> None:
         weight = layer().abs() + 0.5
-        rounded, scale = round_trip(weight, Grid(4))
-        assert ((rounded - weight).abs() <= scale.scale / 2 * (1 + 1e-4)).all()
-        assert (scale.zero == 0).all()
+        rounded, params = round_trip(weight, Grid(4))
+        assert ((rounded - weight).abs() <= params.scale / 2 * (1 + 1e-4)).all()
+        assert (params.zero == 0).all()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @every_grid
     def test_half_precision_is_computed_in_float32(self, dtype: torch.dtype, grid: Grid) -> None:
         short = layer().to(dtype)
-        rounded, scale = round_trip(short, grid)
-        assert scale.scale.dtype == rounded.dtype == torch.float32
+        rounded, params = round_trip(short, grid)
+        assert params.scale.dtype == rounded.dtype == torch.float32
         assert torch.equal(rounded, round_trip(short.float(), grid)[0])
 
     @every_grid
     def test_float64_agrees_with_a_separate_implementation(self, grid: Grid) -> None:
         weight = layer().double()
-        scale = fit_minmax(weight, grid)
+        params = fit_minmax(weight, grid)
         codes, values = encode_oracle(weight, grid.bits, grid.group, grid.symmetric)
-        assert scale.scale.dtype == torch.float64
-        assert torch.equal(encode(weight, scale, grid).double(), codes)
-        torch.testing.assert_close(decode(encode(weight, scale, grid), scale), values, rtol=1e-14, atol=1e-14)
+        assert params.scale.dtype == torch.float64
+        assert torch.equal(encode(weight, params, grid).double(), codes)
+        torch.testing.assert_close(
+            decode(encode(weight, params, grid), params), values, rtol=1e-14, atol=1e-14
+        )
 
     def test_transposed_storage_gives_the_same_codes(self) -> None:
         weight, grid = layer(), Grid(4, 64)
@@ -238,11 +240,11 @@ class TestRangeSearch:
     @pytest.mark.parametrize("grid", [Grid(2, 64), Grid(3), Grid(4, 100), Grid(3, 64, True)], ids=str)
     def test_equals_a_loop_over_rows_and_groups(self, grid: Grid) -> None:
         weight = layer(rows=3).double()
-        scale = fit_mse(weight, grid)
+        params = fit_mse(weight, grid)
         expected_scale, expected_zero = fit_mse_oracle(weight, grid.bits, grid.group, grid.symmetric)
-        torch.testing.assert_close(scale.scale, expected_scale, rtol=1e-12, atol=0)
-        if scale.zero is not None:
-            assert torch.equal(scale.zero.double(), expected_zero)
+        torch.testing.assert_close(params.scale, expected_scale, rtol=1e-12, atol=0)
+        if params.zero is not None:
+            assert torch.equal(params.zero.double(), expected_zero)
 
     @every_grid
     def test_never_worse_in_its_own_norm(self, grid: Grid) -> None:
@@ -305,13 +307,13 @@ class TestPacking:
     @both_kinds
     def test_grid_codes_survive_and_decode_to_the_same_bits(self, bits: int, symmetric: bool) -> None:
         weight, grid = layer(7, 288), Grid(bits, 128, symmetric)
-        scale = fit_minmax(weight, grid)
-        codes = encode(weight, scale, grid)
+        params = fit_minmax(weight, grid)
+        codes = encode(weight, params, grid)
         codes[0, :2] = torch.tensor([grid.qmin, grid.qmax])
         back = from_unsigned(unpack(pack(to_unsigned(codes, grid), bits), bits, codes.shape), grid)
         assert back.dtype == codes.dtype
         assert torch.equal(back, codes)
-        assert torch.equal(decode(back, scale), decode(codes, scale))
+        assert torch.equal(decode(back, params), decode(codes, params))
 
 
 class TestErrors:
@@ -335,12 +337,12 @@ class TestErrors:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
     def test_weights_that_are_no_numbers(self, bad: float) -> None:
         weight = layer()
-        scale = fit_minmax(weight, Grid(4))
+        params = fit_minmax(weight, Grid(4))
         weight[3, 7] = weight[5, 0] = bad
         for call in (
             lambda: fit_minmax(weight, Grid(4)),
             lambda: fit_mse(weight, Grid(4)),
-            lambda: encode(weight, scale, Grid(4)),
+            lambda: encode(weight, params, Grid(4)),
         ):
             with pytest.raises(QuantError, match=r"2 of 9216 weights .* row 3, column 7"):
                 call()
@@ -397,18 +399,18 @@ class TestEndsOfTheFloats:
         weight = ((low + (high - low) * share) * size).to(dtype)
         grid = Grid(bits, 4, symmetric)
         for fit in (fit_minmax, fit_mse, *([] if symmetric else [fit_float_zero])):
-            scale = fit(weight, grid)
-            smallest = torch.finfo(scale.scale.dtype).tiny
-            assert bool((scale.scale >= smallest).all() and scale.scale.isfinite().all())
-            assert scale.zero is None or bool(scale.zero.float().isfinite().all())
-            codes = encode(weight, scale, grid)
-            values = decode(codes, scale)
+            params = fit(weight, grid)
+            smallest = torch.finfo(params.scale.dtype).tiny
+            assert bool((params.scale >= smallest).all() and params.scale.isfinite().all())
+            assert params.zero is None or bool(params.zero.float().isfinite().all())
+            codes = encode(weight, params, grid)
+            values = decode(codes, params)
             assert bool(values.isfinite().all())
-            if scale.zero is not None and fit is not fit_float_zero:
-                assert int(scale.zero.max()) <= grid.qmax
+            if params.zero is not None and fit is not fit_float_zero:
+                assert int(params.zero.max()) <= grid.qmax
                 assert torch.equal(unpack(pack(codes, bits), bits, codes.shape), codes)
             if fit is fit_minmax:  # half a step; a whole one where a range reaches for the end of the dtype
-                step = scale.per_column()[0].double() * (1.001 if size > numbers.max / 4 else 0.501)
+                step = params.per_column()[0].double() * (1.001 if size > numbers.max / 4 else 0.501)
                 assert bool(((values.double() - weight.double()).abs() <= step).all())
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -427,14 +429,14 @@ class TestEndsOfTheFloats:
 
     def test_a_span_of_denormals_takes_the_code_of_zero(self) -> None:
         weight = torch.tensor([[1e-43, -1e-44, 0.0, 2e-44]])
-        scale = fit_minmax(weight, Grid(4))
-        assert int(scale.zero) <= 15  # type: ignore[arg-type]
-        assert decode(encode(weight, scale, Grid(4)), scale).abs().max() == 0
+        params = fit_minmax(weight, Grid(4))
+        assert int(params.zero) <= 15  # type: ignore[arg-type]
+        assert decode(encode(weight, params, Grid(4)), params).abs().max() == 0
 
     @pytest.mark.parametrize("fit", [fit_minmax, fit_mse, fit_float_zero], ids=lambda fit: fit.__name__)
     def test_the_widest_span_of_all(self, fit: Callable[[Tensor, Grid], QuantParams]) -> None:
         largest = torch.finfo(torch.float32).max
         weight = torch.tensor([[-largest, 0.0, largest, largest / 3]])
-        scale = fit(weight, Grid(4))
-        assert scale.scale.isfinite().all()
-        assert decode(encode(weight, scale, Grid(4)), scale).isfinite().all()
+        params = fit(weight, Grid(4))
+        assert params.scale.isfinite().all()
+        assert decode(encode(weight, params, Grid(4)), params).isfinite().all()

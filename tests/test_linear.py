@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qlib.activation import PerToken
 from qlib.errors import QuantError
@@ -16,6 +16,10 @@ from qlib.methods.rtn import rtn
 from qlib.quantized_weight import QuantizedWeight
 
 GRID = Grid(bits=4, group=5)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
 
 
 def linear(seed: int = 0, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Linear:
@@ -30,7 +34,7 @@ def quantize(layer: nn.Linear, activation: PerToken | None = None, grid: Grid = 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", [None, PerToken(bits=3)], ids=str)
 def test_forward_is_the_product_with_the_decoded_weight(bias: bool, activation: PerToken | None) -> None:
-    layer, inputs = linear(bias=bias), torch.randn(2, 3, 12)
+    layer, inputs = linear(bias=bias), random(2, 3, 12)
     expected = rtn(layer.weight.detach(), GRID).decode()
     seen = inputs if activation is None else activation(inputs)
     torch.testing.assert_close(
@@ -42,7 +46,7 @@ def test_forward_is_the_product_with_the_decoded_weight(bias: bool, activation: 
 def test_computes_in_the_dtype_of_the_layer(dtype: torch.dtype) -> None:
     twin = quantize(linear(dtype=dtype))
     assert twin.weight.dtype == dtype
-    assert twin(torch.randn(3, 12, dtype=dtype)).dtype == dtype
+    assert twin(random(3, 12, dtype=dtype)).dtype == dtype
 
 
 def test_looks_like_a_linear_layer() -> None:
@@ -60,7 +64,7 @@ def test_bias_is_a_copy() -> None:
 
 
 def test_deepcopy_shares_nothing_and_gives_the_same_bits() -> None:
-    twin, inputs = quantize(linear(), PerToken()), torch.randn(4, 12)
+    twin, inputs = quantize(linear(), PerToken()), random(4, 12)
     other = copy.deepcopy(twin)
     assert torch.equal(other(inputs), twin(inputs))
     other.weight.zero_()
@@ -101,4 +105,4 @@ def test_quantized_gives_back_what_went_in() -> None:
 
 def test_codes_of_another_layer_are_refused() -> None:
     with pytest.raises(QuantError, match=r"\(3, 12\).*\(7, 12\)"):
-        FakeQuantLinear.from_linear(linear(), rtn(torch.randn(3, 12), GRID), GRID)
+        FakeQuantLinear.from_linear(linear(), rtn(random(3, 12), GRID), GRID)

@@ -6,7 +6,8 @@ Rule: s = a^alpha / sqrt(max * min), a = mean|x| of each channel; alpha = 0, 1/2
       (`awq_scale`). Then clip each group of each row to 100 %, 95 % .. 55 % of its range; the error there is
       d H_gg d^T, d a row of D within the group, the best wins (`awq_clip`).
 Why it works: rounding errors are about equal for all weights of a group, large or small. W s is rounded s
-    times finer where s > 1, and only the largest weight of a group pays: spend s where inputs are large.
+    times finer where s > 1, and the range of the group grows only if that is its largest weight. So a large
+    s belongs where inputs are large, for there an error counts most.
 Shapes: W [outputs, inputs], one or several that read the same input; H [inputs, inputs]; a, s [inputs].
 Needs: the Hessian and the mean |x|. Changes: these weights, and the operation before, which absorbs 1 / s.
 Precision: the searches run in float32 (float64 for such weights).
@@ -34,10 +35,8 @@ from qlib.grid import (
     check_grid,
     check_tensor,
     check_weight,
-    decode,
-    encode,
-    fit_minmax,
     min_max_on,
+    round_to_nearest,
 )
 from qlib.methods.channels import check_channels
 from qlib.methods.checks import check_hessian, check_stats, check_types, check_weights
@@ -83,36 +82,26 @@ def awq_scale(
 
     Examples
     --------
-    The second input is large, so its weight deserves the finer grid.
+    The second input is large, so its weight is to be rounded more finely.
 
     >>> weight, inputs = torch.tensor([[1.0, 0.3, -0.8]]), torch.tensor([[1.0, 25.0, 1.0]])
     >>> scale, losses = awq_scale([weight], inputs.T @ inputs, inputs[0], Grid(bits=3))
     >>> bool(scale[1] > scale[0]), bool(losses.min() < 0.1 * losses[0])
     (True, True)
     """
-    check_points(points)
-    check_weights(weights, "AWQ")
-    grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
-    for each in grids:
-        check_grid(each)
-    if len(grids) != len(weights):
-        raise QuantError(
-            f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
-        )
-    for weight in weights:
-        check_hessian(hessian, weight.shape[1])
-    remedy = "Pass the mean |x| of each input: inputs.abs().mean(0)."
-    check_tensor(magnitude, "the magnitude", remedy)
-    check_channels(magnitude, weights, "mean inputs", remedy)
-
+    grids = check_search(weights, hessian, magnitude, grid, points)
     Ws = [as_compute_dtype(weight.detach()) for weight in weights]
     a, H = magnitude.detach().to(Ws[0]), upper_triangle(hessian, Ws[0])
     losses = torch.zeros(points, dtype=torch.float64, device=H.device)
     for k in range(points):
+        # 1. Try s = a^alpha / sqrt(max * min).
         s = candidate_scale(a, k / points)
         for W, own in zip(Ws, grids, strict=True):
-            D = round_to_nearest(W * s, own) / s - W  # what the weights meet is x / s
-            losses[k] += error_of_rows(D, H).sum(dtype=torch.float64)  # tr (D H D^T)
+            # 2. Round the scaled weight: D = Q(W s) / s - W, for what it reads is x / s.
+            D = round_to_nearest(W * s, own) / s - W
+            # 3. The squared error of the outputs, over all tokens: tr (D H D^T).
+            losses[k] += error_of_rows(D, H).sum(dtype=torch.float64)
+    # 4. The best alpha wins; the first one wins a tie.
     return candidate_scale(a, int(losses.argmin()) / points), losses
 
 
@@ -123,12 +112,6 @@ def candidate_scale(a: Tensor, alpha: float) -> Tensor:
         return torch.ones_like(a)
     s = (a / largest).clamp(min=FAINT) ** alpha
     return s / (s.max() * s.min()).sqrt()
-
-
-def round_to_nearest(W: Tensor, grid: Grid) -> Tensor:
-    """Return Q(W): the nearest values of the grid, [outputs, inputs]."""
-    params = fit_minmax(W, grid)
-    return decode(encode(W, params, grid), params)
 
 
 def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, shrink: float = 0.5) -> Tensor:
@@ -169,13 +152,38 @@ def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, sh
         lo, hi = min_max_on(w, grid)  # [outputs, 1]
         best, least = torch.ones_like(lo), torch.full_like(lo, torch.inf)
         for step in range(steps):
+            # 1. Try a share of the range.
             share = 1 - step * shrink / steps
+            # 2. Round what is clipped to it: d = Q(clamp(w)) - w.
             d = round_to_nearest(w.clamp(lo * share, hi * share), replace(grid, group=None)) - w
-            error = error_of_rows(d, H)[:, None]  # d H_gg d^T of each row
+            # 3. The squared error of this part of the outputs: d H_gg d^T of each row.
+            error = error_of_rows(d, H)[:, None]
+            # 4. The best share of each row wins.
             best = torch.where(error < least, share, best)
             least = torch.minimum(error, least)
         clipped[:, group] = w.clamp(lo * best, hi * best)
     return clipped
+
+
+def check_search(
+    weights: Sequence[Tensor], hessian: Tensor, magnitude: Tensor, grid: Grid | Sequence[Grid], points: int
+) -> list[Grid]:
+    """Refuse arguments of `awq_scale` that do not belong together; return one grid for each weight."""
+    check_points(points)
+    check_weights(weights, "AWQ")
+    grids = list(grid) if isinstance(grid, Sequence) else [grid] * len(weights)
+    for each in grids:
+        check_grid(each)
+    if len(grids) != len(weights):
+        raise QuantError(
+            f"AWQ got {len(grids)} grids for {len(weights)} weights. Pass one Grid, or one for each."
+        )
+    for weight in weights:
+        check_hessian(hessian, weight.shape[1])
+    remedy = "Pass the mean |x| of each input: inputs.abs().mean(0)."
+    check_tensor(magnitude, "the magnitude", remedy)
+    check_channels(magnitude, weights, "mean inputs", remedy)
+    return grids
 
 
 def check_points(points: int) -> None:

@@ -41,7 +41,7 @@ from qlib.methods.checks import check_types
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.quantized_weight import QuantizedWeight
 
-# --- as the paper has it
+# --- the formulas of the paper
 
 
 def shrink(R: Tensor, p: float, beta: float) -> Tensor:
@@ -49,20 +49,14 @@ def shrink(R: Tensor, p: float, beta: float) -> Tensor:
 
     It is 0 where |R| <= beta^(-1/(2-p)), and nearly all of R where |R| is large. Any shape.
 
-    >>> shrink(torch.tensor([-2.0, -0.1, 0.0, 0.5]), p=1.0, beta=2.0).tolist()
-    [-1.5, 0.0, 0.0, 0.0]
+    >>> shrink(torch.tensor([-2.0, 0.1, 0.5, 3.0]), p=1.0, beta=2.0).tolist()
+    [-1.5, 0.0, 0.0, 2.5]
     """
     return R.sign() * (R.abs() - R.abs() ** (p - 1) / beta).relu()
 
 
 def hqq_plain(
-    weight: Tensor,
-    grid: Grid,
-    *,
-    p: float = 0.7,
-    beta: float = 10.0,
-    kappa: float = 1.01,
-    iterations: int = 20,
+    weight: Tensor, grid: Grid, *, p: float = 0.7, beta: float = 10, kappa: float = 1.01, iterations: int = 20
 ) -> QuantizedWeight:
     """Round a weight as `hqq` does, by the formulas of the paper: slower, and equal but for rounding errors.
 
@@ -75,21 +69,26 @@ def hqq_plain(
     for _ in range(iterations + 1):
         s, z = params.per_column()
         assert z is not None
-        q = to_codes_float_zero(W, s, z, grid)  # 1. q = clamp(round(W / s + z))
-        R = W - to_values(q, s, z)  # 2. R = W - s (q - z)
+        # 1. Round: q = clamp(round(W / s + z)).
+        q = to_codes_float_zero(W, s, z, grid)
+        # 2. The error that is left: R = W - s (q - z). Stop when its mean no longer falls.
+        R = W - to_values(q, s, z)
         error = float(R.abs().mean())
-        if not error < least:  # 3. stop when the error no longer falls
+        if not error < least:
             break
         best, least = params, error
-        E = shrink(R, p, beta)  # 4. give up the outliers
-        fits = q - (W - E) / s  # 5. the mean of each group is the best zero point for the rest
+        # 3. Give up the outliers: E = sign(R) max(|R| - |R|^(p-1) / beta, 0).
+        E = shrink(R, p, beta)
+        # 4. Move the zero point to the best fit for the rest: z = mean over the group of q - (W - E) / s.
+        fits = q - (W - E) / s
         means = [fits[:, group].mean(1) for group in grid.slices(W.shape[1])]
         params = QuantParams(params.scale, torch.stack(means, dim=1), params.index)
-        beta *= kappa  # 6. tie E to R more tightly
+        # 5. Tie E more tightly to R.
+        beta *= kappa
     return QuantizedWeight(encode(W, best, grid), best.scale, best.zero, best.index)
 
 
-# --- the same, faster
+# --- the same in parts that fit into the processor's cache
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,9 @@ class HQQStep:
     iteration : int
         0 is the start, before any move.
     zero : Tensor
-        The zeros tried, [outputs, groups].
+        The zero points tried, [outputs, groups].
     error : float
-        Mean |W - W_r| over the whole weight with these zeros.
+        Mean |W - W_r| over the whole weight with these zero points.
     outliers : float
         Share of the weights with E other than 0.
     beta : float
@@ -121,13 +120,7 @@ class HQQStep:
 
 
 def hqq(
-    weight: Tensor,
-    grid: Grid,
-    *,
-    p: float = 0.7,
-    beta: float = 10.0,
-    kappa: float = 1.01,
-    iterations: int = 20,
+    weight: Tensor, grid: Grid, *, p: float = 0.7, beta: float = 10, kappa: float = 1.01, iterations: int = 20
 ) -> QuantizedWeight:
     """Round a weight with the zero points that half-quadratic splitting finds.
 
@@ -144,7 +137,7 @@ def hqq(
     kappa : float
         Growth of beta from one iteration to the next, >= 1.
     iterations : int
-        Moves of the zeros, at most. 0: only the plain fit with a float zero.
+        Moves of the zero points, at most. 0: only the plain fit with a float zero.
 
     Returns
     -------
@@ -176,13 +169,7 @@ def hqq(
 
 
 def hqq_steps(
-    weight: Tensor,
-    grid: Grid,
-    *,
-    p: float = 0.7,
-    beta: float = 10.0,
-    kappa: float = 1.01,
-    iterations: int = 20,
+    weight: Tensor, grid: Grid, *, p: float = 0.7, beta: float = 10, kappa: float = 1.01, iterations: int = 20
 ) -> Iterator[HQQStep]:
     """Yield each iteration of `hqq`, the last one included; arguments and errors as there."""
     check_settings(p, beta, kappa, iterations)
@@ -202,9 +189,9 @@ def hqq_steps(
 def _iterate(
     W: Tensor, scale: Tensor, zero: Tensor, grid: Grid, p: float, beta: float
 ) -> tuple[float, float, Tensor]:
-    """Return mean |R|, the share of outliers, and the next zero points: steps 1 to 5 of `hqq_plain`.
+    """Return mean |R|, the share of outliers, and the next zero points: steps 1 to 4 of `hqq_plain`.
 
-    With W = R + s (q - z), step 5 becomes z - mean(R - E) / s, and R - E is R clamped to
+    With W = R + s (q - z), step 4 becomes z - mean(R - E) / s, and R - E is R clamped to
     +-|R|^(p-1) / beta. Where no |R| exceeds beta^(-1/(2-p)), E is 0 and no power has to be computed. With the
     defaults that limit is 0.17, and errors of ordinary weights (of size 0.05) never reach it.
     """

@@ -6,7 +6,7 @@ Rule: LWC, learnable weight clipping: each group's range becomes hi' = sigmoid(u
     LET, learnable equivalent transformation: W x = (W s) ((x - z) / s) + W z; s and z are folded away.
     AdamW on all of them; round() passes gradients straight through, the rounding of a zero point none.
 Why it works: a narrower range has a finer step, and the block's own output says which large weights can be
-    cut. Scaling takes range from the inputs to the weights, where clipping deals with it.
+    cut. Scaling makes the range of inputs smaller and that of the weights larger, and weights are clipped.
 Shapes: weight [rows, columns]; u, l [rows, groups]; s, z [columns].
 Needs: inputs and float outputs of whole blocks; for LET, also the ranges of the layers' inputs.
 Changes: all layers of the block, to float weights: folded, and clamped to the learned ranges, so that RTN or
@@ -22,31 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from qlib.errors import QuantError
-from qlib.grid import (
-    Grid,
-    decode,
-    encode,
-    fit_minmax,
-    in_groups,
-    min_max_on,
-    scale_and_zero_point,
-    to_codes,
-    to_values,
-)
+from qlib.grid import Grid, in_groups, min_max_on, round_to_nearest, scale_and_zero_point
 from qlib.methods.checks import check_learnable, check_types
 from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds
-from qlib.methods.smoothquant import smoothing_factor
+from qlib.methods.straight_through import round_within
 
 START = 4.0  # first u and l, the paper's: sigmoid(4) = 0.982 of each range is kept
+TINY = 1e-5  # smaller ranges count as this in the first scales, as in SmoothQuant: no division by 0
 
 
 # --- LWC: learnable weight clipping
@@ -70,9 +61,12 @@ def round_ste(x: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
 def fake_quant_plain(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None = None) -> Tensor:
     """Return what `fake_quant` returns, by the formulas of the paper: equal but for rounding errors."""
     groups = in_groups(weight, grid)
+    # 1. The learned range of each group: hi' = sigmoid(u) hi, lo' = sigmoid(l) lo.
     lo, hi = learned_range(groups, grid, upper, lower)
+    # 2. Its scale and zero point, equation 2. The rounding of the zero point passes no gradient.
     scale, zero = scale_and_zero_point(lo, hi, grid)
     z = torch.zeros_like(scale) if zero is None else zero.detach()
+    # 3. Clip to the range, and round: scale (code - zero), the code within those of the grid.
     w = groups.minimum(hi).maximum(lo)
     values = scale * round_ste(w / scale, grid.qmin - z, grid.qmax - z)
     return values.flatten(1)[:, : weight.shape[1]]
@@ -97,8 +91,7 @@ def fake_quant(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None =
         being replaced by x plus a constant.
     """
     groups = in_groups(weight, grid)
-    ends = learned_range(groups, grid, upper, lower)
-    values: Tensor = _FakeQuant.apply(groups, *ends, grid)  # type: ignore[no-untyped-call]
+    values = round_within(groups, *learned_range(groups, grid, upper, lower), grid)
     return values.flatten(1)[:, : weight.shape[1]]
 
 
@@ -112,46 +105,11 @@ def clip_range(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None =
     return groups.clamp(*learned_range(groups, grid, upper, lower)).flatten(1)[:, : weight.shape[1]]
 
 
-class _FakeQuant(torch.autograd.Function):
-    """w^ = scale (code - zero) for weights [rows, groups, group] and ranges [rows, groups, 1].
-
-    With w' the clamped weight and round(x) = x + constant, w^ = w' + scale * constant:
-
-        dw^/dw' = 1     dw^/dscale = constant = (w^ - w') / scale     dscale/dhi = -dscale/dlo = 1 / qmax
-
-    where w' is w inside the range and an end of it outside. Autograd would add the same terms of
-    `fake_quant_plain` in another order: learned parameters would differ in their last bits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, lo: Tensor, hi: Tensor, grid: Grid) -> Tensor:
-        # The ends are the smallest and largest weight of a group of two: the grid's own fit, on few numbers.
-        fit = fit_minmax(torch.cat([lo, hi], -1).flatten(0, 1), replace(grid, group=None))
-        scale = fit.scale.view_as(hi)
-        zero = None if fit.zero is None else fit.zero.view_as(hi).to(scale)
-        clamped = weight.clamp(lo, hi)
-        values = to_values(to_codes(clamped, scale, zero, grid, out=clamped), scale, zero)
-        ctx.grid = grid
-        ctx.save_for_backward(weight, values, lo, hi, scale)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, values, lo, hi, scale = ctx.saved_tensors
-        above, below = weight > hi, weight < lo
-        of_scale = (values - weight.clamp(lo, hi)).mul_(gradient).sum(-1, keepdim=True) / scale
-        of_hi = (gradient * above).sum(-1, keepdim=True) + of_scale / ctx.grid.qmax
-        of_lo = (gradient * below).sum(-1, keepdim=True)
-        if not ctx.grid.symmetric:  # where it is, lo = -hi and scale = hi / qmax
-            of_lo -= of_scale / ctx.grid.qmax
-        return gradient.masked_fill(above | below, 0) if ctx.needs_input_grad[0] else None, of_lo, of_hi, None
-
-
 # --- LET: learnable equivalent transformation
 
 
-def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tensor:
-    """Return SmoothQuant's scale, max|x|^alpha / max|w|^(1 - alpha) of each input, as a start for s.
+def initial_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tensor:
+    """Return s = max|x|^alpha / max|w|^(1 - alpha) of each input: the first s, SmoothQuant's.
 
     Parameters
     ----------
@@ -169,7 +127,8 @@ def first_scale(weights: Sequence[Tensor], absmax: Tensor, alpha: float) -> Tens
         zeros: their scale has no effect, and SmoothQuant's, near 1e5, would be a bad start.
     """
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    return smoothing_factor(absmax, largest, alpha).masked_fill(largest == 0, 1)
+    s = absmax.clamp(min=TINY) ** alpha / largest.clamp(min=TINY) ** (1 - alpha)
+    return s.masked_fill((absmax == 0) | (largest == 0), 1)
 
 
 @dataclass
@@ -213,7 +172,7 @@ class Learned:
             if stats.low is None or stats.high is None or stats.absmax is None:
                 raise QuantError(f"No ranges for the input of {first}: calibrate with needs=Needs.RANGE.")
             weights = [task.parameters[f"{layer}.weight"] for layer in group.layers]
-            self.log_scale[first] = first_scale(weights, stats.absmax, alpha).log().requires_grad_()
+            self.log_scale[first] = initial_scale(weights, stats.absmax, alpha).log().requires_grad_()
             if group.shift:
                 self.shift[first] = ((stats.low + stats.high) / 2).to(weights[0]).requires_grad_()
 
@@ -257,13 +216,17 @@ def learn(task: BlockTask, grid: Grid, start: Learned, method: OmniQuant) -> Lea
         total = 0.0
         for sample in range(task.samples):
             with torch.enable_grad():
-                parameters = learned.rounded(task, grid)  # 1. Q(W s), clipped to the learned ranges
-                loss = block_loss(task, parameters, sample)  # 2. |block(X_q; Q(W s)) - block_float(X)|^2
+                # 1. Fold s and z into the weights, and round these within their learned ranges: Q(W s).
+                parameters = learned.rounded(task, grid)
+                # 2. The loss: |block(X_q; Q(W s)) - block_float(X)|^2 of one utterance.
+                loss = block_loss(task, parameters, sample)
+            # 3. Its gradients for u, l, s and z, and a step of AdamW.
             optimizer.zero_grad()
-            torch.autograd.backward(loss)  # 3. gradients for u, l, s and z
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.item()
         task.progress(total / task.samples)
+        # 4. Keep the best epoch.
         if total < least:
             best, least = deepcopy(learned), total
     return best
@@ -336,7 +299,7 @@ class OmniQuant:
             start.start_scales(task, self.alpha)
 
         nearest = {f"{layer}.weight": round_to_nearest(w, grids[layer]) for layer, w in weights.items()}
-        best, least = Fitted({}), mean_loss(task, nearest)
+        best, least = Fitted({}), mean_loss(task, {**task.parameters, **nearest})
         for candidate in (start, learn(task, grid, start, self)):
             if (loss := mean_loss(task, candidate.rounded(task, grid))) < least:
                 best, least = candidate.clipped(task, grid), loss
@@ -345,9 +308,3 @@ class OmniQuant:
     def fit_mixed(self, task: BlockTask) -> Fitted:
         """Learn one block whose layers have different grids, `task.grids`; otherwise as `fit`."""
         return self.fit(task, task.grids[task.layers[0]])
-
-
-def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
-    """Return Q(W): the nearest values of the grid, [rows, columns]."""
-    params = fit_minmax(weight, grid)
-    return decode(encode(weight, params, grid), params)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STRIP = (
-    256  # columns of the product that `error_of_rows` computes at once: they stay in the processor's cache
-)
+# Columns of the product that `error_of_rows` computes at once: they stay in the processor's cache.
+STRIP = 256
 
 
 def squared_output_error(D: Tensor, hessian: Tensor) -> Tensor:

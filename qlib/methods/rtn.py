@@ -45,8 +45,12 @@ def rtn(weight: Tensor, grid: Grid, fit: Fit = "minmax") -> QuantizedWeight:
     >>> rtn(torch.tensor([[-1.0, 0.2, 0.9, 2.0]]), Grid(bits=2)).decode().tolist()
     [[-1.0, 0.0, 1.0, 2.0]]
     """
-    scale = fit_scale(weight, grid, fit)
-    return QuantizedWeight(encode(weight, scale, grid), scale.scale, scale.zero, scale.index)
+    # 1. Fit the range of each group: its scale and its zero point.
+    params = fit_scale(weight, grid, fit)
+    # 2. Round each weight: q = clamp(round(w / scale) + zero).
+    codes = encode(weight, params, grid)
+    # 3. These codes stand for the values w^ = scale (q - zero): see `QuantizedWeight.decode`.
+    return QuantizedWeight(codes, params.scale, params.zero, params.index)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 Paper: Xiao et al. 2022, arXiv 2211.10438, equation 4.
 Problem: inputs are rounded too (w8a8). A few channels are 10 to 100 times larger than the rest, always the
-    same ones, and stretch the grid of every token; weights have no such channels and could take some of it.
+    same ones, and make the grid of every token coarse. Weights have no such channels.
 Rule: y = W x = (W s) (x / s) for any s > 0; choose, for channel j,
           s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
-Why it works: alpha = 0 makes all columns of W alike and leaves the inputs the trouble, 1 does the reverse. At
-    0.5 channel j has the same largest value in both, the geometric mean of what they were.
+Why it works: alpha = 0 makes the ranges of all columns of W equal, alpha = 1 those of all inputs. At 0.5
+    channel j has the same largest value in both, the geometric mean of what they were.
 Shapes: W [outputs, inputs], one or several that read the same input; s [inputs].
 Needs: the range of the inputs. Changes: these weights, and the operation before them, which absorbs 1 / s.
-Dead channels (max|x_j| = 0) keep s = 1. They have no range to move, and the formula would give s near 0: the
-    gain of the norm before would grow a hundredfold, and should the channel ever wake up, so would it.
+Dead channels (max|x_j| = 0) keep s = 1. The formula would give s near 0, and the gain of the norm before
+    would grow a hundredfold: other inputs, for which the channel is not 0, would become as much larger.
 Left out: a search for alpha; what suits depends on the model (0.8 to 0.9 for some large ones). Where weights
-    alone are rounded it rather hurts: it only makes them harder.
+    alone are rounded it does harm: it makes their ranges larger, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,20 +31,6 @@ from qlib.methods.checks import check_stats, check_types, check_weights
 from qlib.methods.contracts import LayerStats, Needs
 
 TINY = 1e-5  # smaller ranges count as this, as in the authors' code: no division by 0
-
-
-def smoothing_factor(absmax_inputs: Tensor, absmax_weights: Tensor, alpha: float) -> Tensor:
-    """Return s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (equation 4), [inputs], > 0.
-
-    Parameters
-    ----------
-    absmax_inputs, absmax_weights : Tensor
-        Largest |x| and largest |w| of each channel, [inputs].
-    alpha : float
-        0 to 1.
-    """
-    s = absmax_inputs.clamp(min=TINY) ** alpha / absmax_weights.clamp(min=TINY) ** (1 - alpha)
-    return s.masked_fill(absmax_inputs == 0, 1)
 
 
 def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
@@ -81,8 +67,13 @@ def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: flo
     check_channels(absmax_inputs, weights, "input ranges", remedy)
     wide = all(each.dtype == torch.float64 for each in (absmax_inputs, *weights))
     dtype = torch.float64 if wide else torch.float32
-    absmax_weights = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
-    return smoothing_factor(absmax_inputs.detach().to(dtype), absmax_weights, alpha)
+    # 1. The largest |x_j| and the largest |W_j| of each channel, over all weights that read it.
+    max_x = absmax_inputs.detach().to(dtype)
+    max_w = torch.stack([weight.detach().abs().amax(0).to(dtype) for weight in weights]).amax(0)
+    # 2. s_j = max|x_j|^alpha / max|W_j|^(1 - alpha), equation 4.
+    s = max_x.clamp(min=TINY) ** alpha / max_w.clamp(min=TINY) ** (1 - alpha)
+    # 3. A channel whose inputs are always 0 keeps s = 1.
+    return s.masked_fill(max_x == 0, 1)
 
 
 def check_alpha(alpha: float) -> None:
@@ -95,7 +86,7 @@ def check_alpha(alpha: float) -> None:
 class SmoothQuant:
     """Settings of SmoothQuant; see `smoothing_scale`."""
 
-    alpha: float = 0.5  # the paper's; 0 leaves all difficulty with the inputs, 1 moves all of it
+    alpha: float = 0.5  # the paper's; 0: equal ranges of all columns of the weights, 1: of all inputs
 
     name: ClassVar[str] = "smoothquant"
     paper: ClassVar[str] = "Xiao et al. 2022, arXiv 2211.10438"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from qlib.errors import QuantError
 from qlib.grid import Grid
-from qlib.methods.awq import AWQ, STRIP, awq_clip, awq_scale
+from qlib.methods.awq import AWQ, awq_clip, awq_scale
 from qlib.methods.contracts import Clip, LayerStats, Needs, Transform
+from qlib.methods.output_error import STRIP, error_of_rows, squared_output_error, upper_triangle
 from qlib.methods.rtn import rtn
 
 COLUMNS = 40
@@ -112,6 +113,23 @@ class TestScaleOracle:
         torch.testing.assert_close(scale, expected)
         apart = sum(awq_scale([W], *statistics(X), Grid(3, 20), points=8)[1] for W in matrices)
         torch.testing.assert_close(losses, apart)
+
+    @pytest.mark.parametrize("columns", [1, 40, STRIP, 2 * STRIP + 30])
+    def test_trace_is_the_squared_output_error(self, columns: int) -> None:
+        """By the tokens, by tr (D H D^T), and by the rows of its fast form."""
+        generator = torch.Generator().manual_seed(2)
+        X, D = torch.randn(50, columns, generator=generator, dtype=torch.float64), weights(3, columns=columns)
+        expected = (X @ D.T).square()
+        torch.testing.assert_close(squared_output_error(D, X.T @ X), expected.sum(), rtol=1e-10, atol=0)
+        found = error_of_rows(D, upper_triangle(X.T @ X, D))
+        torch.testing.assert_close(found, expected.sum(0), rtol=1e-10, atol=0)
+
+    def test_trace_by_hand(self) -> None:
+        """X = [[1, 2], [0, 1]], H = [[1, 2], [2, 5]]; d = (1, -1) moves the outputs by -1 and -1."""
+        H, D = torch.tensor([[1.0, 2.0], [2.0, 5.0]]), torch.tensor([[1.0, -1.0], [0.0, 3.0]])
+        assert upper_triangle(H, D).tolist() == [[1.0, 4.0], [0.0, 5.0]]
+        assert error_of_rows(D, upper_triangle(H, D)).tolist() == [2.0, 45.0]
+        assert squared_output_error(D, H).item() == 47.0
 
     def test_more_columns_than_a_strip(self) -> None:
         """The product with half of H, strip by strip, is the product with H."""
@@ -381,10 +399,9 @@ class TestErrors:
 
     def test_shapes(self) -> None:
         H, a = statistics(inputs())
-        message = r"Hessian of shape .* and magnitudes of shape .* for 40 inputs"
-        with pytest.raises(QuantError, match=message):
+        with pytest.raises(QuantError, match=r"Hessian of shape \(39, 40\) for 40 inputs"):
             awq_scale([weights()], H[:39], a, Grid(3))
-        with pytest.raises(QuantError, match=message):
+        with pytest.raises(QuantError, match=r"mean inputs of shape \(39,\) for weights \[\(24, 40\)\]"):
             awq_scale([weights()], H, a[:39], Grid(3))
         with pytest.raises(QuantError, match="for 39 inputs"):
             awq_scale([weights(), weights()[:, :39]], H, a, Grid(3))
@@ -395,13 +412,13 @@ class TestErrors:
     def test_statistics_without_numbers(self, bad: float) -> None:
         H, a = statistics(inputs())
         H[2, 3] = bad
-        with pytest.raises(QuantError, match="1 of 1600 numbers of AWQ's Hessian"):
+        with pytest.raises(QuantError, match="1 of 1600 entries of the Hessian are NaN or infinite"):
             awq_scale([weights()], H, a, Grid(3))
-        with pytest.raises(QuantError, match="1 of 1600 numbers of AWQ's Hessian"):
+        with pytest.raises(QuantError, match="1 of 1600 entries of the Hessian are NaN or infinite"):
             awq_clip(weights(), H, Grid(3))
         H, a = statistics(inputs())
         a[2] = bad
-        with pytest.raises(QuantError, match="1 of 40 numbers of AWQ's mean inputs"):
+        with pytest.raises(QuantError, match="1 of 40 mean inputs are NaN or infinite"):
             awq_scale([weights()], H, a, Grid(3))
 
     def test_weight_without_numbers(self) -> None:

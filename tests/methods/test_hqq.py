@@ -14,7 +14,7 @@ from torch import Tensor
 from qlib.errors import QuantError
 from qlib.grid import CHUNK, Grid, fit_float_zero
 from qlib.methods.contracts import LayerStats, Needs, WeightMethod
-from qlib.methods.hqq import HQQ, hqq, hqq_steps
+from qlib.methods.hqq import HQQ, hqq, hqq_plain, hqq_steps, shrink
 from qlib.methods.rtn import rtn
 from qlib.quantized_weight import QuantizedWeight
 
@@ -105,6 +105,58 @@ class TestOracle:
         result = hqq(W, Grid(4, 64))
         assert (result.codes == codes).double().mean() >= 0.9999
         assert result.zero.dtype == result.scale.dtype == torch.float32
+
+
+class TestShrink:
+    def test_by_hand(self) -> None:
+        """p = 0.5, beta = 2: |R| = 4 has the bound 4^-0.5 / 2 = 0.25; |R| = 0.25 has 1, and is cut to 0."""
+        R = torch.tensor([4.0, -4.0, 1.0, -1.0, 0.25, -0.25], dtype=torch.float64)
+        expected = torch.tensor([3.75, -3.75, 0.5, -0.5, 0, 0], dtype=torch.float64)
+        torch.testing.assert_close(shrink(R, p=0.5, beta=2.0), expected, rtol=1e-15, atol=0)
+
+    @pytest.mark.parametrize("p", [0.3, 0.7, 1.0])
+    def test_begins_at_the_limit(self, p: float) -> None:
+        limit = 10.0 ** (-1 / (2 - p))
+        R = torch.tensor([0.0, 0.999 * limit, -0.999 * limit, 1.001 * limit, -1.001 * limit])
+        E = shrink(R, p, beta=10.0)
+        assert (E[:3] == 0).all() and E[3] > 0 > E[4]
+
+    def test_solves_its_problem_for_p_1(self) -> None:
+        """For p = 1 it is the exact minimum of |E| + beta/2 (E - R)^2, found here among many E."""
+        tried = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+        for R in (-2.0, -0.3, 0.0, 0.21, 1.0):
+            cost = tried.abs() + 5 / 2 * (tried - R).square()
+            E = shrink(torch.tensor(R, dtype=torch.float64), p=1.0, beta=5.0)
+            assert float(E) == pytest.approx(float(tried[cost.argmin()]), abs=1e-3)
+
+
+class TestPlainForm:
+    @every_grid
+    @pytest.mark.parametrize("size", [NORMAL, LARGE])
+    def test_is_the_fast_one(self, grid: Grid, size: float) -> None:
+        W = weights(size=size)
+        plainly, result = hqq_plain(W, grid), hqq(W, grid)
+        assert torch.equal(plainly.codes, result.codes)
+        assert torch.equal(plainly.scale, result.scale)
+        assert plainly.zero is not None and result.zero is not None
+        torch.testing.assert_close(plainly.zero, result.zero, rtol=0, atol=1e-8)
+
+    @pytest.mark.parametrize(
+        "setting", [{"p": 1.0}, {"p": 0.4}, {"beta": 1000.0}, {"kappa": 1.5}, {"iterations": 3}], ids=str
+    )
+    def test_with_other_settings(self, setting: dict[str, Any]) -> None:
+        W, grid = weights(), Grid(3, 12)
+        plainly, result = hqq_plain(W, grid, **setting), hqq(W, grid, **setting)
+        assert torch.equal(plainly.codes, result.codes)
+        torch.testing.assert_close(plainly.zero, result.zero, rtol=0, atol=1e-8)
+
+    def test_by_hand(self) -> None:
+        """One iteration of the example of `hqq`: scale 1, no outliers, so z = mean(q - W)."""
+        W = torch.tensor([[0.0, 1.2, 1.2, 1.2, 2.2, 3.0]], dtype=torch.float64)
+        result = hqq_plain(W, Grid(2), beta=1e-6, iterations=1)
+        assert result.codes.tolist() == [[0, 1, 1, 1, 2, 3]]
+        assert result.zero is not None
+        assert result.zero.item() == pytest.approx((0 - 0.2 - 0.2 - 0.2 - 0.2 + 0) / 6)
 
 
 class TestWhatMustFall:

@@ -18,8 +18,18 @@ from qlib.errors import QuantError
 from qlib.grid import Grid, fit_minmax
 from qlib.methods.contracts import BlockMethod, BlockTask, LayerStats, Needs
 from qlib.methods.gptq import gptq
-from qlib.methods.omniquant import START, Learned, OmniQuant, clip_range, fake_quant, first_scale
+from qlib.methods.omniquant import (
+    START,
+    Learned,
+    OmniQuant,
+    clip_range,
+    fake_quant,
+    fake_quant_plain,
+    initial_scale,
+    round_ste,
+)
 from qlib.methods.rtn import rtn
+from qlib.methods.smoothquant import smoothing_scale
 from qlib.models.speech import SpeechBatch
 from qlib.models.structure import LayerGroup
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
@@ -78,7 +88,30 @@ def plain_fake_quant(
     return values, errors
 
 
+class TestRoundSte:
+    def test_by_hand(self) -> None:
+        x = torch.tensor([-3.2, -0.4, 0.5, 1.5, 6.0], requires_grad=True)
+        rounded_x = round_ste(x, torch.tensor(-2.0), torch.tensor(3.0))
+        assert rounded_x.tolist() == [-2, 0, 0, 2, 3]
+        assert torch.autograd.grad((rounded_x * torch.arange(5.0)).sum(), x)[0].tolist() == [0, 1, 2, 3, 4]
+
+
 class TestFakeQuant:
+    @every_grid
+    def test_plain_form_has_the_same_values_and_gradients(self, grid: Grid) -> None:
+        """Autograd through `round_ste` against the gradient that is written out."""
+        weight = weights().requires_grad_()
+        up, low = (None if each is None else each.requires_grad_() for each in logits(weight, grid))
+        assert up is not None
+        inputs = [each for each in (weight, up, low) if each is not None]
+        by = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2), dtype=FLOAT64)
+        values, plain = fake_quant(weight, grid, up, low), fake_quant_plain(weight, grid, up, low)
+        torch.testing.assert_close(values, plain, rtol=1e-12, atol=1e-12)
+        found, expected = (torch.autograd.grad((each * by).sum(), inputs) for each in (values, plain))
+        for each, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(each, other, rtol=1e-10, atol=1e-12)
+            assert (each != 0).any()
+
     @every_grid
     def test_values_are_those_of_the_plain_form(self, grid: Grid) -> None:
         weight = weights()
@@ -214,22 +247,30 @@ class TestClipRange:
         assert torch.equal(result.decode(), fake_quant(weight, grid, *logits(weight, grid)))
 
 
-class TestFirstScale:
+class TestInitialScale:
     def test_is_smoothquant_s(self) -> None:
         some, more = torch.tensor([[1.0, -4.0], [0.5, 0.0]]), torch.tensor([[-2.0, 1.0]])
-        scale = first_scale([some, more], torch.tensor([8.0, 1.0]), alpha=0.5)
+        scale = initial_scale([some, more], torch.tensor([8.0, 1.0]), alpha=0.5)
         torch.testing.assert_close(scale, torch.tensor([2.0, 0.5]))
         torch.testing.assert_close(
-            first_scale([some, more], torch.tensor([8.0, 1.0]), alpha=1.0), torch.tensor([8.0, 1.0])
+            initial_scale([some, more], torch.tensor([8.0, 1.0]), alpha=1.0), torch.tensor([8.0, 1.0])
         )
         torch.testing.assert_close(
-            first_scale([some, more], torch.tensor([8.0, 1.0]), alpha=0.0), torch.tensor([0.5, 0.25])
+            initial_scale([some, more], torch.tensor([8.0, 1.0]), alpha=0.0), torch.tensor([0.5, 0.25])
         )
 
+    def test_is_what_smoothquant_returns(self) -> None:
+        some, more = weights(6), weights(4, seed=1)
+        absmax = weights(1, seed=2).abs()[0]
+        absmax[3] = 0
+        for alpha in (0.0, 0.3, 1.0):
+            expected = smoothing_scale(absmax, [some, more], alpha)
+            assert torch.equal(initial_scale([some, more], absmax, alpha), expected)
+
     def test_inputs_without_effect_keep_their_scale(self) -> None:
-        scale = first_scale([torch.tensor([[1.0, 0.0, 3.0]])], torch.tensor([0.0, 5.0, 3.0]), alpha=0.5)
+        scale = initial_scale([torch.tensor([[1.0, 0.0, 3.0]])], torch.tensor([0.0, 5.0, 3.0]), alpha=0.5)
         assert scale.tolist() == [1, 1, 1]
-        assert first_scale([torch.ones(1, 1)], torch.tensor([1e-30]), 0.5).item() >= 1e-3
+        assert initial_scale([torch.ones(1, 1)], torch.tensor([1e-30]), 0.5).item() >= 1e-3
 
 
 # --- whole blocks
@@ -369,15 +410,15 @@ class TestFit:
         start = Learned.start(task, grid, START)
         if activation is not None:
             start.start_scales(task, 0.5)
-        assert losses[0] <= loss_of(task, start.apply(clip_range, task, grid), grid)
+        assert losses[0] <= loss_of(task, start.clipped(task, grid), grid)
 
     def test_what_learning_saw_is_what_rtn_makes_of_it(self) -> None:
         """The loss of the learned rounding, recomputed from the returned float parameters."""
         task, grid = small_task(DECODER, PerToken(bits=4)), Grid(3, 6)
         learned = Learned.start(task, grid, 1.0)
         learned.start_scales(task, 0.5)
-        seen = learned.apply(fake_quant, task, grid)
-        changed = learned.apply(clip_range, task, grid)
+        seen = learned.rounded(task, grid)
+        changed = learned.clipped(task, grid)
         for key, value in rounded(task, changed, grid).items():
             assert torch.equal(value, seen[key]), key
 
@@ -391,7 +432,7 @@ class TestFit:
     def test_a_rate_that_is_too_high_does_no_harm(self) -> None:
         """One huge step: the first guess beats what was learned, and rounding to nearest."""
         grid, task = Grid(3), one_layer(planted_weight(), planted(1, seed=0))
-        start = Learned.start(task, grid, START).apply(clip_range, task, grid)
+        start = Learned.start(task, grid, START).clipped(task, grid)
         assert loss_of(task, start, grid) < loss_of(task, {}, grid)
         changed = OmniQuant(epochs=1, clip_rate=30.0).fit(task, grid)
         assert torch.equal(changed["block.linear.weight"], start["block.linear.weight"])
@@ -429,7 +470,7 @@ class TestFit:
         task = replace(one_layer(planted_weight(), planted(4, seed=0)), progress=seen.append)
         OmniQuant(epochs=3).fit(task, Grid(3))
         assert len(seen) == 3 and seen[2] < seen[0]
-        start = Learned.start(task, Grid(3), START).apply(clip_range, task, Grid(3))
+        start = Learned.start(task, Grid(3), START).clipped(task, Grid(3))
         assert seen[0] == pytest.approx(loss_of(task, start, Grid(3)), rel=0.1)
 
     def test_same_twice_and_the_task_is_left_alone(self) -> None:
@@ -483,7 +524,9 @@ class TestScales:
         group = task.groups[0]
         stats = task.stats[group.layers[0]]
         assert stats.absmax is not None and stats.low is not None and stats.high is not None
-        scale = first_scale([task.parameters[f"{layer}.weight"] for layer in group.layers], stats.absmax, 0.3)
+        scale = initial_scale(
+            [task.parameters[f"{layer}.weight"] for layer in group.layers], stats.absmax, 0.3
+        )
         torch.testing.assert_close(learned.log_scale[group.layers[0]].exp(), scale)
         torch.testing.assert_close(learned.shift[group.layers[0]], (stats.low + stats.high) / 2)
 
@@ -491,7 +534,7 @@ class TestScales:
         task, grid = small_task(DECODER, PerToken(bits=4)), Grid(3, 6)
         learned = Learned.start(task, grid, START)
         learned.start_scales(task, alpha=0.5)
-        torch.autograd.backward((task.output(learned.apply(fake_quant, task, grid), 0) - 1).square().sum())
+        torch.autograd.backward((task.output(learned.rounded(task, grid), 0) - 1).square().sum())
         for some in (learned.upper, learned.lower, learned.log_scale, learned.shift):
             assert some
             for key, variable in some.items():
@@ -505,15 +548,17 @@ class TestScales:
         learned = Learned.start(task, grid, 2.0)
         learned.start_scales(task, alpha=0.5)
 
-        def plain(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | None) -> Tensor:
-            return plain_fake_quant(weight, grid, upper, lower)[0]
+        def plainly_rounded() -> dict[str, Tensor]:
+            parameters = learned.folded(task)
+            for key, upper in learned.upper.items():
+                lower = learned.lower.get(key)
+                parameters[key] = plain_fake_quant(parameters[key], grid, upper, lower)[0]
+            return parameters
 
         variables = [*learned.log_scale.values(), *learned.shift.values(), *learned.upper.values()]
         found, expected = (
-            torch.autograd.grad(
-                (task.output(learned.apply(change, task, grid), 0) - 1).square().sum(), variables
-            )
-            for change in (fake_quant, plain)
+            torch.autograd.grad((task.output(parameters, 0) - 1).square().sum(), variables)
+            for parameters in (learned.rounded(task, grid), plainly_rounded())
         )
         for each, other in zip(found, expected, strict=True):
             torch.testing.assert_close(each, other, rtol=1e-8, atol=1e-10)
