@@ -97,16 +97,16 @@ def transcribe(
         The model is no speech recognizer, has no tokenizer, or does not know the language or task.
     """
     batch_size = whole_number(batch_size, "batch_size", DataError, 1, remedy="It counts windows: 8 is usual.")
-    recognizer, tokenizer = as_recognizer(model)
-    seconds = recognizer.window_seconds
-    prompts = _Prompts(recognizer, language, task)
+    speech_model, tokenizer = as_speech_model(model)
+    seconds = speech_model.window_seconds
+    prompts = _Prompts(speech_model, language, task)
     sources = as_sources(recordings, "transcribe")
     if isinstance(sources, Sized):  # a list: errors come before the work
         for source in sources:
             prompts.of(source)
     total = len(sources) if isinstance(sources, Sized) else None
     with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar:
-        queue = _Queue(recognizer, batch_size, bar)
+        queue = _Queue(speech_model, batch_size, bar)
         samples: list[int] = []  # of each recording
         for number, source in enumerate(sources):
             prompt = prompts.of(source)
@@ -148,7 +148,7 @@ def evaluate_wer(
     DataError
         No utterances, an entry that is none, one without a reference, or all references empty.
     """
-    as_recognizer(model)
+    as_speech_model(model)
     listed = check_utterances(utterances, "evaluate_wer")
     references = require_text(listed)
     transcripts = transcribe(model, listed, batch_size=batch_size, language=language, progress=progress)
@@ -160,7 +160,7 @@ def evaluate_wer(
     )
 
 
-def as_recognizer(model: object) -> tuple[SpeechModel, Tokenizer]:
+def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:
     """Return the model as what it is, and its tokenizer.
 
     Raises

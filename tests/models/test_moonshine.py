@@ -1,4 +1,4 @@
-"""Moonshine against transformers on miniatures; rotation, ragged batches. See also test_recognizers.py."""
+"""Moonshine against transformers on miniatures; rotation, ragged batches. See also test_speech_models.py."""
 
 from __future__ import annotations
 

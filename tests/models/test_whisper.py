@@ -1,4 +1,4 @@
-"""Whisper against transformers on miniatures; prompts and errors. See also test_recognizers.py."""
+"""Whisper against transformers on miniatures; prompts and errors. See also test_speech_models.py."""
 
 from __future__ import annotations
 
