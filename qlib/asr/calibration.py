@@ -21,7 +21,8 @@ from qlib.asr.audio import stream_windows
 from qlib.asr.datasets import Utterance
 from qlib.asr.transcribe import as_speech_model, language_of, transcribe
 from qlib.errors import DataError, ModelError
-from qlib.models.speech import SpeechBatch, SpeechModel
+from qlib.models.speech import SpeechModel
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import Model
 
 HASHED_AT_ONCE = 1 << 20  # bytes

@@ -20,7 +20,7 @@ from qlib.methods.contracts import BlockMethod, BlockTask, LayerStats, Needs
 from qlib.methods.gptq import gptq
 from qlib.methods.omniquant import START, Learned, OmniQuant, clip_range, fake_quant, first_scale
 from qlib.methods.rtn import rtn
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import LayerGroup
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 

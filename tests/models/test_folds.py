@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.moonshine import Moonshine
+from qlib.models.speech import SpeechModel
 from qlib.models.structure import LayerGroup, apply_fold, fold
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
 
-SpeechModel = Whisper | Moonshine
 FRAMES, TOKENS = 20, 7
 
 

@@ -13,12 +13,12 @@ from qlib.calibrate import watch_inputs
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
 from qlib.models.moonshine import Moonshine
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech import SpeechModel
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import select
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
 
-SpeechModel = Whisper | Moonshine
 FRAMES = {Whisper: 20, Moonshine: 11}
 
 
