@@ -63,7 +63,9 @@ class SpeechModel(Model):
         counted_frames        the speech, 1 in 4 of the padding   all
         transcript_tokens     the text behind a space             the text; its tokenizer adds a mark itself
 
-    A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long.
+    A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long. Of the networks themselves
+    this class needs that `model.encoder` can be called, and that `model.decoder` has `embed_tokens` and
+    `layers`, each with a `SpeechAttention` called `encoder_attn`.
     """
 
     model: Any
