@@ -21,7 +21,8 @@ from qlib.models.moonshine import Moonshine
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.waveform import SAMPLE_RATE
-from qlib.models.whisper import Whisper, WhisperConfig
+from qlib.models.whisper import Whisper
+from qlib.models.whisper_config import WhisperConfig
 
 
 @pytest.fixture(scope="module")
