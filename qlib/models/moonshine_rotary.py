@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qlib.models.moonshine_config import MoonshineConfig
-from qlib.models.rotary import Rope
+from qlib.models.rotary import Rope, cos_sin
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [T, pairs]
 
@@ -27,9 +27,8 @@ def rotary_angles(config: MoonshineConfig, heads: int, start: int, end: int, lik
     """
     channels = int(config.hidden_size // heads * config.partial_rotary_factor)
     frequencies = Rope(config.rope_theta).frequencies(channels).to(like.device)
-    positions = torch.arange(start, end, dtype=torch.float32, device=like.device)
-    angles = positions[:, None] * frequencies
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    cos, sin = cos_sin(frequencies, start, end)
+    return cos.to(like.dtype), sin.to(like.dtype)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

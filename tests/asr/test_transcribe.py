@@ -13,8 +13,10 @@ from speech_fixtures import multilingual_whisper, noise, utterances
 from torch import Tensor
 
 from qlib.asr.audio import split_windows
-from qlib.asr.transcribe import _Queue, evaluate_wer, greedy, transcribe
+from qlib.asr.greedy import greedy
+from qlib.asr.transcribe import evaluate_wer, transcribe
 from qlib.asr.wer import score
+from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError
 from qlib.models.log_mel import log_mel
 from qlib.models.moonshine import Moonshine
@@ -124,8 +126,8 @@ def test_silence_and_nothing_do_not_crash(model: Whisper) -> None:
 def test_more_recordings_than_one_sorting_holds(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     audios = [noise(0.2 * (i % 3 + 1), i) for i in range(7)]
     expected = transcribe(model, audios, batch_size=2)
-    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 0)
-    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 0.5)  # room for one second
+    monkeypatch.setattr("qlib.asr.window_queue.SECONDS_TOGETHER", 0)
+    monkeypatch.setattr("qlib.asr.window_queue.CHUNK_SECONDS", 0.5)  # room for one second
     assert transcribe(model, audios, batch_size=2) == expected
 
 
@@ -133,15 +135,15 @@ def test_memory_is_bounded_by_seconds_not_by_recordings(
     model: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never more than the bound, a block and a window of sound wait, whatever the recordings are."""
-    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 4)
-    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 1)
+    monkeypatch.setattr("qlib.asr.window_queue.SECONDS_TOGETHER", 4)
+    monkeypatch.setattr("qlib.asr.window_queue.CHUNK_SECONDS", 1)
     monkeypatch.setattr(Whisper, "window_seconds", 1.0)
     monkeypatch.setattr("qlib.asr.audio_file.BLOCK_SECONDS", 2)
     soundfile.write(tmp_path / "long.wav", noise(30).numpy(), SAMPLE_RATE)
     recordings = [tmp_path / "long.wav", *(noise(0.5, i) for i in range(20)), tmp_path / "long.wav"]
-    held, decode = [], _Queue.decode
+    held, decode = [], WindowQueue.decode
     monkeypatch.setattr(
-        _Queue,
+        WindowQueue,
         "decode",
         lambda queue: held.append(sum(len(w.samples) for w in queue._waiting)) or decode(queue),
     )
