@@ -12,7 +12,7 @@ from qlib.block_task import block_task
 from qlib.calibrate import Visit, walk_blocks
 from qlib.grid import Grid
 from qlib.methods.contracts import BlockTask, Needs
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import Model
 
 ENCODER, DECODER = "model.encoder.layers.0", "model.decoder.layers.0"

@@ -8,9 +8,9 @@ from pathlib import Path
 import soundfile
 import torch
 
-from qlib.asr.audio import SAMPLE_RATE
 from qlib.asr.datasets import Utterance
 from qlib.models.tiny import tiny_whisper
+from qlib.models.waveform import SAMPLE_RATE
 from qlib.models.whisper import Whisper
 
 TEXTS = ("the cat", "a heath", "sat", "at the heart of the matter")

@@ -19,7 +19,7 @@ from qlib.calibrate import InputStatistics, count_blocks, walk_blocks, watch_inp
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.hessian import gram
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
 

@@ -22,7 +22,6 @@ from qlib.models.structure import Model, apply_fold
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
 
-Recognizer = Whisper | Moonshine
 FAMILIES = {"whisper": lambda: tiny_whisper(seed=4), "moonshine": lambda: tiny_moonshine(seed=4)}
 OMNIQUANT = qlib.OmniQuant(epochs=2)
 CHAINS: list[list[Any]] = [

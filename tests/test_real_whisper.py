@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import qlib
-from qlib.asr.audio import log_mel_batch
 from qlib.asr.wer import score
 from qlib.models.hub.load import load_model
+from qlib.models.log_mel import log_mel_batch
 from qlib.models.whisper import Whisper
 
 pytestmark = pytest.mark.weights

@@ -103,6 +103,6 @@ def _pause(audio: Tensor, window: int) -> int:
 def is_silent(window: Tensor) -> bool:
     """Return whether a window has no sound at all: no sample, or the same value everywhere.
 
-    That is what a muted microphone writes. A model makes up words for it, so it is not asked.
+    That is what a muted microphone writes. A model makes up words for it, so it is not run on it.
     """
     return not len(window) or bool((window == window[0]).all())

@@ -84,11 +84,11 @@ def audio_blocks(path: Path, offset: float | None = None, duration: float | None
         resampler = None if rate == SAMPLE_RATE else _Resampler(path, rate)
         done = 0
         while done < frames:  # or until the file ends earlier than its header says
-            asked = min(BLOCK_SECONDS * rate, frames - done)
-            block: Samples = file.read(asked, dtype="float32", always_2d=True).mean(axis=1)
+            block_frames = min(BLOCK_SECONDS * rate, frames - done)
+            block: Samples = file.read(block_frames, dtype="float32", always_2d=True).mean(axis=1)
             check_samples(block, str(path), f" from {(first + done) / rate:.0f} s on" if first + done else "")
             done += len(block)
-            last = done == frames or len(block) < asked
+            last = done == frames or len(block) < block_frames
             out = block if resampler is None else resampler(block, last)
             if len(out):  # a resampler keeps some samples back
                 yield torch.from_numpy(out)
@@ -123,11 +123,11 @@ def segment_seconds(path: Path, length: float, offset: float | None, duration: f
     if duration is None:
         return None
     if start + duration > length + TOLERANCE:
-        reach = (
+        segment = (
             f"offset {start:g} s and duration {duration:g} s are" if start else f"duration {duration:g} s is"
         )
         raise DataError(
-            f"{path}: {reach} more than the file has, {length:.2f} s. Give seconds that belong to this "
+            f"{path}: {segment} more than the file has, {length:.2f} s. Give seconds that belong to this "
             "file, or leave the duration out."
         )
     whole = offset is None and duration > length - TOLERANCE

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from qlib.asr.audio import stream_windows
 from qlib.asr.datasets import Utterance
-from qlib.asr.transcribe import as_recognizer, language_of, transcribe
+from qlib.asr.transcribe import as_speech_model, language_of, transcribe
 from qlib.errors import DataError, ModelError
-from qlib.models.speech import SpeechBatch, SpeechModel
+from qlib.models.speech import SpeechModel
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import Model
 
 HASHED_AT_ONCE = 1 << 20  # bytes
@@ -53,12 +54,12 @@ def speech_batches(
     """
     if not utterances:
         raise DataError("The calibration list is empty. Pass some transcribed recordings: 32 are usual.")
-    recognizer, _ = as_recognizer(model)
-    prompts = [_prompt(recognizer, each, language) for each in utterances]
+    speech_model, _ = as_speech_model(model)
+    prompts = [_prompt(speech_model, each, language) for each in utterances]
     return [
-        _batch(recognizer, audio, [*prompt, *tokens], where)
+        _batch(speech_model, audio, [*prompt, *tokens], where)
         for utterance, (code, prompt) in zip(utterances, prompts, strict=True)
-        for audio, tokens, where in _pieces(recognizer, utterance, len(prompt), code)
+        for audio, tokens, where in _pieces(speech_model, utterance, len(prompt), code)
     ]
 
 

@@ -4,42 +4,31 @@
     batch -> encoder, window by window -> greedy decoding, all windows side by side
     texts of a recording's windows, joined in order -> Transcript
 
-Windows of like length stand in one batch, because a batch runs until its longest text ends. A text that
-has ended leaves the batch at once, so the others get faster.
-
-Recordings are read in blocks, and their windows wait until `SECONDS_TOGETHER` of sound are there to be
-sorted. So the memory does not grow with the number of recordings, nor with their length. A window of
-digital silence is not sent through the model: its text is empty.
+The windows of all recordings wait in one queue (`window_queue.py`), which sorts and decodes them
+(`greedy.py`). A window of digital silence is not sent through the model: its text is empty.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
 from qlib.asr.audio import is_silent, stream_windows
 from qlib.asr.datasets import Utterance, check_utterances, require_text
 from qlib.asr.languages import language_code
 from qlib.asr.recordings import Recording, Source, as_sources
 from qlib.asr.wer import WerResult, score
+from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError, describe, whole_number
-from qlib.models.fast.products import reordered_product
 from qlib.models.progress import progress_bar
 from qlib.models.speech import SpeechModel
-from qlib.models.speech_layers import SpeechCache
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
-from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
+from qlib.models.waveform import SAMPLE_RATE
 
-SECONDS_TOGETHER = 1800  # of sound in memory at once, 115 MB, whose windows are sorted by length
 DEFAULT_LANGUAGE = "en"
-
-Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,16 +86,16 @@ def transcribe(
         The model is no speech recognizer, has no tokenizer, or does not know the language or task.
     """
     batch_size = whole_number(batch_size, "batch_size", DataError, 1, remedy="It counts windows: 8 is usual.")
-    recognizer, tokenizer = as_recognizer(model)
-    seconds = recognizer.window_seconds
-    prompts = _Prompts(recognizer, language, task)
+    speech_model, tokenizer = as_speech_model(model)
+    seconds = speech_model.window_seconds
+    prompts = _Prompts(speech_model, language, task)
     sources = as_sources(recordings, "transcribe")
     if isinstance(sources, Sized):  # a list: errors come before the work
         for source in sources:
             prompts.of(source)
     total = len(sources) if isinstance(sources, Sized) else None
     with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar:
-        queue = _Queue(recognizer, batch_size, bar)
+        queue = WindowQueue(speech_model, batch_size, bar)
         samples: list[int] = []  # of each recording
         for number, source in enumerate(sources):
             prompt = prompts.of(source)
@@ -148,7 +137,7 @@ def evaluate_wer(
     DataError
         No utterances, an entry that is none, one without a reference, or all references empty.
     """
-    as_recognizer(model)
+    as_speech_model(model)
     listed = check_utterances(utterances, "evaluate_wer")
     references = require_text(listed)
     transcripts = transcribe(model, listed, batch_size=batch_size, language=language, progress=progress)
@@ -160,7 +149,7 @@ def evaluate_wer(
     )
 
 
-def as_recognizer(model: object) -> tuple[SpeechModel, Tokenizer]:
+def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:
     """Return the model as what it is, and its tokenizer.
 
     Raises
@@ -178,72 +167,18 @@ def as_recognizer(model: object) -> tuple[SpeechModel, Tokenizer]:
 
 
 def language_of(source: Source, language: str | None = None) -> str:
-    """Return the code of a recording's language: the one asked for, else its own, else English.
+    """Return the code of a recording's language: the given one, else that of its list, else English.
 
     Raises
     ------
     ModelError
-        The language asked for is unknown.
+        The given language is unknown.
     DataError
-        The recording's own is unknown; the message names its place in the list.
+        That of the list is unknown; the message names the recording's place there.
     """
     if language is not None:
         return language_code(language, error=ModelError)
     return language_code(source.language, source.place) if source.language else DEFAULT_LANGUAGE
-
-
-def greedy(
-    model: SpeechModel,
-    head: Head,
-    cache: SpeechCache,
-    prompt: Sequence[int] | Sequence[Sequence[int]],
-    limits: Sequence[int],
-) -> list[list[int]]:
-    """Decode by always taking the most probable token.
-
-    Parameters
-    ----------
-    model : Whisper or Moonshine
-        Whose decoder writes.
-    head : callable
-        Hidden states [B, D] to logits [B, V]: `model.proj_out`, or the same map prepacked.
-    cache : SpeechCache
-        New, over the encoder states of B windows; used up.
-    prompt : sequence of int
-        What every text begins with; or one such sequence for each row, all equally long.
-    limits : sequence of int
-        The most new tokens of each row, 1 or more.
-
-    Returns
-    -------
-    list of list of int
-        The new tokens of each row, without the end token; a row ends there or at its limit.
-    """
-    generation, device = model.generation, model.model.decoder.embed_tokens.weight.device
-    banned = torch.tensor(generation.suppress, dtype=torch.long, device=device)
-    banned_first = torch.tensor(generation.suppress_first, dtype=torch.long, device=device)
-    texts: list[list[int]] = [[] for _ in limits]
-    alive = list(range(len(texts)))  # which text each row of the batch belongs to
-    tokens = torch.tensor(prompt, device=device).expand(len(texts), -1)
-    begun = tokens.shape[1]
-    while alive:
-        logits = head(model.decode(tokens, cache)[:, -1])
-        logits.index_fill_(1, banned, -torch.inf)
-        if cache.length == begun:
-            logits.index_fill_(1, banned_first, -torch.inf)
-        chosen = logits.argmax(-1).tolist()
-        for row in reversed(range(len(alive))):
-            text = alive[row]
-            ended = chosen[row] in generation.ends
-            if not ended:
-                texts[text].append(chosen[row])
-            if ended or len(texts[text]) == limits[text]:
-                cache.drop(row)  # the last row moves here, in the cache and in both lists
-                alive[row], chosen[row] = alive[-1], chosen[-1]
-                alive.pop()
-                chosen.pop()
-        tokens = torch.tensor(chosen, device=device)[:, None]
-    return texts
 
 
 class _Prompts:
@@ -265,68 +200,6 @@ class _Prompts:
                 own = self.language is None and source.language
                 raise ModelError(f"{source.place}: {error}" if own else str(error)) from error
         return self.known[code]
-
-
-@dataclass
-class _Window:
-    """A piece of a recording that waits to be decoded, and then its text."""
-
-    recording: int
-    samples: Tensor
-    prompt: Sequence[int]
-    tokens: list[int] = field(default_factory=list)
-
-
-class _Queue:
-    """Windows that wait until enough are there to be sorted by length."""
-
-    def __init__(self, model: SpeechModel, batch_size: int, bar: tqdm[object]) -> None:
-        self.model, self.batch_size, self.bar = model, batch_size, bar
-        # Every step runs through the large head. This layout takes no time to make, so any call profits.
-        self.head: Head = model.proj_out
-        if isinstance(model.proj_out, nn.Linear):
-            self.head = reordered_product(model.proj_out.weight, None) or model.proj_out
-        self.texts: dict[int, list[list[int]]] = {}  # of each recording, one for each of its windows
-        self._waiting: list[_Window] = []
-        self._held = 0  # samples
-        self._room = SAMPLE_RATE * max(SECONDS_TOGETHER, batch_size * CHUNK_SECONDS)
-        self._open: Counter[int] = Counter()  # of each recording: its windows here, and 1 while it is read
-
-    def begin(self, recording: int) -> None:
-        """Note that a recording's windows are to come."""
-        self._open[recording] += 1
-
-    def add(self, recording: int, window: Tensor, prompt: Sequence[int]) -> None:
-        """Take the next window of a recording; decode all that wait if there is no room for more."""
-        self._waiting.append(_Window(recording, window, prompt))
-        self._open[recording] += 1
-        self._held += len(window)
-        if self._held >= self._room:
-            self.decode()
-
-    def finish(self, recording: int) -> None:
-        """Count one window of a recording as decoded, or its reading as done; the bar counts recordings."""
-        self._open[recording] -= 1
-        if not self._open[recording]:
-            self.bar.update()
-
-    def decode(self) -> None:
-        """Decode all windows that wait; those of like length go together."""
-        order = sorted(self._waiting, key=lambda window: len(window.samples), reverse=True)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            waveforms, prompts = [each.samples for each in batch], [each.prompt for each in batch]
-            limits = self.model.token_limits(waveforms, len(prompts[0]))
-            states, mask = self.model.encode_speech(waveforms)
-            cache = self.model.start(states, len(prompts[0]) + max(limits), mask)
-            for window, tokens in zip(
-                batch, greedy(self.model, self.head, cache, prompts, limits), strict=True
-            ):
-                window.tokens = tokens
-                self.finish(window.recording)
-        for window in self._waiting:
-            self.texts.setdefault(window.recording, []).append(window.tokens)
-        self._waiting, self._held = [], 0
 
 
 def _join(tokenizer: Tokenizer, samples: int, parts: list[list[int]]) -> Transcript:

@@ -137,18 +137,18 @@ def _write_log_mel(audio: Tensor, out: Tensor) -> None:
             "Cut it by split_windows first."
         )
     # 1. Frames. Those centred more than half a frame after the audio's end contain zeros only.
-    sounding = min(-(-(len(audio) + N_FFT) // HOP), frames)
-    padded = pad(audio.float()[None], (0, sounding * HOP - len(audio)))
+    with_sound = min(-(-(len(audio) + N_FFT) // HOP), frames)
+    padded = pad(audio.float()[None], (0, with_sound * HOP - len(audio)))
     padded = pad(padded, (N_FFT // 2, N_FFT // 2), mode="reflect")[0]
-    cut = padded.unfold(0, N_FFT, HOP)[:sounding]
-    # 2. Power [sounding, 201]; in half the time of torch.stft.
+    cut = padded.unfold(0, N_FFT, HOP)[:with_sound]
+    # 2. Power [with_sound, 201]; in half the time of torch.stft.
     spectrum = torch.fft.rfft(cut * torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device))
     power = spectrum.real.square() + spectrum.imag.square()
-    # 3. Bands [bins, sounding].
+    # 3. Bands [bins, with_sound].
     mel = mel_filters(len(out)).to(audio.device) @ power.T
     # 4. Logarithm, cut off and scaled.
-    out[:, :sounding] = mel.clamp(min=POWER_FLOOR).log10()
-    out[:, sounding:] = math.log10(POWER_FLOOR)
+    out[:, :with_sound] = mel.clamp(min=POWER_FLOOR).log10()
+    out[:, with_sound:] = math.log10(POWER_FLOOR)
     peak = out.max()
     if not math.isfinite(peak.item()):
         raise DataError(

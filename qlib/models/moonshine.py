@@ -38,8 +38,8 @@ from qlib.models.cache import KVCache
 from qlib.models.call import call
 from qlib.models.layers import embedding
 from qlib.models.moonshine_config import MoonshineConfig, MoonshineGeneration
+from qlib.models.moonshine_rotary import Angles, rotary_angles, rotate
 from qlib.models.moonshine_structure import DecoderStage, EncoderStage, moonshine_groups
-from qlib.models.rotary import Rope
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import Cross, SpeechAttention, SpeechCache, causal_mask
 from qlib.models.structure import LayerGroup, write_description
@@ -52,8 +52,6 @@ MIN_SAMPLES = 895  # 56 ms: what one frame is made of
 # without end, and no speech has more tokens a second.
 TOKENS_PER_SECOND = 6.5
 
-Angles = tuple[Tensor, Tensor]  # cosines and sines, [T, pairs]
-
 
 def count_frames(samples: int) -> int:
     """Return how many frames the stem makes of a waveform: 0 below `MIN_SAMPLES`, then 1 per 384 samples.
@@ -64,28 +62,6 @@ def count_frames(samples: int) -> int:
     for kernel, stride in STEM:
         samples = max(0, (samples - kernel) // stride + 1)
     return samples
-
-
-def rotary_angles(config: MoonshineConfig, heads: int, start: int, end: int, like: Tensor) -> Angles:
-    """Return cosines and sines `[end - start, pairs]` of the positions from `start` to `end`.
-
-    Pair i turns by theta^(-2i / n) a position, n = head width * `partial_rotary_factor`. In float32, then
-    in the dtype of `like`, so that float64 weights give what the reference implementation gives.
-    """
-    channels = int(config.hidden_size // heads * config.partial_rotary_factor)
-    frequencies = Rope(config.rope_theta).frequencies(channels).to(like.device)
-    positions = torch.arange(start, end, dtype=torch.float32, device=like.device)
-    angles = positions[:, None] * frequencies
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Turn the channel pairs (0, 1), (2, 3), ... of `x [B, H, T, D/H]`; channels behind them pass through."""
-    cos, sin = angles
-    turned = 2 * cos.shape[-1]
-    even, odd = x[..., 0:turned:2], x[..., 1:turned:2]
-    pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return torch.cat((pairs.flatten(-2), x[..., turned:]), dim=-1)
 
 
 class Attention(SpeechAttention):

@@ -8,8 +8,14 @@ from torch import Tensor, nn
 
 from qlib.models.call import call
 from qlib.models.moonshine_config import MoonshineConfig
-from qlib.models.speech import Decoder, Encoder, SpeechBatch, SpeechDecoderStage, SpeechEncoderStage
 from qlib.models.speech_layers import causal_mask
+from qlib.models.speech_structure import (
+    Decoder,
+    Encoder,
+    SpeechBatch,
+    SpeechDecoderStage,
+    SpeechEncoderStage,
+)
 from qlib.models.structure import LayerGroup, select
 
 

@@ -121,7 +121,8 @@ def read_rope(values: ConfigValues) -> Rope:
 
 def cos_sin(frequencies: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the angles of positions start .. end - 1, float32 `[end - start, C / 2]`."""
-    angles = torch.arange(start, end).float()[:, None] * frequencies
+    positions = torch.arange(start, end, device=frequencies.device).float()
+    angles = positions[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 

@@ -1,8 +1,8 @@
-"""A speech recognizer as transcription and calibration see it, whatever its family.
+"""A speech model as transcription and calibration see it, whatever its family.
 
 `SpeechModel` is what a family implements: how sound gets into its encoder, how a decoding begins, how long a
-text may be. A third family is one more class. `SpeechBatch` and the two stages are how its blocks are run
-for calibration.
+text may be. A third family is one more class. How its blocks are run one by one, for calibration, is in
+`speech_structure.py`.
 
 B batch, S encoder states, T tokens, D width, V vocabulary.
 """
@@ -10,19 +10,17 @@ B batch, S encoder states, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from qlib.errors import ModelError
 from qlib.models.call import call
 from qlib.models.fast.packed import pack_linears
 from qlib.models.quantized_linear import QuantizedLinear
-from qlib.models.speech_layers import Cross, SpeechCache, cross_attention, start_cache
-from qlib.models.structure import Model, Source, Stage
+from qlib.models.speech_layers import SpeechCache, start_cache
+from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class Generation(Protocol):
 
 
 class SpeechModel(Model):
-    """A recognizer: `model.encoder` reads sound, `model.decoder` writes tokens, `proj_out` is its head.
+    """Speech to text: `model.encoder` reads sound, `model.decoder` writes tokens, `proj_out` is its head.
 
     What transcription and calibration must know of a family, and nothing else knows:
 
@@ -65,7 +63,9 @@ class SpeechModel(Model):
         counted_frames        the speech, 1 in 4 of the padding   all
         transcript_tokens     the text behind a space             the text; its tokenizer adds a mark itself
 
-    A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long.
+    A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long. Of the networks themselves
+    this class needs that `model.encoder` can be called, and that `model.decoder` has `embed_tokens` and
+    `layers`, each with a `SpeechAttention` called `encoder_attn`.
     """
 
     model: Any
@@ -161,89 +161,3 @@ class SpeechModel(Model):
         self.proj_out = pack_linears([self.proj_out])
         self.packed = True
         return self
-
-
-@dataclass(frozen=True)
-class SpeechBatch:
-    """Teacher-forced utterances: what the encoder reads and the tokens of the transcripts."""
-
-    features: Tensor | None  # what the encoder reads, [B, ...]; None once it has read them
-    frame_mask: Tensor  # bool [B, S]: encoder frames that count in statistics
-    tokens: Tensor  # int [B, T], prompt and transcript
-    token_mask: Tensor  # bool [B, T]
-    states: Tensor | None = None  # [B, S, D], the encoder's output before its final norm
-    where: str = ""  # which utterance it is, for error messages
-
-
-class Encoder(Protocol):
-    """What `SpeechEncoderStage` needs of an encoder."""
-
-    def stem(self, features: Tensor, /) -> Tensor:
-        """Return the first layer's input [B, S, D]."""
-        ...
-
-
-class Decoder(Protocol):
-    """What `SpeechDecoderStage` needs of a decoder."""
-
-    def embed(self, tokens: Tensor, /) -> Tensor:
-        """Return the first layer's input [B, T, D]."""
-        ...
-
-
-class SpeechEncoderStage(Stage):
-    """An encoder as a chain of blocks; a family adds how one block is run."""
-
-    name = "encoder"
-
-    def __init__(self, encoder: Encoder, blocks: Sequence[str]) -> None:
-        self.encoder = encoder
-        self.blocks = tuple(blocks)
-
-    def enter(self, batch: SpeechBatch) -> Tensor:
-        """Send what the encoder reads through the convolution stem."""
-        if batch.features is None:
-            raise ModelError("This batch has been through the encoder already.")
-        return self.encoder.stem(batch.features)
-
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Keep the last layer's output; what the encoder has read is not needed any more.
-
-        The final norm is left to the decoder stage, because a scale may still be folded into it there.
-        """
-        return replace(batch, features=None, states=hidden)
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the frames that count."""
-        return batch.frame_mask
-
-
-class SpeechDecoderStage(Stage):
-    """A decoder as a chain of blocks, fed with transcripts and the encoder's output.
-
-    A family adds how one block is run. Padding stands behind the text, where the causal mask hides it.
-    """
-
-    name = "decoder"
-
-    def __init__(self, decoder: Decoder, norm: nn.Module, blocks: Sequence[str]) -> None:
-        self.decoder = decoder
-        self.norm = norm  # the encoder's last
-        self.blocks = tuple(blocks)
-
-    def enter(self, batch: SpeechBatch) -> Tensor:
-        """Embed the tokens."""
-        return self.decoder.embed(batch.tokens)
-
-    def cross(self, block: nn.Module, batch: SpeechBatch) -> Cross:
-        """Return the encoder's keys and values for one block."""
-        assert batch.states is not None, "the encoder's stage comes first"
-        return (*cross_attention(block).keys_values(call(self.norm, batch.states)), None)
-
-    def leave(self, hidden: Tensor, batch: SpeechBatch) -> SpeechBatch:
-        """Nothing follows the decoder."""
-        return batch
-
-    def valid(self, batch: SpeechBatch, source: Source) -> Tensor:
-        """Return the tokens of the transcript, or the frames that count for what reads the encoder."""
-        return batch.frame_mask if source == "encoder" else batch.token_mask

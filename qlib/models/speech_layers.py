@@ -1,4 +1,4 @@
-"""What the networks of recognizers share: attention over two streams, and the cache of a decoding.
+"""What the networks of speech models share: attention over two streams, and the cache of a decoding.
 
 An encoder turns a recording into states [B, S, D] once; a decoder writes tokens, each step reading its own
 past (self-attention) and all states (cross-attention). So a decoding remembers two kinds of keys and

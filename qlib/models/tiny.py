@@ -32,13 +32,11 @@ from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 CHAT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPECIALS = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
 FILES = (  # that `write_folder` may write
-    *(
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ),
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
     "model.safetensors",
 )
 

@@ -1,4 +1,4 @@
-"""The sound that every recognizer here takes: 16 kHz mono, up to 30 s at once."""
+"""The sound that every speech model here takes: 16 kHz mono, up to 30 s at once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from torch import Tensor
 from qlib.errors import DataError
 
 SAMPLE_RATE = 16_000  # samples per second
-CHUNK_SECONDS = (
-    30  # the longest window: Whisper was trained on 30 s at once, and a Moonshine is given no more
-)
+# The longest window: Whisper was trained on 30 s at once, and a Moonshine is given no more.
+CHUNK_SECONDS = 30
 
 
 def check_waveform(audio: Tensor) -> None:
-    """Refuse what is no tensor of samples.
+    """Refuse what is not a tensor of samples, `[samples]`.
 
     Raises
     ------
     DataError
-        Not one dimension, or no floats.
+        More or fewer than one dimension, or not floats.
     """
     if audio.dim() != 1 or not audio.is_floating_point():
         raise DataError(

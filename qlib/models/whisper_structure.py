@@ -5,8 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from qlib.models.call import call
-from qlib.models.speech import Decoder, Encoder, SpeechBatch, SpeechDecoderStage, SpeechEncoderStage
 from qlib.models.speech_layers import causal_mask
+from qlib.models.speech_structure import (
+    Decoder,
+    Encoder,
+    SpeechBatch,
+    SpeechDecoderStage,
+    SpeechEncoderStage,
+)
 from qlib.models.structure import LayerGroup, select
 from qlib.models.whisper_config import WhisperConfig
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from qlib.asr.recognizer import SILENCE_STRIDE
 from speech_fixtures import multilingual_whisper, utterances
 
 import qlib
@@ -18,7 +17,7 @@ from qlib.asr.transcribe import transcribe
 from qlib.errors import DataError, ModelError, QuantError
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
-from qlib.models.whisper import Whisper
+from qlib.models.whisper import SILENCE_STRIDE, Whisper
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_a_whisper_that_hears_less_than_30_s(tmp_path: Path) -> None:
     assert [batch.where.partition(", ")[2] for batch in batches] == ends
     assert {tuple(batch.features.shape) for batch in batches if batch.features is not None} == {(1, 80, 200)}
     assert [int(batch.frame_mask.sum()) for batch in batches][:2] == [25 + 18, 50 + 12]
-    with pytest.raises(ModelError, match=r"8 positions and hears 0\.16 s at once.*1500"):
+    with pytest.raises(ModelError, match=r"8 positions and reads 0\.16 s at once.*1500"):
         speech_batches(tiny_whisper(frames=8), listed)
 
 

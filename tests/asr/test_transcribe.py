@@ -12,14 +12,19 @@ import torch
 from speech_fixtures import multilingual_whisper, noise, utterances
 from torch import Tensor
 
-from qlib.asr.audio import SAMPLE_RATE, log_mel, split_windows
-from qlib.asr.transcribe import _Queue, evaluate_wer, greedy, transcribe
+from qlib.asr.audio import split_windows
+from qlib.asr.greedy import greedy
+from qlib.asr.transcribe import evaluate_wer, transcribe
 from qlib.asr.wer import score
+from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError
+from qlib.models.log_mel import log_mel
 from qlib.models.moonshine import Moonshine
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
-from qlib.models.whisper import Whisper, WhisperConfig
+from qlib.models.waveform import SAMPLE_RATE
+from qlib.models.whisper import Whisper
+from qlib.models.whisper_config import WhisperConfig
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def test_any_of_several_ends_ends_a_text(model: Whisper) -> None:
 
 
 def test_an_encoder_of_another_length_is_refused_before_any_work() -> None:
-    with pytest.raises(ModelError, match=r"has 20 positions .* hears 0\.4 s.* 1500"):
+    with pytest.raises(ModelError, match=r"has 20 positions .* reads 0\.4 s.* 1500"):
         transcribe(tiny_whisper(frames=20), [noise(1)])
 
 
@@ -121,8 +126,8 @@ def test_silence_and_nothing_do_not_crash(model: Whisper) -> None:
 def test_more_recordings_than_one_sorting_holds(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     audios = [noise(0.2 * (i % 3 + 1), i) for i in range(7)]
     expected = transcribe(model, audios, batch_size=2)
-    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 0)
-    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 0.5)  # room for one second
+    monkeypatch.setattr("qlib.asr.window_queue.SECONDS_TOGETHER", 0)
+    monkeypatch.setattr("qlib.asr.window_queue.CHUNK_SECONDS", 0.5)  # room for one second
     assert transcribe(model, audios, batch_size=2) == expected
 
 
@@ -130,15 +135,15 @@ def test_memory_is_bounded_by_seconds_not_by_recordings(
     model: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never more than the bound, a block and a window of sound wait, whatever the recordings are."""
-    monkeypatch.setattr("qlib.asr.transcribe.SECONDS_TOGETHER", 4)
-    monkeypatch.setattr("qlib.asr.transcribe.CHUNK_SECONDS", 1)
-    monkeypatch.setattr("qlib.asr.transcribe.window_seconds", lambda model: 1.0)
+    monkeypatch.setattr("qlib.asr.window_queue.SECONDS_TOGETHER", 4)
+    monkeypatch.setattr("qlib.asr.window_queue.CHUNK_SECONDS", 1)
+    monkeypatch.setattr(Whisper, "window_seconds", 1.0)
     monkeypatch.setattr("qlib.asr.audio_file.BLOCK_SECONDS", 2)
     soundfile.write(tmp_path / "long.wav", noise(30).numpy(), SAMPLE_RATE)
     recordings = [tmp_path / "long.wav", *(noise(0.5, i) for i in range(20)), tmp_path / "long.wav"]
-    held, decode = [], _Queue.decode
+    held, decode = [], WindowQueue.decode
     monkeypatch.setattr(
-        _Queue,
+        WindowQueue,
         "decode",
         lambda queue: held.append(sum(len(w.samples) for w in queue._waiting)) or decode(queue),
     )
@@ -200,7 +205,7 @@ def test_a_whisper_that_hears_less_than_30_s() -> None:
     whole, *parts = transcribe(model, [audio, *windows])
     assert len(parts) >= 3
     assert whole.tokens == tuple(token for part in parts for token in part.tokens)
-    with pytest.raises(ModelError, match=r"8 positions and hears 0\.16 s at once"):
+    with pytest.raises(ModelError, match=r"8 positions and reads 0\.16 s at once"):
         transcribe(tiny_whisper(frames=8), [audio])
 
 

@@ -30,7 +30,7 @@ from qlib.methods.omniquant import (
 )
 from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import LayerGroup
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 

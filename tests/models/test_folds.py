@@ -15,20 +15,19 @@ import torch
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.moonshine import Moonshine
-from qlib.models.structure import LayerGroup, QueryKey, apply_fold, fold, fold_query_key
+from qlib.models.speech import SpeechModel
+from qlib.models.structure import LayerGroup, apply_fold, fold
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
 
-Recognizer = Whisper | Moonshine
 FRAMES, TOKENS = 20, 7
 
 
-def make_whisper() -> Recognizer:
+def make_whisper() -> SpeechModel:
     return tiny_whisper(seed=5, width=16, layers=2, heads=2, frames=FRAMES).double()
 
 
-def make_moonshine() -> Recognizer:
+def make_moonshine() -> SpeechModel:
     return tiny_moonshine(seed=5).double()
 
 
@@ -36,7 +35,7 @@ MAKERS = {"whisper": make_whisper, "moonshine": make_moonshine}
 REFERENCE = {name: make() for name, make in MAKERS.items()}
 
 
-def heard(model: Recognizer) -> Tensor:
+def heard(model: SpeechModel) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if isinstance(model, Whisper):
         return model.encode(torch.randn(2, 80, 2 * FRAMES, generator=generator, dtype=torch.float64))
@@ -44,7 +43,7 @@ def heard(model: Recognizer) -> Tensor:
 
 
 @torch.no_grad()
-def logits(model: Recognizer) -> Tensor:
+def logits(model: SpeechModel) -> Tensor:
     """Teacher-forced and cached logits, one after the other."""
     tokens = torch.randint(0, 50, (2, TOKENS), generator=torch.Generator().manual_seed(2))
     states = heard(model)
@@ -59,7 +58,7 @@ def logits(model: Recognizer) -> Tensor:
 EXPECTED = {name: logits(model) for name, model in REFERENCE.items()}
 
 
-def change(family: str, move: Callable[[Recognizer], None]) -> float:
+def change(family: str, move: Callable[[SpeechModel], None]) -> float:
     """Return by how much a move on a copy of the model changes its logits, relative to their size."""
     model = copy.deepcopy(REFERENCE[family])
     model.tie()
@@ -74,8 +73,8 @@ def random_scale(count: int, seed: int = 0) -> Tensor:
 
 def folded(
     group: LayerGroup, scale: Tensor | None = None, shift: bool = False
-) -> Callable[[Recognizer], None]:
-    def move(model: Recognizer) -> None:
+) -> Callable[[SpeechModel], None]:
+    def move(model: SpeechModel) -> None:
         parameters = dict(model.named_parameters())
         inputs = parameters[f"{group.layers[0]}.weight"].shape[1]
         chosen = group.tie(random_scale(inputs)) if scale is None else scale
@@ -91,13 +90,12 @@ GROUPS = [
     for group in model.groups()
     if group.before is not None
 ]
-PAIRS = [(family, pair) for family, model in REFERENCE.items() for pair in model.query_keys()]
 
 
 def name_of(value: object) -> str:
     if isinstance(value, LayerGroup):
         return f"{value.before} to {value.layers[0]}".replace("model.", "")
-    return value.query.replace("model.", "") if isinstance(value, QueryKey) else str(value)
+    return str(value)
 
 
 @pytest.mark.parametrize(("family", "group"), GROUPS, ids=name_of)
@@ -110,22 +108,12 @@ def test_every_group_that_says_so_can_be_shifted(family: str, group: LayerGroup)
     assert change(family, folded(group, shift=True)) <= 1e-9
 
 
-@pytest.mark.parametrize(("family", "pair"), PAIRS, ids=name_of)
-def test_every_pair_can_share_a_scale(family: str, pair: QueryKey) -> None:
-    def move(model: Recognizer) -> None:
-        apply_fold(model, fold_query_key(dict(model.named_parameters()), pair, random_scale(pair.scales)))
-
-    assert change(family, move) <= 1e-9
-
-
 @pytest.mark.parametrize("family", MAKERS)
 def test_all_moves_together(family: str) -> None:
-    def move(model: Recognizer) -> None:
+    def move(model: SpeechModel) -> None:
         for group in model.groups():
             if group.before is not None:
                 folded(group, shift=group.shift)(model)
-        for pair in model.query_keys():
-            apply_fold(model, fold_query_key(dict(model.named_parameters()), pair, random_scale(pair.scales)))
 
     assert change(family, move) <= 1e-9
 
@@ -180,18 +168,6 @@ def test_the_gate_of_moonshine_cannot_be_scaled() -> None:
     assert change("moonshine", folded(gate)) > 1e-2
 
 
-def test_rotary_pairs_of_moonshine_must_be_tied() -> None:
-    (pair,) = (p for p in REFERENCE["moonshine"].query_keys() if p.query == f"{LAYER}.self_attn.q_proj")
-    assert pair.scales < len(pair.query_rows)
-    free = tuple(range(len(pair.query_rows)))
-    untied = replace(pair, query_rows=free, key_rows=free)
-
-    def move(model: Recognizer) -> None:
-        apply_fold(model, fold_query_key(dict(model.named_parameters()), untied, random_scale(untied.scales)))
-
-    assert change("moonshine", move) > 1e-2
-
-
 def test_a_key_offset_cannot_be_dropped_under_rotary_embeddings() -> None:
     """Whisper's k_proj may lose its constant; Moonshine's rotates it by the position, and scores change."""
     group = group_of("moonshine", f"{LAYER}.self_attn.k_proj")
@@ -203,7 +179,7 @@ def test_a_key_offset_cannot_be_dropped_under_rotary_embeddings() -> None:
     assert change("moonshine", lambda m: _add_key_bias(m, cross, 3 * constant)) <= 1e-9
 
 
-def _add_key_bias(model: Recognizer, layer: str, bias: Tensor) -> None:
+def _add_key_bias(model: SpeechModel, layer: str, bias: Tensor) -> None:
     model.get_submodule(layer).bias = torch.nn.Parameter(bias)
 
 
@@ -220,7 +196,7 @@ def test_the_tied_head_stays_as_it_is(family: str) -> None:
     with pytest.raises(ModelError, match=r"proj_out\.weight is shared with the token embedding"):
         apply_fold(copy.deepcopy(model), changed)
 
-    def by_force(copied: Recognizer) -> None:
+    def by_force(copied: SpeechModel) -> None:
         for name, value in changed.items():
             module, _, parameter = name.rpartition(".")
             getattr(copied.get_submodule(module), parameter).data.copy_(value)

@@ -1,4 +1,4 @@
-"""Moonshine against transformers on miniatures; rotation, ragged batches. See also test_recognizers.py."""
+"""Moonshine against transformers on miniatures; rotation, ragged batches. See also test_speech_models.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
-from qlib.models.moonshine import (
-    MIN_SAMPLES,
-    Moonshine,
-    MoonshineConfig,
-    MoonshineGeneration,
-    count_frames,
-    rotary_angles,
-    rotate,
-)
+from qlib.models.moonshine import MIN_SAMPLES, Moonshine, count_frames
+from qlib.models.moonshine_config import MoonshineConfig, MoonshineGeneration
+from qlib.models.moonshine_rotary import rotary_angles, rotate
 from qlib.models.tiny import tiny_moonshine, write_folder
 
 SAMPLES = 5000  # 11 frames

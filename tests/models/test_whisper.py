@@ -1,4 +1,4 @@
-"""Whisper against transformers on miniatures; prompts and errors. See also test_recognizers.py."""
+"""Whisper against transformers on miniatures; prompts and errors. See also test_speech_models.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_whisper, write_folder
-from qlib.models.whisper import Whisper, WhisperConfig, WhisperGeneration
+from qlib.models.whisper import Whisper
+from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 
 FRAMES = 20
 

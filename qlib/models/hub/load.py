@@ -205,7 +205,8 @@ def _equal_ties(model: Model, tensors: Mapping[str, StoredTensor], dtype: torch.
 def read_tensor(stored: StoredTensor) -> Tensor:
     """Return one tensor of a checkpoint as it is stored."""
     with open_safetensors(stored.path) as file:
-        return file.get_tensor(stored.name)  # type: ignore[no-any-return]
+        tensor: Tensor = file.get_tensor(stored.name)
+    return tensor
 
 
 def compare(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:

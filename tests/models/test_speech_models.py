@@ -1,4 +1,4 @@
-"""What holds for every recognizer: the cache, truncation, dropped rows, stages, groups, folders."""
+"""What holds for every speech model: the cache, truncation, dropped rows, stages, groups, folders."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from qlib.calibrate import watch_inputs
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
 from qlib.models.moonshine import Moonshine
-from qlib.models.speech import SpeechBatch
+from qlib.models.speech import SpeechModel
+from qlib.models.speech_structure import SpeechBatch
+from qlib.models.structure import select
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
 
-Recognizer = Whisper | Moonshine
 FRAMES = {Whisper: 20, Moonshine: 11}
 
 
 @pytest.fixture(scope="module", params=["whisper", "moonshine"])
-def model(request: pytest.FixtureRequest) -> Recognizer:
+def model(request: pytest.FixtureRequest) -> SpeechModel:
     return tiny_whisper(seed=1, frames=20) if request.param == "whisper" else tiny_moonshine(seed=1)
 
 
 @pytest.fixture(scope="module")
-def heard(model: Recognizer) -> Tensor:
+def heard(model: SpeechModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if isinstance(model, Whisper):
         return torch.randn(3, 80, 40, generator=generator)
@@ -39,14 +40,14 @@ def tokens() -> Tensor:
     return torch.randint(0, 250, (3, 9), generator=torch.Generator().manual_seed(0))
 
 
-def batch_of(model: Recognizer, heard: Tensor | None, tokens: Tensor) -> SpeechBatch:
+def batch_of(model: SpeechModel, heard: Tensor | None, tokens: Tensor) -> SpeechBatch:
     frames = torch.ones(3, FRAMES[type(model)], dtype=torch.bool)
     return SpeechBatch(heard, frames, tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("split", [1, 4, 8])
 def test_cached_decoding_equals_one_pass(
-    model: Recognizer, heard: Tensor, tokens: Tensor, split: int
+    model: SpeechModel, heard: Tensor, tokens: Tensor, split: int
 ) -> None:
     cache = model.start(model.encode(heard), capacity=9)
     parts = [model.decode(tokens[:, :split], cache)]
@@ -55,7 +56,7 @@ def test_cached_decoding_equals_one_pass(
     torch.testing.assert_close(logits, model(heard, tokens), rtol=0, atol=1e-5)
 
 
-def test_truncated_cache_forgets_what_was_written(model: Recognizer, heard: Tensor, tokens: Tensor) -> None:
+def test_truncated_cache_forgets_what_was_written(model: SpeechModel, heard: Tensor, tokens: Tensor) -> None:
     cache = model.start(model.encode(heard))
     model.decode(tokens[:, :4], cache)
     model.decode(tokens.flip(0)[:, :5], cache)  # wrong tokens, to be forgotten
@@ -64,7 +65,7 @@ def test_truncated_cache_forgets_what_was_written(model: Recognizer, heard: Tens
     torch.testing.assert_close(model.proj_out(again), model(heard, tokens)[:, 4:], rtol=0, atol=1e-5)
 
 
-def test_dropped_row_gives_its_place_to_the_last(model: Recognizer, heard: Tensor, tokens: Tensor) -> None:
+def test_dropped_row_gives_its_place_to_the_last(model: SpeechModel, heard: Tensor, tokens: Tensor) -> None:
     cache = model.start(model.encode(heard))
     model.decode(tokens[:, :4], cache)
     cache.drop(0)  # rows are now 2, 1
@@ -74,19 +75,19 @@ def test_dropped_row_gives_its_place_to_the_last(model: Recognizer, heard: Tenso
     assert cache.rows == 1
 
 
-def test_several_new_tokens_do_not_see_the_future(model: Recognizer, heard: Tensor, tokens: Tensor) -> None:
+def test_several_new_tokens_do_not_see_the_future(model: SpeechModel, heard: Tensor, tokens: Tensor) -> None:
     changed = tokens.clone()
     changed[:, 6] += 1
     torch.testing.assert_close(model(heard, tokens)[:, :6], model(heard, changed)[:, :6])
     assert not torch.equal(model(heard, tokens)[:, 6:], model(heard, changed)[:, 6:])
 
 
-def test_more_tokens_than_positions_are_refused(model: Recognizer, heard: Tensor) -> None:
+def test_more_tokens_than_positions_are_refused(model: SpeechModel, heard: Tensor) -> None:
     with pytest.raises(ModelError, match="65 tokens are more than the decoder's 64 positions"):
         model(heard[:1], torch.zeros(1, 65, dtype=torch.long))
 
 
-def test_head_is_tied_and_a_folder_keeps_every_weight(model: Recognizer, tmp_path: Path) -> None:
+def test_head_is_tied_and_a_folder_keeps_every_weight(model: SpeechModel, tmp_path: Path) -> None:
     assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
     again = load_model(write_folder(model, tmp_path))
     assert again.proj_out.weight is again.model.decoder.embed_tokens.weight
@@ -96,7 +97,7 @@ def test_head_is_tied_and_a_folder_keeps_every_weight(model: Recognizer, tmp_pat
     assert again.tokenizer.encode("the heart") == model.tokenizer.encode("the heart")
 
 
-def test_stages_reproduce_the_forward_pass(model: Recognizer, heard: Tensor, tokens: Tensor) -> None:
+def test_stages_reproduce_the_forward_pass(model: SpeechModel, heard: Tensor, tokens: Tensor) -> None:
     batch = batch_of(model, heard, tokens)
     for stage in model.stages():
         hidden = stage.enter(batch)
@@ -114,10 +115,10 @@ def test_stages_reproduce_the_forward_pass(model: Recognizer, heard: Tensor, tok
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_what_counts_is_computed_alone_or_cut_out(
-    model: Recognizer, heard: Tensor, tokens: Tensor, rows: int
+def test_marked_vectors_are_computed_alone_or_cut_out(
+    model: SpeechModel, heard: Tensor, tokens: Tensor, rows: int
 ) -> None:
-    """`counted` equals `run` where it counts, and `seen` shows the inputs that a whole pass would show."""
+    """`run(only=mask)` equals `run` where the mask is True, and its layers read what a whole pass reads."""
     frames = torch.arange(FRAMES[type(model)]) % 3 > 0
     batch = replace(batch_of(model, heard, tokens), features=heard[:rows], tokens=tokens[:rows])
     batch = replace(batch, frame_mask=frames.repeat(rows, 1), token_mask=batch.token_mask[:rows])
@@ -133,18 +134,18 @@ def test_what_counts_is_computed_alone_or_cut_out(
             with watch_inputs(modules, whole.__setitem__):
                 after = stage.run(block, hidden, batch)
             with watch_inputs(modules, part.__setitem__):
-                counted = stage.counted(block, hidden, batch)
-            torch.testing.assert_close(counted, after[stage.valid(batch, "hidden")], rtol=0, atol=1e-5)
+                marked = stage.run(block, hidden, batch, stage.valid(batch, "hidden"))
+            torch.testing.assert_close(marked, after[stage.valid(batch, "hidden")], rtol=0, atol=1e-5)
             for layer, source in mine.items():
                 expected = whole[layer][stage.valid(batch, source)]
-                found = stage.seen(part[layer], batch, source)
+                found = select(part[layer], stage.valid(batch, source))
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
             hidden = after
         batch = stage.leave(hidden, batch)
 
 
 def test_groups_list_every_linear_once_and_share_their_input(
-    model: Recognizer, heard: Tensor, tokens: Tensor
+    model: SpeechModel, heard: Tensor, tokens: Tensor
 ) -> None:
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     listed = [layer for group in model.groups() for layer in group.layers]
