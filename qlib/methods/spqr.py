@@ -23,7 +23,7 @@ Left out: the published code lets a group of one sign keep 0 out of its range. I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qlib.errors import QuantError, real_number, settle
-from qlib.grid import Grid, encode, fit_float_zero, to_codes_float_zero, to_values
+from qlib.grid import Grid, fit_float_zero, to_codes_float_zero, to_values
 from qlib.methods.checks import (
     check_act_order,
     check_damping,
@@ -43,6 +43,7 @@ from qlib.methods.checks import (
 )
 from qlib.methods.compensate import Compensated, visiting_order
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.two_levels import round_scales, second_level
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
@@ -132,7 +133,7 @@ def spqr(
             codes[j] = code.masked_fill_(outlier[j], 0)
             # 4. All columns to come make up for the errors of this one.
             compensated.set(j, torch.where(outlier[j], value[j].to(w.dtype), q))
-    return _assemble(compensated, grid, codes, outlier, value, levels, second)
+    return _assemble(compensated, grid, codes, outlier, value, second_level(levels, second))
 
 
 def leave_one_out(group: Tensor, pivots: Tensor, grid: Grid) -> Tensor:
@@ -199,52 +200,20 @@ def fit_without(group: Tensor, left_out: Tensor, grid: Grid) -> tuple[Tensor, Te
     return scale[:, 0], zero[:, 0], others.abs().amax(1) / grid.qmax == 0
 
 
-def round_scales(
-    scale: Tensor, zero: Tensor, empty: Tensor, grid: Grid
-) -> tuple[Tensor, Tensor, QuantizedWeight]:
-    """Round the scales of neighbouring rows on a grid of their own, and so their zero points.
-
-    Parameters
-    ----------
-    scale, zero : Tensor
-        Of each row, [rows].
-    empty : Tensor
-        Rows of zeros, [rows], bool. Their scale does not matter to them, but it would stretch the grid that
-        they share with their neighbours: they get the smallest scale among these.
-    grid : Grid
-        Bits of a scale; its group is the number of neighbouring rows.
-
-    Returns
-    -------
-    tuple
-        Scale and zero point as they are after rounding, [rows], and their codes: scales in row 0, zeros in 1.
-    """
-    for part in grid.slices(len(scale)) if empty.any() else []:
-        if not empty[part].all():
-            scale[part].masked_fill_(empty[part], float(scale[part][~empty[part]].min()))
-    both = torch.stack([scale, zero])
-    fitted = fit_float_zero(both, grid)
-    level = QuantizedWeight(encode(both, fitted, grid), fitted.scale, fitted.zero, fitted.index)
-    rounded_scale, rounded_zero = level.decode()
-    return rounded_scale, rounded_zero, level
-
-
 def _assemble(
     compensated: Compensated,
     grid: Grid,
     codes: Tensor,
     outlier: Tensor,
     value: Tensor,
-    levels: Sequence[QuantizedWeight],
-    second: Grid,
+    second: SecondLevel,
 ) -> QuantizedWeight:
     """Return everything in the original order; codes, outlier and value are [columns, rows]."""
     codes, outlier, value = (
         compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
     )
     places = outlier.flatten().nonzero().squeeze(1)
-    level = SecondLevel(second, *(_of_all_groups(levels, row) for row in (0, 1)))
-    scale, zero = level.decode()
+    scale, zero = second.decode()
     index = grid.group_index(codes.shape[1]).to(codes.device)
     share = 100 * len(places) / outlier.numel()
     note = f"{len(places)} of {outlier.numel()} weights ({share:.2f} %) stay in float16"
@@ -256,17 +225,8 @@ def _assemble(
         (note, *compensated.notes),
         outliers=places if len(places) else None,
         outlier_values=value.flatten()[places] if len(places) else None,
-        second=level,
+        second=second,
     )
-
-
-def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
-    """Return the rounded scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
-    codes, scales, zeros = (
-        torch.cat([getattr(level, name)[row : row + 1] for level in levels])
-        for name in ("codes", "scale", "zero")
-    )
-    return QuantizedWeight(codes, scales, zeros, levels[0].index)
 
 
 @dataclass(frozen=True)

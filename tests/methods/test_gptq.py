@@ -120,7 +120,8 @@ class TestOracles:
         assert torch.equal(gptq(W, hessian(inputs), grid, **ORDERS[order]).codes.double(), codes)
 
     @pytest.mark.parametrize(("bits", "group", "symmetric", "order"), [
-        (4, 64, False, "left to right"), (3, None, True, "left to right"), (2, 100, False, "largest first"), (3, 128, False, "largest first, static"),
+        (4, 64, False, "left to right"), (3, None, True, "left to right"),
+        (2, 100, False, "largest first"), (3, 128, False, "largest first, static"),
     ])  # fmt: skip
     def test_float32_layer_of_full_width(
         self, bits: int, group: int | None, symmetric: bool, order: str
@@ -442,6 +443,6 @@ def test_class_is_the_function() -> None:
     expected = gptq(W, H, Grid(2, 12), damping=0.05, act_order=True, fit="mse", block=8)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.index, expected.index)
-    for other in ({"damping": 0.01}, {"act_order": "left to right"}, {"fit": "minmax"}):
-        settings = {"damping": 0.05, "act_order": "largest first", "fit": "mse", **other}
+    for other in ({"damping": 0.01}, {"act_order": False}, {"fit": "minmax"}):
+        settings = {"damping": 0.05, "act_order": True, "fit": "mse", **other}
         assert not torch.equal(gptq(W, H, Grid(2, 12), **settings).codes, expected.codes)

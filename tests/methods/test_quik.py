@@ -310,7 +310,7 @@ class TestErrors:
         X = data()
         with pytest.raises(QuantError, match="QUIK got statistics without a Hessian"):
             QUIK().quantize_layer(weights(), LayerStats(300, low=X.amin(0), high=X.amax(0)), Grid(4))
-        with pytest.raises(QuantError, match="QUIK got statistics without a range"):
+        with pytest.raises(QuantError, match="QUIK got statistics without the range of the inputs"):
             QUIK().quantize_layer(weights(), LayerStats(300, hessian(X)), Grid(4))
 
 

@@ -413,7 +413,10 @@ class TestErrors:
             ({"second_bits": 9}, "second_bits=9, second_group=16 in SpQR"),
             ({"second_bits": 1}, "second_bits=1"),
             ({"second_group": 0}, "second_group=0"),
-            ({"act_order": "static"}, "act_order='static' in SpQR is unknown. Use 'off' or 'dynamic'"),
+            (
+                {"act_order": "static"},
+                "act_order='static' in SpQR: act_order is True or False",
+            ),
         ],
     )
     def test_settings(self, settings: dict[str, object], message: str) -> None:
