@@ -38,16 +38,16 @@ def output_error(weight: Tensor, other: Tensor, tokens: Tensor) -> float:
     return float((tokens @ (other - weight).T).square().sum() / (tokens @ weight.T).square().sum())
 
 
-def walk(weight: Tensor, tokens: Tensor, **order: bool) -> tuple[list[float], list[Tensor]]:
+def errors_of_gptq(weight: Tensor, tokens: Tensor, **switches: bool) -> tuple[list[float], list[Tensor]]:
     """Return the output error after each column, and the snapshots, in the order of the visit."""
-    steps = gptq_steps(weight, hessian(tokens), GRID, **order)
+    steps = gptq_steps(weight, hessian(tokens), GRID, **switches)
     visited = [(step.column, step.weight.float()) for step in steps]  # .float() copies the running weight
     order = [column for column, _ in visited]
     errors = [output_error(weight[:, order], state, tokens[:, order]) for _, state in visited]
     return errors, [visited[k][1] for k in SNAPSHOTS]
 
 
-def nearest_walk(weight: Tensor, tokens: Tensor) -> list[float]:
+def errors_of_rtn(weight: Tensor, tokens: Tensor) -> list[float]:
     """Return the output error after each column when nobody compensates."""
     rounded, errors = rtn(weight, GRID).decode(), []
     for column in range(1, COLUMNS + 1):
@@ -94,9 +94,9 @@ def main() -> None:
     """Print one table, draw one picture."""
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    left_to_right, states = walk(weight, tokens, act_order=False)
-    largest_first, _ = walk(weight, tokens, act_order=True, static_groups=True)
-    curves = {"nearest": nearest_walk(weight, tokens), "GPTQ, left to right": left_to_right,
+    left_to_right, states = errors_of_gptq(weight, tokens, act_order=False)
+    largest_first, _ = errors_of_gptq(weight, tokens, act_order=True, static_groups=True)
+    curves = {"nearest": errors_of_rtn(weight, tokens), "GPTQ, left to right": left_to_right,
               "GPTQ, largest first": largest_first}  # fmt: skip
     print_table(curves)
     H = hessian(tokens)

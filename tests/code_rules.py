@@ -20,6 +20,7 @@ METHODS_IMPORT = (
     *("qlib.grid", "qlib.quantized_weight", "qlib.errors", "qlib.models.structure"),
     *("qlib.methods.contracts", "qlib.methods.checks", "qlib.methods.hessian", "qlib.methods.compensate"),
     *("qlib.methods.channels", "qlib.methods.output_error", "qlib.methods.straight_through"),
+    "qlib.methods.two_levels",
 )
 # Who may import what of the two packages; the first line whose folder fits counts.
 ARROWS: list[tuple[str, tuple[str, ...]]] = [

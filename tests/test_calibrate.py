@@ -18,7 +18,6 @@ from qlib.asr.calibration import speech_batches
 from qlib.calibrate import InputStatistics, count_blocks, walk_blocks, watch_inputs
 from qlib.errors import QuantError
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.hessian import gram
 from qlib.models.speech_structure import SpeechBatch
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper
@@ -138,12 +137,6 @@ def test_sums_do_not_depend_on_the_split_at_all(sizes: list[int]) -> None:
     for name in ("hessian", "low", "high", "absolute"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     torch.testing.assert_close(a.hessian, rows.double().T @ rows.double(), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("width", [1, 255, 256, 257, 1100])
-def test_gram_is_the_product(width: int) -> None:
-    rows = torch.randn(7, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
-    torch.testing.assert_close(gram(rows), rows.T @ rows)
 
 
 def test_a_pass_ends_where_the_last_input_is_seen(model: Whisper, batch: SpeechBatch) -> None:

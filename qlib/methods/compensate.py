@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qlib.errors import QuantError
 from qlib.grid import Fit, Grid, fit_scale
 from qlib.methods.hessian import factorize
 from qlib.quantized_weight import QuantizedWeight
@@ -108,6 +109,8 @@ class Compensated:
         self.error = torch.zeros_like(weight.detach().T, dtype=torch.float64)
         self._original = self.weight.unbind()
         self._errors: dict[int, Tensor] = {}  # of the block that is being visited: column -> [rows]
+        self._visited: int | None = None  # the column that is to be set now
+        self._done = 0  # columns of the groups that are finished
 
     def groups(self, slices: Sequence[slice], block: int = 128) -> Iterator[Group]:
         """Yield groups of columns; visit all columns of one, and set them, before asking for the next.
@@ -118,17 +121,43 @@ class Compensated:
             The columns of each group, from column 0 on without a gap.
         block : int
             Columns from one matrix product to the next, at most a group: a matter of speed, not of codes.
+
+        Raises
+        ------
+        QuantError
+            The group before is not finished, a column of it was visited and not set, or there is a gap.
         """
         for part in slices:
+            self._check_done(part.start)
             correction = self._correction(slice(0, part.start), part)
             yield Group(part, self._moved(part, correction), self._visit(part, correction, block))
+            self._check_done(part.stop)
 
     def set(self, j: int, values: Tensor) -> None:
-        """Say what the column that is being visited became, [rows]."""
+        """Set column j, which is being visited, to what it became, [rows].
+
+        Raises
+        ------
+        QuantError
+            Another column is being visited, or this one has been set.
+        """
+        if j != self._visited:
+            raise QuantError(
+                f"column {j} was set, but the one to set now is {self._visited}. Set each column once, in "
+                "the loop over its group."
+            )
+        self._visited = None
         torch.sub(self._original[j], values, out=self._errors[j])
 
     def rest(self, start: int) -> Tensor:
-        """Return all columns from `start` on, [columns, rows], as the errors of those before moved them."""
+        """Return all columns from `start` on, [columns, rows], as the errors of those before moved them.
+
+        Raises
+        ------
+        QuantError
+            Not all columns before `start` have been set.
+        """
+        self._check_done(start)
         part = slice(start, len(self.weight))
         return self._moved(part, self._correction(slice(0, start), part))
 
@@ -163,8 +192,20 @@ class Compensated:
             self._errors = dict(enumerate(errors.unbind(), start))
             before = errors.T
             for j, (base_j, ratio_j) in enumerate(zip(base.unbind(), ratio.unbind(), strict=True), start):
+                self._visited = j
                 yield j, torch.addmv(base_j, before, ratio_j)
+                if self._visited is not None:
+                    raise QuantError(f"column {j} was visited and not set. Set it to what it became.")
             self.error[part] = errors
+        self._done = group.stop
+
+    def _check_done(self, columns: int) -> None:
+        """Refuse to go on unless so many columns, all of finished groups, have been set."""
+        if self._done != columns:
+            raise QuantError(
+                f"{self._done} columns are set where {columns} should be. Visit all columns of a group, and "
+                "set each, before going on; groups follow one another without a gap."
+            )
 
 
 # --- the ordinary grid, of GPTQ and QUIK

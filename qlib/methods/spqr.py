@@ -23,8 +23,8 @@ Left out: the published code lets a group of one sign keep 0 out of its range. I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qlib.errors import QuantError, real_number, settle
-from qlib.grid import Grid, encode, fit_float_zero, to_codes_float_zero, to_values
+from qlib.grid import Grid, fit_float_zero, to_codes_float_zero, to_values
 from qlib.methods.checks import (
     check_act_order,
     check_damping,
@@ -43,6 +43,7 @@ from qlib.methods.checks import (
 )
 from qlib.methods.compensate import Compensated, visiting_order
 from qlib.methods.contracts import LayerStats, Needs
+from qlib.methods.two_levels import round_scales, second_level
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
@@ -132,7 +133,7 @@ def spqr(
             codes[j], outlier[j], value[j] = code.masked_fill_(is_outlier, 0), is_outlier, in_float16
             # 4. All columns to come make up for the errors of this one.
             compensated.set(j, torch.where(is_outlier, in_float16.to(w.dtype), q))
-    return _assemble(compensated, grid, codes, outlier, value, levels, second)
+    return _assemble(compensated, grid, codes, outlier, value, second_level(levels, second))
 
 
 def leave_one_out(group: Tensor, pivots: Tensor, grid: Grid) -> Tensor:
@@ -199,63 +200,33 @@ def fit_without(group: Tensor, left_out: Tensor, grid: Grid) -> tuple[Tensor, Te
     return scale[:, 0], zero[:, 0], others.abs().amax(1) / grid.qmax == 0
 
 
-def round_scales(
-    scale: Tensor, zero: Tensor, empty: Tensor, grid: Grid
-) -> tuple[Tensor, Tensor, QuantizedWeight]:
-    """Round the scales of neighbouring rows on a grid of their own, and so their zero points.
-
-    Parameters
-    ----------
-    scale, zero : Tensor
-        Of each row, [rows].
-    empty : Tensor
-        Rows of zeros, [rows], bool. Their scale does not matter to them, but it would stretch the grid that
-        they share with their neighbours: they get the smallest scale among these.
-    grid : Grid
-        Bits of a scale; its group is the number of neighbouring rows.
-
-    Returns
-    -------
-    tuple
-        Scale and zero point as they are after rounding, [rows], and their codes: scales in row 0, zeros in 1.
-    """
-    scale = scale.clone()
-    for part in grid.slices(len(scale)) if empty.any() else []:
-        if not empty[part].all():
-            scale[part].masked_fill_(empty[part], float(scale[part][~empty[part]].min()))
-    both = torch.stack([scale, zero])
-    fitted = fit_float_zero(both, grid)
-    level = QuantizedWeight(encode(both, fitted, grid), fitted.scale, fitted.zero, fitted.index)
-    rounded_scale, rounded_zero = level.decode()
-    return rounded_scale, rounded_zero, level
-
-
 def _assemble(
-    compensated: Compensated, grid: Grid, codes: Tensor, outlier: Tensor, value: Tensor,
-    levels: Sequence[QuantizedWeight], second: Grid,
-) -> QuantizedWeight:  # fmt: skip
-    """Return everything in the original order of the columns; codes, outlier, value are [columns, rows]."""
-    index = compensated.in_original_order(grid.group_index(len(codes)).to(codes.device))
+    compensated: Compensated,
+    grid: Grid,
+    codes: Tensor,
+    outlier: Tensor,
+    value: Tensor,
+    second: SecondLevel,
+) -> QuantizedWeight:
+    """Return everything in the original order; codes, outlier and value are [columns, rows]."""
     codes, outlier, value = (
         compensated.in_original_order(each).T.contiguous() for each in (codes, outlier, value)
     )
-    places, size = outlier.flatten().nonzero().squeeze(1), outlier.numel()
-    level = SecondLevel(second, *(_of_all_groups(levels, row) for row in (0, 1)))
-    note = f"{len(places)} of {size} weights ({100 * len(places) / size:.2f} %) stay in float16"
+    places = outlier.flatten().nonzero().squeeze(1)
+    scale, zero = second.decode()
+    index = grid.group_index(codes.shape[1]).to(codes.device)
+    share = 100 * len(places) / outlier.numel()
+    note = f"{len(places)} of {outlier.numel()} weights ({share:.2f} %) stay in float16"
     return QuantizedWeight(
-        codes.to(grid.code_dtype), *level.decode(), index if len(levels) > 1 else None,
-        (note, *compensated.notes), outliers=places if len(places) else None,
-        outlier_values=value.flatten()[places] if len(places) else None, second=level,
-    )  # fmt: skip
-
-
-def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
-    """Return the rounded scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
-    codes, scales, zeros = (
-        torch.cat([getattr(level, name)[row : row + 1] for level in levels])
-        for name in ("codes", "scale", "zero")
+        codes.to(grid.code_dtype),
+        scale,
+        zero,
+        compensated.in_original_order(index) if scale.shape[1] > 1 else None,
+        (note, *compensated.notes),
+        outliers=places if len(places) else None,
+        outlier_values=value.flatten()[places] if len(places) else None,
+        second=second,
     )
-    return QuantizedWeight(codes, scales, zeros, levels[0].index)
 
 
 @dataclass(frozen=True)
