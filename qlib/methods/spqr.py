@@ -24,7 +24,7 @@ Left out: the published code lets a group of one sign keep 0 out of its range. I
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
