@@ -8,10 +8,12 @@ decoder = draftlib.SpeculativeDecoder(
 print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
-from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.decoder import SpeculativeDecoder
 from draftlib.drafting.length import Confidence, FixedLength
-from draftlib.metrics import Seconds, Stats, Step
+from draftlib.metrics import Stats
+from draftlib.output import Output
 from draftlib.settings import Options
+from draftlib.step import Seconds, Step
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, FileError, ModelError, QlibError

@@ -18,10 +18,12 @@ from typing import Any, get_args
 import torch
 
 from draftlib.arguments import Verify, as_verify
-from draftlib.decoder import Output, SpeculativeDecoder
+from draftlib.decoder import SpeculativeDecoder
 from draftlib.drafting.length import Confidence, FixedLength, Length
-from draftlib.metrics import Stats, Step
+from draftlib.metrics import Stats
+from draftlib.output import Output
 from draftlib.settings import DEFAULTS, Options
+from draftlib.step import Step
 from draftlib.vocabulary.ngram_cache import NGramCache
 from draftlib.writer import piece_of
 from qlib.errors import DraftError, QlibError

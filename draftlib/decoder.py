@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from draftlib.answer import Answer, Pair, RoundObserver
+from draftlib.answer import Answer
 from draftlib.arguments import (
     OnText,
     Verify,
@@ -33,12 +33,14 @@ from draftlib.arguments import (
     text_sink,
 )
 from draftlib.drafting.length import FixedLength, Length, as_length
-from draftlib.metrics import Stats, Step
+from draftlib.metrics import Stats
+from draftlib.output import Output
 from draftlib.prompt import Prompt, several_prompts
+from draftlib.round import Pair, RoundObserver
 from draftlib.settings import Settings
+from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
-from draftlib.writer import Finish
 from qlib.errors import DraftError
 from qlib.models.text import TextModel
 
@@ -49,36 +51,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _FIVE = FixedLength(5)
-
-
-@dataclass(frozen=True)
-class Output:
-    """One answer.
-
-    Attributes
-    ----------
-    text : str
-        Without special tokens and stop strings.
-    tokens : tuple of int
-        Target tokens, the ending one included.
-    stats : Stats
-        Rounds, acceptance, times.
-    finish : str
-        "stop token", "stop string", or "length" where the tokens or the target's positions ran out.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stats: Stats
-    finish: Finish
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        calls = f"{self.stats.tokens_per_target_call:.2f} a target call"
-        return f"<Output: {len(self.tokens)} tokens, {calls}, ended by {self.finish}: {text!r}>"
 
 
 class SpeculativeDecoder:

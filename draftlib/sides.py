@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from draftlib.vocabulary.translate import ReverseTranslator
+from draftlib.vocabulary.reverse import ReverseTranslator
 from qlib.models.fast.row_stability import STABLE_ROWS
 from qlib.models.text import TextModel
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from draftlib.drafting.propose import Draft
 from draftlib.plain import speculative_decode
+from draftlib.verification.rejection import ratio, residual
 from draftlib.verification.revealed import Proposed, path_revealed
-from draftlib.verification.verify import ratio, residual
 from draftlib.vocabulary.ngram_table import NGramTable
 
 

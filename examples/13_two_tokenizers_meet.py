@@ -17,7 +17,8 @@ from drawing import BLUE, GREEN, canvas, save
 from two_tokenizers import PAGES, byte_level, sentence_pieces
 
 from draftlib import NGramCache, VocabularyMap
-from draftlib.vocabulary.translate import ReverseTranslator, translate
+from draftlib.vocabulary.reverse import ReverseTranslator
+from draftlib.vocabulary.translate import translate
 
 SENTENCE = " the largest weight of each group decides the scale"
 ROUND = 4

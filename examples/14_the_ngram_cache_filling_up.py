@@ -20,7 +20,7 @@ from drawing import BLUE, GREEN, INK, ORANGE, canvas, save
 from two_tokenizers import PAGES, byte_level, sentence_pieces
 
 from draftlib import NGramCache, VocabularyMap
-from draftlib.vocabulary.translate import ReverseTranslator, Spelled
+from draftlib.vocabulary.reverse import ReverseTranslator, Spelled
 
 WINDOW = 500  # tokens from one point of the curves to the next
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from draftlib.drafting.length import FixedLength, Length
 from draftlib.drafting.propose import Draft, draw_independent, propose
-from draftlib.verification.noise import RandomDraws, splitmix
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import splitmix
 from draftlib.verification.sampling import warp
 from draftlib.verification.verify import Verdict
 from draftlib.vocabulary.ngram_table import NGramTable

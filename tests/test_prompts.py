@@ -10,7 +10,8 @@ import torch
 from text_families import FAMILIES, write_family
 
 import draftlib
-from draftlib.prompt import read_prompt, target_tokens
+from draftlib.prompt import read_prompt
+from draftlib.prompt_tokens import target_tokens
 from qlib.models import load_model
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_llama

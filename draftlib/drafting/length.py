@@ -20,7 +20,7 @@ from torch import Tensor
 from qlib.errors import DraftError, describe, real_number, settle, whole_number
 
 if TYPE_CHECKING:
-    from draftlib.answer import Round
+    from draftlib.round import Round
 
 
 class Drafted(NamedTuple):

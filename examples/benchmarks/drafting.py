@@ -28,7 +28,7 @@ from tqdm import tqdm
 import draftlib
 from draftlib.__main__ import DTYPES, read_prompts
 from draftlib.metrics import Stats
-from draftlib.prompt import target_tokens
+from draftlib.prompt_tokens import target_tokens
 from qlib.models import load_model
 from qlib.models.hub.load import locate
 from qlib.models.table import align

@@ -17,10 +17,11 @@ from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
-from draftlib.answer import Round
 from draftlib.arguments import Verify
 from draftlib.drafting.length import Drafted
-from draftlib.verification.noise import RandomDraws, gumbel
+from draftlib.round import Round
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import gumbel
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError

@@ -23,19 +23,14 @@ from drafting_toys import (
     translate_plainly,
 )
 
+from draftlib.drafting.coupled import Coupled
 from draftlib.drafting.length import Confidence, FixedLength, Length
-from draftlib.drafting.propose import Coupled, propose
-from draftlib.verification.noise import GumbelNoise, RandomDraws, splitmix
+from draftlib.drafting.propose import propose
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import GumbelNoise, splitmix
+from draftlib.verification.rejection import ratio, verify_rejection
 from draftlib.verification.revealed import path_revealed
-from draftlib.verification.verify import (
-    Verdict,
-    choose,
-    ratio,
-    verify_exact,
-    verify_greedy,
-    verify_point_mass,
-    verify_rejection,
-)
+from draftlib.verification.verify import Verdict, choose, verify_exact, verify_greedy, verify_point_mass
 from draftlib.vocabulary.ngram_table import NGramTable
 from draftlib.vocabulary.ngram_trie import Tokens
 

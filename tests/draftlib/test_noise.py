@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from draftlib.verification.noise import GumbelNoise, RandomDraws, gumbel, splitmix
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import GumbelNoise, gumbel, splitmix
 from draftlib.verification.verify import choose
 from qlib.errors import DraftError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from draftlib import SpeculativeDecoder, plain
 from draftlib.plain import speculative_decode
-from draftlib.verification.noise import RandomDraws
+from draftlib.verification.draws import RandomDraws
 from qlib.models.tiny import tiny_llama
 
 TARGET, DRAFT = tiny_llama(5).double().eval(), tiny_llama(1).double().eval()

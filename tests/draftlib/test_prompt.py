@@ -13,7 +13,8 @@ from text_families import pieces, with_start
 from tokenizers import Tokenizer as RawTokenizer
 
 from draftlib import SpeculativeDecoder
-from draftlib.prompt import draft_tokens, read_prompt, target_tokens
+from draftlib.prompt import read_prompt
+from draftlib.prompt_tokens import draft_tokens, target_tokens
 from qlib.errors import DraftError, ModelError
 from qlib.models.llama import Llama, LlamaConfig
 from qlib.models.text_config import TextGeneration

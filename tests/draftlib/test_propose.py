@@ -10,15 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from draftlib.drafting.coupled import Coupled, coupled_noise
 from draftlib.drafting.length import Confidence, Drafted, FixedLength, Length
-from draftlib.drafting.propose import (
-    Coupled,
-    coupled_noise,
-    draw_greedy,
-    draw_independent,
-    propose,
-)
-from draftlib.verification.noise import GumbelNoise, RandomDraws
+from draftlib.drafting.propose import draw_greedy, draw_independent, propose
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import GumbelNoise
 from draftlib.verification.sampling import warp
 from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError

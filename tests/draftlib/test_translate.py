@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
-from draftlib.vocabulary.translate import ReverseTranslator, Translation, translate
+from draftlib.vocabulary.reverse import ReverseTranslator
+from draftlib.vocabulary.translate import Translation, translate
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
 from qlib.models.tiny import CHAT_SPECIALS, tiny_byte_tokenizer, tiny_tokenizer

@@ -10,23 +10,19 @@ from drafting_toys import every_way
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft
-from draftlib.verification.noise import GumbelNoise, RandomDraws, gumbel
-from draftlib.verification.revealed import Proposed, next_tokens, path_revealed
-from draftlib.verification.sampling import warp
-from draftlib.verification.verify import (
-    RULES,
-    Verdict,
-    VerifyInputs,
-    choose,
+from draftlib.verification.draws import RandomDraws
+from draftlib.verification.noise import GumbelNoise, gumbel
+from draftlib.verification.rejection import (
     ratio,
     residual,
-    verify_exact,
-    verify_greedy,
     verify_path_revealed,
-    verify_point_mass,
     verify_ratio,
     verify_rejection,
 )
+from draftlib.verification.revealed import Proposed, next_tokens, path_revealed
+from draftlib.verification.rules import RULES, VerifyInputs
+from draftlib.verification.sampling import warp
+from draftlib.verification.verify import Verdict, choose, verify_exact, verify_greedy, verify_point_mass
 from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError
 

@@ -1,0 +1,142 @@
+"""One round of an answer as a record: who took part, what each of its steps found, and who may look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from draftlib.drafting.propose import Draft
+from draftlib.step import Seconds, Step
+from draftlib.verification.verify import Verdict
+from draftlib.vocabulary.mapping import VocabularyMap
+from draftlib.vocabulary.ngram_cache import NGramCache
+from draftlib.vocabulary.ngram_table import NGramTable
+from draftlib.vocabulary.translate import Translation
+from qlib.models.text import TextModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that work together, and what lies between their vocabularies.
+
+    Attributes
+    ----------
+    target, draft : TextModel
+        The packed models.
+    vocabulary : VocabularyMap
+        Which draft token is which target token.
+    cache : NGramCache, optional
+        What several draft tokens are together; bound to `vocabulary`.
+    """
+
+    target: TextModel
+    draft: TextModel
+    vocabulary: VocabularyMap
+    cache: NGramCache | None
+
+    @property
+    def device(self) -> torch.device:
+        """Of both models."""
+        return self.target.model.embed_tokens.weight.device
+
+    @cached_property
+    def table(self) -> NGramTable:
+        """Direct counterparts and n-grams as one table."""
+        ngrams = None if self.cache is None else self.cache.ngrams
+        sizes = self.draft.config.vocab_size, self.target.config.vocab_size
+        return NGramTable.of_pair(self.vocabulary, ngrams, *sizes, device=self.device)
+
+
+# What the parts of a round are before their step.
+_NOTHING, _NO_ROWS = Translation((), (), ()), torch.empty(0)
+
+
+_NO_VERDICT, _NO_TIME = Verdict(0, 0), Seconds()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. Its steps fill it from top to bottom, each returning a new one; until then a part is empty.
+
+    Tensors are made in inference mode: clone them before they take part in training.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    context, draft_context : tuple of int
+        The text before the round in target tokens, prompt included, and the drafter's spelling of it.
+    draft : Draft, optional
+        Draft tokens, with their log-probabilities and the drafter's hidden states. None where nothing was
+        drafted: for the last possible token of an answer, and for the target alone.
+    translation : Translation
+        The proposed target tokens, and which draft tokens each of them stands for.
+    rows : Tensor
+        [m + 1, V]; logits of the target after the context and after each proposed token.
+    verdict : Verdict
+        How many proposed tokens are accepted, and the target's own token.
+    tokens : tuple of int
+        The tokens added to the answer: those of the verdict, up to the one that ends it.
+    learned : tuple of (tuple of int, int)
+        Draft tokens and the target token that they spell together.
+    seconds : Seconds
+        Time by phase; that of reading the prompt is in the first round.
+    """
+
+    number: int
+    context: tuple[int, ...]
+    draft_context: tuple[int, ...]
+    draft: Draft | None = None
+    translation: Translation = _NOTHING
+    rows: Tensor = _NO_ROWS
+    verdict: Verdict = _NO_VERDICT
+    tokens: tuple[int, ...] = ()
+    learned: tuple[tuple[tuple[int, ...], int], ...] = ()
+    seconds: Seconds = _NO_TIME
+
+    @property
+    def position(self) -> int:
+        """Index in the target's text of the first token of this round."""
+        return len(self.context)
+
+    @property
+    def proposed(self) -> tuple[int, ...]:
+        """Target tokens, m of them."""
+        return self.translation.tokens
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The draft tokens, from and up to, that each proposed token stands for."""
+        return tuple(zip(self.translation.starts, self.translation.stops, strict=True))
+
+    @property
+    def accepted(self) -> int:
+        """How many proposed tokens are in the answer."""
+        return min(self.verdict.accepted, len(self.tokens))
+
+    def step(self, vocabulary: VocabularyMap) -> Step:
+        """Return what the user sees of this round."""
+        return Step(
+            self.number,
+            self.position,
+            self.draft.tokens if self.draft else (),
+            self.proposed,
+            self.spans,
+            self.accepted,
+            self.tokens,
+            len(self.learned),
+            self.seconds,
+            vocabulary,
+        )
+
+
+class RoundObserver(Protocol):
+    """Whoever wants to see every finished round, for example to learn from it."""
+
+    def observe(self, round: Round) -> None:
+        """Take notice of a round. What is kept of it stays in memory, its rows of logits too."""
+        ...
