@@ -14,9 +14,10 @@ Precision: the searches run in float32 (float64 for such weights).
 Left out: the published search looks at the output of the enclosing module (attention, MLP), this one at those
     of the layers: H is all it takes, no token is kept, but it cannot know that softmax or a gate hides one
     layer's error or enlarges another's. The published clip search sees 512 tokens, H_gg all; neither sees how
-    errors of two groups add up. Neither clips q and k: `awq_clip` clips any weight, `quantize` leaves these two out.
-Unlike it: both ends of a range shrink by the same share (there the range becomes -m to m), and no channel counts
-    as smaller than 1e-4 of the largest: for an unused one (a = 0) sqrt(max * min) would be 0.
+    errors of two groups add up. Neither clips q and k: `awq_clip` clips any weight, `quantize` leaves these
+    two out.
+Unlike it: both ends of a range shrink by the same share (there the range becomes -m to m), and no channel
+    counts as smaller than 1e-4 of the largest: for an unused one (a = 0) sqrt(max * min) would be 0.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ from qlib.methods.checks import check_hessian, check_stats, check_types, check_w
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.output_error import error_of_rows, upper_triangle
 
-SMALLEST_SHARE = (
-    1e-4  # no channel counts as smaller than this share of the largest; the authors' code: s >= 1e-4
-)
+SMALLEST_SHARE = 1e-4  # of the largest mean |x|: smaller ones count as this; the authors' code: s >= 1e-4
 
 
 def awq_scale(
