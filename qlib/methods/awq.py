@@ -14,9 +14,10 @@ Precision: the searches run in float32 (float64 for such weights).
 Left out: the published search looks at the output of the enclosing module (attention, MLP), this one at those
     of the layers: H is all it takes, no token is kept, but it cannot know that softmax or a gate hides one
     layer's error or enlarges another's. The published clip search sees 512 tokens, H_gg all; neither sees how
-    errors of two groups add up. Neither clips q and k: `awq_clip` does as told, `quantize` leaves them out.
-Unlike it: both ends of a range shrink by the same share (there to +-m, however lopsided the range), and no
-    channel counts as smaller than 1e-4 of the largest: an unused one (a = 0) would blow up sqrt(max * min).
+    errors of two groups add up. Neither clips q and k: `awq_clip` clips any weight, `quantize` leaves these
+    two out.
+Unlike it: both ends of a range shrink by the same share (there the range becomes -m to m), and no channel
+    counts as smaller than 1e-4 of the largest: for an unused one (a = 0) sqrt(max * min) would be 0.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from qlib.methods.checks import check_hessian, check_stats, check_types, check_w
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.output_error import error_of_rows, upper_triangle
 
-FAINT = 1e-4  # no channel counts as smaller than this share of the largest; the authors' code: s >= 1e-4
+SMALLEST_SHARE = 1e-4  # of the largest mean |x|: smaller ones count as this; the authors' code: s >= 1e-4
 
 
 def awq_scale(
@@ -91,8 +92,8 @@ def awq_scale(
     """
     grids = check_search(weights, hessian, magnitude, grid, points)
     Ws = [as_compute_dtype(weight.detach()) for weight in weights]
-    a, H = magnitude.detach().to(Ws[0]), upper_triangle(hessian, Ws[0])
-    losses = torch.zeros(points, dtype=torch.float64, device=H.device)
+    a, upper = magnitude.detach().to(Ws[0]), upper_triangle(hessian, Ws[0])
+    losses = torch.zeros(points, dtype=torch.float64, device=upper.device)
     for k in range(points):
         # 1. Try s = a^alpha / sqrt(max * min).
         s = candidate_scale(a, k / points)
@@ -100,7 +101,7 @@ def awq_scale(
             # 2. Round the scaled weight: D = Q(W s) / s - W, for what it reads is x / s.
             D = round_to_nearest(W * s, own) / s - W
             # 3. The squared error of the outputs, over all tokens: tr (D H D^T).
-            losses[k] += error_of_rows(D, H).sum(dtype=torch.float64)
+            losses[k] += error_of_rows(D, upper).sum(dtype=torch.float64)
     # 4. The best alpha wins; the first one wins a tie.
     return candidate_scale(a, int(losses.argmin()) / points), losses
 
@@ -110,7 +111,7 @@ def candidate_scale(a: Tensor, alpha: float) -> Tensor:
     largest = a.max()
     if largest == 0:
         return torch.ones_like(a)
-    s = (a / largest).clamp(min=FAINT) ** alpha
+    s = (a / largest).clamp(min=SMALLEST_SHARE) ** alpha
     return s / (s.max() * s.min()).sqrt()
 
 
@@ -148,7 +149,7 @@ def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, sh
 
     W, clipped = as_compute_dtype(weight.detach()), torch.empty_like(weight)
     for group in grid.slices(W.shape[1]):
-        w, H = W[:, group].contiguous(), upper_triangle(hessian[group, group], W)
+        w, upper = W[:, group].contiguous(), upper_triangle(hessian[group, group], W)
         lo, hi = min_max_on(w, grid)  # [outputs, 1]
         best, least = torch.ones_like(lo), torch.full_like(lo, torch.inf)
         for step in range(steps):
@@ -157,7 +158,7 @@ def awq_clip(weight: Tensor, hessian: Tensor, grid: Grid, *, steps: int = 10, sh
             # 2. Round what is clipped to it: d = Q(clamp(w)) - w.
             d = round_to_nearest(w.clamp(lo * share, hi * share), replace(grid, group=None)) - w
             # 3. The squared error of this part of the outputs: d H_gg d^T of each row.
-            error = error_of_rows(d, H)[:, None]
+            error = error_of_rows(d, upper)[:, None]
             # 4. The best share of each row wins.
             best = torch.where(error < least, share, best)
             least = torch.minimum(error, least)

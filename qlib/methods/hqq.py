@@ -1,4 +1,4 @@
-"""HQQ: move the zero point of each group until the weights, but for a few outliers, are met best. No data.
+"""HQQ: move the zero point of each group to where its rounded weights, outliers aside, are closest. No data.
 
 Paper: Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (a report by
 Mobius Labs, not on arXiv), and the solver `optimize_weights_proximal_v2` of its code.
@@ -47,7 +47,8 @@ from qlib.quantized_weight import QuantizedWeight
 def shrink(R: Tensor, p: float, beta: float) -> Tensor:
     """Return E, the part of the errors R that counts as outliers: the solution of |E|^p + beta/2 |E - R|^2.
 
-    It is 0 where |R| <= beta^(-1/(2-p)), and nearly all of R where |R| is large. Any shape.
+    The exact solution for p = 1; for p < 1 the paper's approximation of it. It is 0 where
+    |R| <= beta^(-1/(2-p)), and nearly all of R where |R| is large. Any shape.
 
     >>> shrink(torch.tensor([-2.0, 0.1, 0.5, 3.0]), p=1.0, beta=2.0).tolist()
     [-1.5, 0.0, 0.0, 2.5]

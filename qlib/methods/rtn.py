@@ -7,7 +7,7 @@ Rule: fit the range of each group, then W^ = Q(W).
 Why it works: with 8 bits the grid is fine enough for almost any layer; below 4 bits it is not.
 Shapes: W [outputs, inputs].
 Needs: nothing. Changes: this weight only.
-Left out: the inputs. A weight that meets large inputs is rounded as carelessly as one that meets none.
+Left out: the inputs. A weight is rounded in the same way whether its inputs are large or always 0.
 """
 
 from __future__ import annotations
