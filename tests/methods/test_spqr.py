@@ -1,4 +1,4 @@
-"""SpQR: brute-force oracles of the test, the fit and the walk; what outliers save; two levels on disk."""
+"""SpQR: brute-force oracles of the test, the fit and the columns; what outliers save; two levels on disk."""
 
 from __future__ import annotations
 
