@@ -1,4 +1,4 @@
-"""All rules of verification by name, with one signature: `SpeculativeDecoder(verify=...)` picks one of them."""
+"""All rules of verification by name, with one signature: `SpeculativeDecoder(verify=...)` picks one."""
 
 from __future__ import annotations
 
