@@ -17,7 +17,7 @@ from numbers import Integral
 from typing import Any
 
 from qlib.errors import DraftError, as_whole, describe
-from qlib.models.chat import Message, read_messages
+from qlib.models.messages import Message, read_messages
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from drawing import BLUE, GREEN, GREY, ORANGE, canvas, save
 from torch import Tensor
 
 from qlib import Grid, QuantizedWeight
-from qlib.activation import KeepColumns, PerToken
+from qlib.activation import PerToken
+from qlib.kept_columns import KeepColumns
 from qlib.methods.hessian import hessian
 from qlib.methods.quik import quik
 from qlib.methods.spqr import spqr

@@ -9,7 +9,8 @@ Quantization is *fake*: integer codes and scales are real, and decoded before ea
 and sizes are those of the integers; speed is not.
 """
 
-from qlib.activation import PerTensor, PerToken, exceeded
+from qlib.activation import PerTensor, PerToken
+from qlib.activation_state import exceeded
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare

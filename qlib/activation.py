@@ -20,15 +20,14 @@ stays float64). Inputs are not checked: a NaN stays NaN. No gradient passes; who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, QuantError, did_you_mean, real_number, settle, true_or_false
+from qlib.errors import QuantError, did_you_mean, real_number, settle, true_or_false
 from qlib.grid import Grid, as_compute_dtype, check_bits, min_max_with_zero
 from qlib.histogram import Histogram as Histogram
 from qlib.histogram import check_percentile, fixed_scale, float32, round_fixed
@@ -312,148 +311,4 @@ class FixedRange(nn.Module):
 # --- mixed
 
 
-class KeepColumns(nn.Module):
-    """Rounds all columns but a few, which pass in float: for layers whose weight keeps them in float as well.
-
-    Parameters
-    ----------
-    inner : PerToken, PerTensor or FixedRange
-        Rounds the other columns as if the kept ones were not there.
-    columns : sequence of int or Tensor
-        Numbers of the kept columns, [k].
-
-    Raises
-    ------
-    QuantError
-        A number below 0, or twice the same.
-    """
-
-    columns: Tensor
-
-    def __init__(self, inner: Activation, columns: Sequence[int] | Tensor) -> None:
-        super().__init__()
-        numbers = torch.as_tensor(columns, dtype=torch.int64).sort().values
-        if len(numbers) and (int(numbers[0]) < 0 or not bool((numbers.diff() > 0).all())):
-            raise QuantError(
-                f"columns={numbers.tolist()} in KeepColumns are not different numbers >= 0. Name each input "
-                "column once, counted from 0."
-            )
-        self.inner = inner
-        self.needed = int(numbers[-1]) + 1 if len(numbers) else 0  # inputs at least
-        self.register_buffer("columns", numbers, persistent=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the inputs [..., features], rounded but for the kept columns; same shape and dtype.
-
-        Raises
-        ------
-        QuantError
-            A kept column is beyond the last one.
-        """
-        if inputs.shape[-1] < self.needed:
-            raise QuantError(
-                f"column {self.needed - 1} is to be kept, but the input has {inputs.shape[-1]} columns. "
-                "Use the columns of this layer."
-            )
-        inputs = inputs.detach()
-        kept = inputs.index_select(-1, self.columns)
-        # Zeros in their place change no range, since every range reaches 0.
-        rounded = self.inner(inputs.index_fill(-1, self.columns, 0))
-        if isinstance(self.inner, FixedRange):
-            self.inner.seen -= kept.numel()
-        return rounded.index_copy_(-1, self.columns, kept)
-
-    def extra_repr(self) -> str:
-        """Return what `print(model)` shows."""
-        return str(self)
-
-    def __str__(self) -> str:
-        return f"{self.inner}, {len(self.columns)} columns in float"
-
-
 # --- a model's activations
-
-
-def exceeded(model: nn.Module) -> dict[str, float]:
-    """Return the layers whose static range was exceeded, and the share of values, the largest first.
-
-    Parameters
-    ----------
-    model : Module
-        Layers with a `FixedRange` (or `KeepColumns` around one) as their `activation`.
-    """
-    found = {}
-    for name, layer in model.named_modules():
-        activation = getattr(layer, "activation", None)
-        while isinstance(activation, KeepColumns):
-            activation = activation.inner
-        if isinstance(activation, FixedRange) and activation.exceeded:
-            found[name] = activation.exceeded_share
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def reset_counts(model: nn.Module) -> None:
-    """Let every `FixedRange` of a model count from 0 again, for example before a test."""
-    for module in model.modules():
-        if isinstance(module, FixedRange):
-            module.reset()
-
-
-def describe(activation: Activation | None) -> dict[str, Any] | None:
-    """Return an activation as plain data that JSON keeps exactly; `restore` undoes it. None stays None.
-
-    Raises
-    ------
-    QuantError
-        It is none of this module's.
-    """
-    if activation is None:
-        return None
-    if isinstance(activation, PerToken):
-        return {"kind": "per token", **asdict(activation)}
-    if isinstance(activation, PerTensor):
-        return {"kind": "per tensor", **asdict(activation)}
-    if isinstance(activation, FixedRange):
-        spec = asdict(activation.spec)
-        return {"kind": "fixed range", "spec": spec, "low": activation.low, "high": activation.high}
-    if isinstance(activation, KeepColumns):
-        columns = activation.columns.tolist()
-        return {"kind": "keep columns", "inner": describe(activation.inner), "columns": columns}
-    raise QuantError(
-        f"the activation {activation} ({type(activation).__name__}) cannot be written as JSON. Use PerToken, "
-        "PerTensor, or KeepColumns around one of them."
-    )
-
-
-def restore(about: Mapping[str, Any] | None) -> Activation | None:
-    """Return the activation that `describe` made plain data of.
-
-    Raises
-    ------
-    ModelError
-        The data is not from `describe`: an unknown kind, or settings that are missing or too many.
-    QuantError
-        A setting is out of bounds.
-    """
-    if about is None:
-        return None
-    settings = dict(about)
-    kind = settings.pop("kind", None)
-    try:
-        if kind == "per token":
-            return PerToken(**settings)
-        if kind == "per tensor":
-            return PerTensor(**settings)
-        if kind == "fixed range":
-            return FixedRange(PerTensor(**settings.pop("spec")), **settings)
-        if kind == "keep columns" and (inner := restore(settings.pop("inner"))) is not None:
-            return KeepColumns(inner, **settings)
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"the activation {dict(about)} lacks a setting or has an unknown one ({error}). Copy or make the "
-            "checkpoint again."
-        ) from error
-    raise ModelError(
-        f"the activation {dict(about)} is of no known kind. Copy or make the checkpoint again, or use the "
-        "version of this library that wrote it."
-    )

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlib.activation import FixedRange, KeepColumns, PerTensor, PerToken
+from qlib.activation import FixedRange, PerTensor, PerToken
 from qlib.asr.datasets import Utterance
 from qlib.errors import DataError, QuantError, as_whole, describe, list_names
 from qlib.grid import Grid
+from qlib.kept_columns import KeepColumns
 from qlib.linear import FakeQuantLinear
 from qlib.models.structure import Model
 from qlib.models.text import TextModel

@@ -40,10 +40,12 @@ from qlib.models.files import (
     sha256_of,
 )
 from qlib.models.hub import registry
-from qlib.models.hub.load import build, fill, read_tensors
+from qlib.models.hub.load import build, fill
 from qlib.models.hub.placement import choose_device
+from qlib.models.hub.tensors import read_tensors
 from qlib.models.structure import Model
-from qlib.stored_layer import pack_layer, to_16_bits, unpack_layer
+from qlib.stored_layer import pack_layer, unpack_layer
+from qlib.stored_weight import to_16_bits
 from qlib.version import library_version
 
 FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlib.activation import PerTensor, PerToken, reset_counts
+from qlib.activation import PerTensor, PerToken
+from qlib.activation_state import reset_counts
 from qlib.asr.datasets import Utterance
 from qlib.calibrate import count_blocks, walk_blocks
 from qlib.chain import Method

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from qlib.activation import Activation, KeepColumns, PerTensor, PerToken
+from qlib.activation import Activation, PerTensor, PerToken
 from qlib.block_task import block_task
 from qlib.calibrate import Visit
 from qlib.chain import Chain, Method
 from qlib.errors import QuantError
 from qlib.grid import Grid
+from qlib.kept_columns import KeepColumns
 from qlib.linear import FakeQuantLinear
 from qlib.methods.contracts import BlockMethod, BlockTask, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold

@@ -64,7 +64,7 @@ class QuantizedWeight:
         """Return how many bits this weight takes in a checkpoint, to the last one; its layer's bias is extra.
 
         Codes and whole zero points take the grid's bits each, filled up to whole bytes; what is computed when
-        a checkpoint is read takes none: see `qlib.stored_layer.pack_weight`.
+        a checkpoint is read takes none: see `qlib.stored_weight.pack_weight`.
         """
         columns = self.codes.shape[1]
         regular = self.index is None or torch.equal(self.index.cpu(), grid.group_index(columns))

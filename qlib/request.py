@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlib.activation import PerTensor, PerToken, describe
+from qlib.activation import PerTensor, PerToken
+from qlib.activation_state import describe
 from qlib.arguments import as_activation, as_calibration, as_folder, as_grids, as_model, as_patterns
 from qlib.asr.calibration import fingerprint, speech_batches
 from qlib.asr.datasets import Utterance

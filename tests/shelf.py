@@ -13,7 +13,7 @@ from packages import build_wheel
 
 from qlib.models.hub import registry
 from qlib.models.hub.download import Wheel
-from qlib.models.hub.registry import Entry
+from qlib.models.hub.registry_entries import Entry
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 import qlib
 from draftlib import NGramCache
 from draftlib.vocabulary.mapping import VocabularyMap
-from qlib.activation import describe
+from qlib.activation_state import describe
 from qlib.linear import FakeQuantLinear
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper

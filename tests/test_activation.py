@@ -15,20 +15,12 @@ from hypothesis import strategies as st
 from oracles import fit_oracle, round_oracle
 from torch import Tensor, nn
 
-from qlib.activation import (
-    Activation,
-    FixedRange,
-    KeepColumns,
-    PerTensor,
-    PerToken,
-    describe,
-    exceeded,
-    reset_counts,
-    restore,
-)
+from qlib.activation import Activation, FixedRange, PerTensor, PerToken
+from qlib.activation_state import describe, exceeded, reset_counts, restore
 from qlib.errors import ModelError, QuantError
 from qlib.grid import Grid, decode, encode, fit_minmax
 from qlib.histogram import Histogram
+from qlib.kept_columns import KeepColumns
 from qlib.linear import FakeQuantLinear
 from qlib.methods.rtn import rtn
 

@@ -27,7 +27,7 @@ from qlib.methods.spqr import spqr
 from qlib.models.files import sealed, sha256_of
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
-from qlib.stored_layer import pack_weight, to_16_bits
+from qlib.stored_weight import pack_weight, to_16_bits
 
 
 def logits(model: Whisper) -> Tensor:

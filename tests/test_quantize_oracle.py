@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import qlib
-from qlib.activation import FixedRange, KeepColumns
+from qlib.activation import FixedRange
 from qlib.grid import Grid
+from qlib.kept_columns import KeepColumns
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.gptq import gptq
 from qlib.methods.quik import quik

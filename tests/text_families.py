@@ -17,8 +17,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from qlib.models.chat_markers import SOURCES
-from qlib.models.text_tokenizer import _QWEN_WORDS
 from qlib.models.tiny import tiny_byte_tokenizer
+from qlib.models.tokenizer_class import _QWEN_WORDS
 
 CORPUS = [
     "What is the heart of the matter?",

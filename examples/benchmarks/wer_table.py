@@ -27,9 +27,9 @@ import torch
 from common import command_line, names, parse, recordings
 
 import qlib
-from qlib.activation import KeepColumns
 from qlib.asr.datasets import require_text
 from qlib.asr.wer import score
+from qlib.kept_columns import KeepColumns
 from qlib.models.files import read_json, write_json
 from qlib.models.table import align
 

@@ -18,9 +18,6 @@ evaluation cannot fail at its last line.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,13 +29,12 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio_file import audio_blocks, audio_seconds, segment_seconds
+from qlib.asr.manifest_rows import TEXT_KEYS, _csv_rows, _json_rows, _lines, _tsv_rows
 from qlib.errors import DataError, describe, list_names, whole_number
 
 AUDIO_KEYS = ("audio", "audio_filepath", "path", "file_name", "audio_path")
-TEXT_KEYS = ("text", "sentence", "transcript", "transcription")
 LANGUAGE_KEYS = ("language", "lang", "locale")
 
-Row = dict[str, object]
 
 log = logging.getLogger("qlib")
 
@@ -216,82 +212,6 @@ def _path(path: object, caller: str, name: str) -> Path:
     if not isinstance(path, str | Path):
         raise DataError(f"{caller}: {name} is {describe(path)}. Give the path as a text or a Path.")
     return Path(path)
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file. Check the path.")
-    try:
-        # utf-8-sig: a byte order mark, as spreadsheets write it, would otherwise become part of a name.
-        # newline: line ends inside a quoted text stay as they are.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file and line number, line) of every line that is not blank."""
-    # Not splitlines(): it also splits at characters that JSON allows inside a string, such as U+2028.
-    text = _text(path).replace("\r\n", "\n").replace("\r", "\n")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    for where, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error}). Write one object a line.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a {type(row).__name__}, not an object. Write one {{...}} a line.")
-        yield where, row
-
-
-def _tsv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    lines = ((where, line.split("\t")) for where, line in _lines(path))
-    return _table_rows(lines, "Use single tabs, no quotes.")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    text = _text(path)
-    header = next(iter(text.lstrip().splitlines()), "")
-    # Spreadsheets of many countries write semicolons, for the comma is in their numbers.
-    delimiter = ";" if ";" in header and "," not in header else ","
-    return _table_rows(
-        _csv_lines(path, text, delimiter), 'Put a text that holds the separator in double quotes ("...").'
-    )
-
-
-def _csv_lines(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"  # a quoted text may go on for several lines
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{where}: not CSV ({error}). Close all quotes, and double those in a text."
-            ) from error
-        if any(cell.strip() for cell in cells):
-            yield where, cells
-
-
-def _table_rows(lines: Iterator[tuple[str, list[str]]], remedy: str) -> Iterator[tuple[str, Row]]:
-    where, header = next(lines, ("", []))
-    header = [name.strip() for name in header]
-    if len(set(header)) < len(header):
-        twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
-        raise DataError(f"{where}: the header has {list_names(map(repr, twice))} more than once. Rename one.")
-    for where, cells in lines:
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} columns, the header has {len(header)}. {remedy}")
-        # An empty optional cell is one that is not there.
-        yield where, {k: v for k, v in zip(header, cells, strict=True) if v or k in TEXT_KEYS}
 
 
 def as_utterance(row: Mapping[str, object], root: Path, where: str) -> Utterance:

@@ -21,94 +21,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, Literal
 
 import jiwer
 import numpy as np
-import numpy.typing as npt
 
-from qlib.asr.languages import WITHOUT_SPACES, language_code
-from qlib.errors import DataError, describe, require_extra, whole_number
+from qlib.asr.bootstrap import Counts, _errors_and_words, _interval, _rate, _resampled
+from qlib.asr.normalizers import _as_written, _normalizers
+from qlib.errors import DataError, describe, whole_number
 
 IGNORED = "ignore time segment in scoring"  # a marker of some corpora, not speech
-CONFIDENCE = (2.5, 97.5)  # percentiles: a 95 % interval
-DRAWS_AT_ONCE = 1 << 20  # bounds the memory of a bootstrap to some 10 MB, however many utterances
-
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no text
-LETTER = "\N{PHAGS-PA LETTER KA}"  # stands for it in a normalizer, which keeps letters
-
-Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Normalizer:
-    """A text normalizer with the name and version that make a word error rate comparable."""
-
-    name: str
-    version: str
-    function: Callable[[str], str] = field(repr=False)
-
-    def __call__(self, text: str) -> str:
-        """Return `text` in the form that is scored: words between single spaces, or characters."""
-        return self.function(text)
-
-    def hypothesis(self, text: str) -> str:
-        """Return what a system wrote in the form that is scored; each broken byte stays, as a word."""
-        if BROKEN not in text:
-            return self.function(text)
-        return self.function(text.replace(BROKEN, f" {LETTER} ")).replace(LETTER, BROKEN)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.version}"
-
-    @property
-    def unit(self) -> str:
-        """What is counted."""
-        return "characters" if self.name.endswith("characters") else "words"
-
-
-def normalizer(name: str = "whisper-english") -> Normalizer:
-    """Return a text normalizer by name.
-
-    Parameters
-    ----------
-    name : str
-        ``"whisper-english"``: lower case, no punctuation, no fillers, numbers as digits, contractions spelled
-        out, British spelling made American, anything in brackets removed.
-        ``"whisper-basic"``: lower case, no punctuation, no combining marks, anything in brackets removed.
-        ``"whisper-basic-characters"``: the same, with a space between any two characters.
-
-    Raises
-    ------
-    DataError
-        Unknown name.
-    MissingExtraError
-        The ``asr`` extra is not installed.
-    """
-    if name not in NORMALIZERS:
-        *names, last = map(repr, NORMALIZERS)
-        raise DataError(f"normalizer {name!r} is unknown. Use {', '.join(names)} or {last}.")
-    module, function, options = NORMALIZERS[name]
-    # Imported here: it brings packages that only scoring needs.
-    found = require_extra(f"whisper_normalizer.{module}", "asr", "The word error rate")
-    return Normalizer(name, version("whisper_normalizer"), getattr(found, function)(**options))
-
-
-NORMALIZERS: dict[str, tuple[str, str, dict[str, bool]]] = {
-    "whisper-english": ("english", "EnglishTextNormalizer", {}),
-    "whisper-basic": ("basic", "BasicTextNormalizer", {}),
-    "whisper-basic-characters": ("basic", "BasicTextNormalizer", {"split_letters": True}),
-}
-
-
-def normalizer_of(language: str) -> str:
-    """Return the name of the normalizer by which texts of a language (a code) are scored."""
-    if language == "en":
-        return "whisper-english"
-    return "whisper-basic-characters" if language in WITHOUT_SPACES else "whisper-basic"
 
 
 KINDS: dict[str, Literal["substitution", "deletion", "insertion"]] = {
@@ -378,28 +302,9 @@ def _checked_texts(references: Sequence[str], hypotheses: Sequence[str]) -> tupl
     return references, hypotheses
 
 
-def _normalizers(languages: str | Sequence[str], count: int) -> list[Normalizer]:
-    """Return the normalizer of each utterance; those of one language share theirs."""
-    listed = [languages] * count if isinstance(languages, str) else list(languages)
-    if len(listed) != count:
-        raise DataError(
-            f"{len(listed)} languages, {count} references. Pass one language, or one for each reference."
-        )
-    names = [normalizer_of(language_code(each, "languages")) for each in listed]
-    made = {name: normalizer(name) for name in dict.fromkeys(names)}
-    return [made[name] for name in names]
-
-
 def _is_empty(reference: str) -> bool:
     """Return whether a normalized reference has nothing to score."""
     return reference.strip() in ("", IGNORED)
-
-
-def _as_written(normalize: Normalizer, reference: str, hypothesis: str) -> tuple[str, str]:
-    """Return a pair as it is, cut into characters where these are counted."""
-    if normalize.unit == "words":
-        return reference, hypothesis
-    return " ".join("".join(reference.split())), " ".join("".join(hypothesis.split()))
 
 
 def _alignments(pairs: Sequence[tuple[str, str]]) -> list[list[Any]]:
@@ -441,32 +346,3 @@ def _marked(reference: list[str], hypothesis: list[str], chunks: Sequence[Any]) 
         else:
             parts.append((f"[-{said}-]" if said else "") + (f"{{+{written}+}}" if written else ""))
     return " ".join(parts)
-
-
-def _errors_and_words(counts: Counts) -> tuple[Counts, Counts]:
-    hits, substitutions, deletions, insertions = counts
-    return substitutions + deletions + insertions, hits + substitutions + deletions
-
-
-def _rate(counts: Counts) -> float:
-    errors, words = _errors_and_words(counts)
-    return float(100 * errors.sum() / words.sum())
-
-
-def _resampled(errors: Counts, words: Counts, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return the rates (percent) of `resamples` lists of utterances drawn with replacement, [resamples]."""
-    if resamples < 1:
-        raise DataError(f"bootstrap: resamples={resamples}. Use 1000 or more for a steady interval.")
-    generator = np.random.default_rng(seed)
-    utterances = len(words)
-    step = max(1, DRAWS_AT_ONCE // utterances)
-    rates = []
-    for first in range(0, resamples, step):
-        drawn = generator.integers(utterances, size=(min(step, resamples - first), utterances))
-        rates.append(100 * errors[drawn].sum(axis=1) / words[drawn].sum(axis=1))
-    return np.concatenate(rates)
-
-
-def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(values, CONFIDENCE)
-    return float(low), float(high)

@@ -16,6 +16,8 @@ from qlib.models.config_values import (
     divide,
 )
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers: see the whole text, or a window
+
 
 @dataclass(frozen=True)
 class TextConfig:

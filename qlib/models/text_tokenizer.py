@@ -25,11 +25,11 @@ from qlib.errors import ModelError, describe, list_names
 from qlib.models.files import read_json
 from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
+from qlib.models.tokenizer_class import _differences, _token
 
 log = logging.getLogger(__name__)
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-SPACE = "\u2581"
 # The class of a family, whatever the folder says, or where it says nothing.
 ALWAYS = {"qwen2": "Qwen2Tokenizer"}
 USUAL = {"qwen3": "Qwen2Tokenizer", "gemma3_text": "GemmaTokenizer"}
@@ -42,10 +42,6 @@ DEFAULTS = {
         **{"pad_token": "<pad>", "mask_token": "<mask>"},
     },
 }
-_QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def read_text_tokenizer(
@@ -158,13 +154,6 @@ def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
     return settings, named
 
 
-def _token(value: Any, name: str, path: Path) -> str | None:
-    text = value.get("content") if isinstance(value, dict) else value
-    if text is not None and not isinstance(text, str):
-        raise ModelError(f"{path}: {name} is {describe(text)}, not a str. Copy the file again.")
-    return text
-
-
 def _more_special(settings: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the special tokens that the settings list without a name for templates."""
     found = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
@@ -196,61 +185,3 @@ def _from_ids(backend: tokenizers.Tokenizer, generation: TextGeneration) -> dict
     # An id of another type, or without a token, names nothing.
     tokens = {name: backend.id_to_token(i) for name, i in ids.items() if isinstance(i, int) and i >= 0}
     return {name: token for name, token in tokens.items() if token is not None}
-
-
-def _differences(table: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of tokenizer.json that the class replaces by others."""
-    if not kind:
-        return {}
-    model, normalizer, pre_tokenizer, decoder = _rules(kind, settings)
-    wanted = {
-        "model": {**table["model"], **model},
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "decoder": decoder,
-    }
-    return {name: value for name, value in wanted.items() if value != table[name]}
-
-
-def _rules(kind: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return settings of the merges, normalizer, pre-tokenizer and decoder of a class."""
-    space_first = settings.get("add_prefix_space")
-    if kind == "LlamaTokenizer":
-        space_first = space_first is None or bool(space_first)
-        where = ("always" if settings.get("legacy") else "first") if space_first else "never"
-        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if space_first else []
-        words = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": where, "split": False}
-        return _merges(fuse=True), None, words, _bytes_of_pieces(strip)
-    if kind == "GemmaTokenizer":
-        normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        words = {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        }
-        unknown = _token(settings.get("unk_token", "<unk>"), "unk_token", Path("tokenizer_config.json"))
-        return {**_merges(fuse=True), "unk_token": unknown}, normalizer, words, _bytes_of_pieces([])
-    if kind == "Qwen2Tokenizer":
-        pattern = {
-            "type": "Split",
-            "pattern": {"Regex": _QWEN_WORDS},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        words = {"type": "Sequence", "pretokenizers": [pattern, _byte_level(bool(space_first), regex=False)]}
-        return _merges(), {"type": "NFC"}, words, _byte_level(True)
-    return _merges(), None, _byte_level(bool(space_first)), _byte_level(True)
-
-
-def _merges(fuse: bool = False) -> dict[str, Any]:
-    return {"unk_token": None, "fuse_unk": fuse, "byte_fallback": fuse, "ignore_merges": False}
-
-
-def _byte_level(space_first: bool, regex: bool = True) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": space_first, "trim_offsets": True, "use_regex": regex}
-
-
-def _bytes_of_pieces(more: list[dict[str, Any]]) -> dict[str, Any]:
-    replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    return {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, *more]}

@@ -17,14 +17,16 @@ from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
 from qlib.models.files import atomic_folder
-from qlib.models.gemma3 import FULL, SLIDING, Gemma3, Gemma3Config
+from qlib.models.gemma3 import Gemma3
+from qlib.models.gemma3_config import Gemma3Config
 from qlib.models.hub.formats.tokenizer_bin import tokenizer_json
-from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.llama import Llama
+from qlib.models.llama_config import LlamaConfig
 from qlib.models.moonshine import Moonshine
 from qlib.models.moonshine_config import MoonshineConfig, MoonshineGeneration
 from qlib.models.rotary import Rope
 from qlib.models.structure import Model
-from qlib.models.text_config import TextGeneration
+from qlib.models.text_config import FULL, SLIDING, TextGeneration
 from qlib.models.tokenizer import Tokenizer
 from qlib.models.whisper import Whisper
 from qlib.models.whisper_config import WhisperConfig, WhisperGeneration

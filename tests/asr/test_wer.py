@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlib.asr.wer import Comparison, WerResult, WordError, compare, normalizer, score
+from qlib.asr.normalizers import normalizer
+from qlib.asr.wer import Comparison, WerResult, WordError, compare, score
 from qlib.errors import DataError, MissingExtraError
 
 WORDS = ["alpha", "bravo", "delta", "lima"]  # the normalizer leaves these alone
@@ -334,7 +335,7 @@ def test_the_seed_decides() -> None:
 def test_chunks_of_draws_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     baseline, other = result([0] * 8, list(range(1, 9))), result([1, 0, 2, 0, 1, 0, 0, 3], list(range(1, 9)))
     whole = compare(baseline, other, resamples=3)
-    monkeypatch.setattr("qlib.asr.wer.DRAWS_AT_ONCE", 16)  # two rows at once: 2 + 1
+    monkeypatch.setattr("qlib.asr.bootstrap.DRAWS_AT_ONCE", 16)  # two rows at once: 2 + 1
     assert compare(baseline, other, resamples=3) == whole
 
 

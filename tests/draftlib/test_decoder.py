@@ -26,7 +26,8 @@ from draftlib.verification.sampling import warp
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models import Tokenizer, load_model
-from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.llama import Llama
+from qlib.models.llama_config import LlamaConfig
 from qlib.models.text_config import TextGeneration
 from qlib.models.tiny import randomize, tiny_byte_tokenizer, tiny_llama, tiny_moonshine, tiny_tokenizer
 

@@ -16,7 +16,8 @@ from draftlib import SpeculativeDecoder
 from draftlib.prompt import read_prompt
 from draftlib.prompt_tokens import draft_tokens, target_tokens
 from qlib.errors import DraftError, ModelError
-from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.llama import Llama
+from qlib.models.llama_config import LlamaConfig
 from qlib.models.text_config import TextGeneration
 from qlib.models.tiny import randomize, tiny_llama
 from qlib.models.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from qlib.methods.gptq import gptq
 from qlib.methods.hessian import hessian
 from qlib.methods.quik import QUIK, quik
 from qlib.quantized_weight import QuantizedWeight
-from qlib.stored_layer import pack_weight, unpack_weight
+from qlib.stored_weight import pack_weight, unpack_weight
 
 COLUMNS = 40
 LARGE = [5, 17, 30]

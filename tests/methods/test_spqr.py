@@ -18,7 +18,7 @@ from qlib.methods.gptq import gptq
 from qlib.methods.hessian import hessian
 from qlib.methods.spqr import SpQR, leave_one_out, spqr
 from qlib.quantized_weight import QuantizedWeight
-from qlib.stored_layer import pack_weight, unpack_weight
+from qlib.stored_weight import pack_weight, unpack_weight
 
 Array = NDArray[np.float64]
 

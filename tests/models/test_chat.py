@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from qlib.errors import MissingExtraError, ModelError
-from qlib.models.chat import Chat, _compile, read_messages
+from qlib.models.chat import Chat
 from qlib.models.chat_markers import SOURCES, known_markers
+from qlib.models.chat_template import _compile
+from qlib.models.messages import read_messages
 from qlib.models.tiny import CHAT_SPECIALS, tiny_tokenizer
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}

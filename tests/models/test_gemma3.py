@@ -11,9 +11,11 @@ from text_oracles import transformers_logits
 from torch import Tensor
 
 from qlib.errors import ModelError
-from qlib.models.gemma3 import FULL, SLIDING, Gemma3Config, Gemma3RMSNorm
+from qlib.models.gemma3 import Gemma3RMSNorm
+from qlib.models.gemma3_config import Gemma3Config
 from qlib.models.hub.load import load_model
 from qlib.models.rotary import Rope
+from qlib.models.text_config import FULL, SLIDING
 from qlib.models.tiny import tiny_gemma3, write_folder
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
-from qlib.models.llama import Llama, LlamaConfig
+from qlib.models.llama import Llama
+from qlib.models.llama_config import LlamaConfig
 from qlib.models.rotary import Rope
 from qlib.models.tiny import tiny_llama, write_folder
 

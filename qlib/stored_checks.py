@@ -1,0 +1,95 @@
+"""Whether the tensors of a stored layer fit one another and the layer: shapes, dtypes, indices in range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qlib.activation import Activation
+from qlib.errors import ModelError, QuantError
+from qlib.grid import Grid
+from qlib.kept_columns import KeepColumns
+from qlib.quantized_weight import QuantizedWeight
+
+
+def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]) -> None:
+    """Refuse a weight whose parts do not fit together, or that holds NaN or infinity.
+
+    Raises
+    ------
+    QuantError
+        The message names the part, what it is and what it should be.
+    """
+    rows, columns = shape
+    kept = 0 if weight.columns is None else len(weight.columns)
+    groups = len(grid.slices(columns - kept)) if columns > kept else 1
+    _expect("codes", weight.codes, shape, grid.code_dtype)
+    _expect("scale", weight.scale, (rows, groups), None)
+    if (weight.zero is None) != grid.symmetric:
+        have = "no zero point" if weight.zero is None else "a zero point"
+        raise QuantError(f"{have} on the grid {grid}: only asymmetric grids have one")
+    if weight.zero is not None:
+        whole = not weight.zero.is_floating_point()
+        _expect("zero", weight.zero, (rows, groups), torch.uint8 if whole else weight.scale.dtype)
+        if whole and int(weight.zero.max()) > grid.qmax:
+            raise QuantError(
+                f"the zero point {int(weight.zero.max())} is above {grid.qmax}, the highest code"
+            )
+    _check_index("index", weight.index, columns, groups)
+    _check_places("columns", weight.columns, weight.column_values, (rows, kept), columns)
+    count = 0 if weight.outliers is None else len(weight.outliers)
+    _check_places("outliers", weight.outliers, weight.outlier_values, (count,), rows * columns)
+    if weight.second is not None:
+        for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
+            blocks = len(weight.second.grid.slices(rows))
+            _expect(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
+            _expect(f"{part}_scale", level.scale, (groups, blocks), None)
+            if level.zero is None:
+                raise QuantError(f"{part}_zero is missing")
+            _expect(f"{part}_zero", level.zero, (groups, blocks), None)
+            _check_index(f"{part}_index", level.index, rows, blocks)
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+    """Refuse another shape, another dtype (None: any float), NaN and infinity."""
+    if tuple(tensor.shape) != shape:
+        raise QuantError(f"{name} is {list(tensor.shape)}, not {list(shape)}")
+    if tensor.dtype != dtype if dtype is not None else not tensor.is_floating_point():
+        raise QuantError(f"{name} is {tensor.dtype}, not {dtype or 'a float'}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise QuantError(f"{name} holds {int((~tensor.isfinite()).sum())} NaN or infinite numbers")
+
+
+def _check_index(name: str, index: Tensor | None, columns: int, groups: int) -> None:
+    """Refuse an index that does not name a group for each column."""
+    if index is None and groups > 1:
+        raise QuantError(f"{name} is missing, though there are {groups} groups")
+    if index is not None:
+        _expect(name, index, (columns,), torch.int64)
+        if int(index.min()) < 0 or int(index.max()) >= groups:
+            raise QuantError(f"{name} names groups {int(index.min())} to {int(index.max())} of {groups}")
+
+
+def _check_places(
+    name: str, places: Tensor | None, values: Tensor | None, shape: tuple[int, ...], limit: int
+) -> None:
+    """Refuse places that are not ascending and below a limit, or that are not as many as their values."""
+    if (places is None) != (values is None):
+        raise QuantError(f"{name} and their values belong together, and one of them is missing")
+    if places is None or values is None:
+        return
+    _expect(name, places, shape[-1:], torch.int64)
+    _expect(f"values of {name}", values, shape, None if values.is_floating_point() else torch.float16)
+    inside = not len(places) or (int(places[0]) >= 0 and int(places[-1]) < limit)
+    if not inside or not bool((places.diff() > 0).all()):
+        raise QuantError(f"{name} are not ascending numbers from 0 to {limit - 1}")
+
+
+def _check_kept_columns(activation: Activation | None, columns: Tensor | None) -> None:
+    """Refuse an input rounding that keeps other columns in float than the weight does."""
+    if isinstance(activation, KeepColumns):
+        kept = [] if columns is None else columns.tolist()
+        if activation.columns.tolist() != kept:
+            raise ModelError(
+                f"its input keeps the columns {activation.columns.tolist()} in float, its weight {kept}"
+            )
