@@ -105,7 +105,8 @@ class Compensated:
     def __init__(self, weight: Tensor, H: Tensor, order: Tensor, damping: float) -> None:
         self.order, self.R = order, factorize(H, order, damping)
         self.weight, self.notes = in_order(weight, H, order)
-        self.error = torch.zeros_like(self.weight, dtype=torch.float64)
+        # In the memory order of the weight, [rows, columns]: float64 results depend on it in their last bit.
+        self.error = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device).T
         self._original = self.weight.unbind()
         self._errors: dict[int, Tensor] = {}  # of the block that is being visited: column -> [rows]
         self._visited: int | None = None  # the column that is to be set now
