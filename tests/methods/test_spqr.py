@@ -17,6 +17,7 @@ from qlib.methods.contracts import LayerStats, Needs, WeightMethod
 from qlib.methods.gptq import gptq
 from qlib.methods.hessian import hessian
 from qlib.methods.spqr import SpQR, leave_one_out, spqr
+from qlib.methods.two_levels import round_scales
 from qlib.quantized_weight import QuantizedWeight
 from qlib.stored_weight import pack_weight, unpack_weight
 
@@ -401,6 +402,15 @@ class TestStorage:
         size = 64 * 256
         expected = size * (4 + 6 / 16 + 128 / 256) + 32 * count(result) + 8 * 256
         assert abs(bits - expected) <= 16 * count(result)
+
+
+def test_a_row_of_zeros_gets_the_smallest_scale_of_its_neighbours() -> None:
+    scale, zero = torch.tensor([1.0, 2.0, 900.0, 5.0, 900.0]), torch.zeros(5)
+    empty = torch.tensor([False, False, True, False, True])
+    rounded, _, level = round_scales(scale, zero, empty, Grid(8, 3))  # rows 0 to 2, and 3 and 4
+    assert level.codes.shape == (2, 5)
+    torch.testing.assert_close(rounded, torch.tensor([1.0, 2.0, 1.0, 5.0, 5.0]))
+    assert torch.equal(rounded, level.decode()[0])
 
 
 class TestErrors:
