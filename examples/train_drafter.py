@@ -43,7 +43,8 @@ from tqdm import tqdm
 
 from qlib.errors import DataError, DraftError, QlibError
 from qlib.models import Tokenizer
-from qlib.models.files import atomic_file, mend, read_json, write_json
+from qlib.models.disk.folders import mend
+from qlib.models.files import atomic_file, read_json, write_json
 from qlib.models.llama import Llama
 from qlib.models.llama_config import LlamaConfig
 from qlib.models.text_config import TextGeneration

@@ -10,7 +10,7 @@ packed integers, and a float tensor in 16 bits only where that loses nothing (we
 16-bit checkpoint and were not changed).
 
 A folder is the old checkpoint or the new one, whatever happens while it is written: see
-`qlib.models.files`. Whatever is read is hashed, so a checkpoint that was changed does not load.
+`qlib.models.disk`. Whatever is read is hashed, so a checkpoint that was changed does not load.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, list_names
 from qlib.linear import FakeQuantLinear
-from qlib.models.files import (
+from qlib.models.disk.disk_errors import disk_errors
+from qlib.models.disk.folders import atomic_folder
+from qlib.models.disk.hashes import (
     SEAL,
-    atomic_folder,
     digest_of,
-    disk_errors,
     identity,
-    open_safetensors,
-    read_json,
-    read_whole,
     sealed,
     sha256_of,
 )
+from qlib.models.disk.read_folder import read_whole
+from qlib.models.disk.safetensors_file import open_safetensors
+from qlib.models.files import read_json
 from qlib.models.hub import registry
 from qlib.models.hub.load import build, fill
 from qlib.models.hub.placement import choose_device

@@ -24,17 +24,12 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError
 from qlib.linear import FakeQuantLinear
-from qlib.models.files import (
-    BusyError,
-    atomic_file,
-    digest_of,
-    disk_errors,
-    locked,
-    open_safetensors,
-    read_json,
-    sweep,
-    write_json,
-)
+from qlib.models.disk.disk_errors import disk_errors
+from qlib.models.disk.hashes import digest_of
+from qlib.models.disk.lock import BusyError, locked
+from qlib.models.disk.safetensors_file import open_safetensors
+from qlib.models.disk.work_place import sweep
+from qlib.models.files import atomic_file, read_json, write_json
 from qlib.models.structure import Model
 from qlib.report import LayerReport
 from qlib.stored_layer import DAMAGE, pack_layer, unpack_layer

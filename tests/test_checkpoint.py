@@ -24,7 +24,7 @@ from qlib.checkpoint import folder_bytes, save_quantized
 from qlib.errors import ModelError, QuantError
 from qlib.methods.gptq import hessian
 from qlib.methods.spqr import spqr
-from qlib.models.files import sealed, sha256_of
+from qlib.models.disk.hashes import sealed, sha256_of
 from qlib.models.tiny import tiny_whisper, write_folder
 from qlib.models.whisper import Whisper
 from qlib.stored_weight import pack_weight, to_16_bits

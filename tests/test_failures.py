@@ -27,7 +27,7 @@ import qlib
 from draftlib import NGramCache
 from qlib import checkpoint, resume
 from qlib.errors import QlibError
-from qlib.models.files import sha256_of
+from qlib.models.disk.hashes import sha256_of
 from qlib.models.hub import convert, registry
 from qlib.models.tiny import tiny_llama
 

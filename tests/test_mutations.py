@@ -35,7 +35,7 @@ from storage_cases import (
 import qlib
 from draftlib import NGramCache
 from qlib.errors import QlibError
-from qlib.models.files import sealed
+from qlib.models.disk.hashes import sealed
 from qlib.models.hub import registry
 from qlib.models.tiny import tiny_llama
 from qlib.resume import finished_blocks

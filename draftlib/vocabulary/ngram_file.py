@@ -8,7 +8,7 @@
     aged     int64 [N]                age of the cache when last emitted, less its age when saved: 0 or less
 
 `ngrams.json` names the pair of vocabularies and holds the sha256 of the numbers, and one of itself, so that
-damage is noticed. The folder is replaced as a whole (`qlib.models.files`): a reader finds the old cache or
+damage is noticed. The folder is replaced as a whole (`qlib.models.disk`): a reader finds the old cache or
 the new one.
 """
 
@@ -27,7 +27,15 @@ from safetensors.numpy import load, save
 from draftlib.vocabulary.bounded_ngrams import Row
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError, ModelError, list_names
-from qlib.models.files import SEAL, atomic_folder, digest_of, parse_json, read_whole, sealed, sha256_of
+from qlib.models.disk.folders import atomic_folder
+from qlib.models.disk.hashes import (
+    SEAL,
+    digest_of,
+    sealed,
+    sha256_of,
+)
+from qlib.models.disk.read_folder import read_whole
+from qlib.models.files import parse_json
 
 VERSION = 2  # 1 had no hash of ngrams.json
 READABLE = (1, 2)

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 from torch import nn
 
-from qlib.models.files import atomic_folder
+from qlib.models.disk.folders import atomic_folder
 from qlib.models.gemma3 import Gemma3
 from qlib.models.gemma3_config import Gemma3Config
 from qlib.models.hub.formats.tokenizer_bin import tokenizer_json

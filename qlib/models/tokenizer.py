@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from qlib.errors import ModelError, describe, list_names
-from qlib.models.files import disk_errors
+from qlib.models.disk.disk_errors import disk_errors
 
 
 class Tokenizer:

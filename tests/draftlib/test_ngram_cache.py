@@ -22,7 +22,7 @@ from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGram, NGramCache
 from qlib.errors import DraftError
 from qlib.models import Tokenizer
-from qlib.models.files import sealed
+from qlib.models.disk.hashes import sealed
 
 # Draft tokens 0 and 1 are letters, 2 both at once, 3 is special; the target's tokens are all words of up to
 # four letters, so that every n-gram of letters has a target token, some have two, and one none.

@@ -16,21 +16,15 @@ import pytest
 from safetensors import SafetensorError
 
 from qlib.errors import FileError, ModelError, QlibError, QuantError
-from qlib.models import files
-from qlib.models.files import (
-    BusyError,
-    atomic_file,
-    atomic_folder,
-    current,
-    digest_of,
-    disk_errors,
-    locked,
-    mend,
-    read_json,
-    sealed,
-    sweep,
-    write_json,
-)
+from qlib.models.disk import lock
+from qlib.models.disk.disk_errors import disk_errors
+from qlib.models.disk.folders import atomic_folder, mend
+from qlib.models.disk.hashes import digest_of, sealed
+from qlib.models.disk.lock import BusyError, locked, prefix_of, take
+from qlib.models.disk.read_folder import current
+from qlib.models.disk.replace_folder import install, old_places
+from qlib.models.disk.work_place import sweep
+from qlib.models.files import atomic_file, read_json, write_json
 
 NAMES = ("content", "mark")
 
@@ -181,7 +175,7 @@ def test_a_killed_swap_is_read_and_put_back(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     put(folder, "1")
     (folder / "thesis.txt").write_text("precious")
-    old = next(files._old_places(folder))
+    old = next(old_places(folder))
     folder.rename(old)
     assert current(folder, "mark") == old
     mend(folder, ours)
@@ -198,7 +192,7 @@ def test_a_killed_clean_up_is_finished(tmp_path: Path) -> None:
     put(tmp_path / "a", "1")
     (tmp_path / "a").rename(tmp_path / ".a.old")
     (tmp_path / ".a.old" / "thesis.txt").write_text("precious")
-    files.install(made(tmp_path / "x"), tmp_path / "a", ours)
+    install(made(tmp_path / "x"), tmp_path / "a", ours)
     put(tmp_path / "a", "2")
     assert listing(tmp_path) == ["a"]
     assert (tmp_path / "a" / "thesis.txt").read_text() == "precious"
@@ -230,9 +224,9 @@ def test_what_is_called_old_and_is_not_ours_stays(tmp_path: Path, kind: str) -> 
 
 def test_left_overs_of_killed_writers_go(tmp_path: Path) -> None:
     target = tmp_path / "a"
-    (tmp_path / f"{files._prefix(target)}-abcd1234").mkdir()
-    (tmp_path / f"{files._prefix(tmp_path / 'b')}-abcd1234").mkdir()
-    (tmp_path / f"{files._prefix(tmp_path / 'c')}.lock").touch()
+    (tmp_path / f"{prefix_of(target)}-abcd1234").mkdir()
+    (tmp_path / f"{prefix_of(tmp_path / 'b')}-abcd1234").mkdir()
+    (tmp_path / f"{prefix_of(tmp_path / 'c')}.lock").touch()
     put(target, "1")
     assert len(listing(tmp_path)) == 3, "another name's may be in use"
     with locked(tmp_path / "b"):
@@ -298,14 +292,14 @@ def test_a_lock_that_its_holder_removed_is_none(tmp_path: Path, monkeypatch: pyt
         place.touch()
         return True
 
-    monkeypatch.setattr(files, "_try_lock", late)
-    assert files._lock(place) is None
+    monkeypatch.setattr(lock, "_try_lock", late)
+    assert take(place) is None
 
 
 HOLDER = """
 import sys
 from pathlib import Path
-from qlib.models.files import locked
+from qlib.models.disk.lock import locked
 with locked(Path(sys.argv[1])):
     sys.stdout.write("held\\n"); sys.stdout.flush(); sys.stdin.read()
 """

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from shelf import Shelf
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
-from qlib.models import files
+from qlib.models.disk.lock import prefix_of
 from qlib.models.hub import convert, download, registry, store
 from qlib.models.hub.download import Wheel
 from qlib.models.hub.load import load_model
@@ -289,7 +289,7 @@ def test_a_fetch_killed_in_the_conversion_leaves_no_model(mini: Shelf) -> None:
 def test_left_overs_of_killed_runs_go_before_the_work_begins(shelf: Shelf) -> None:
     (shelf.models / ".partial" / "mini" / "1234" / "built").mkdir(parents=True)  # of an earlier release
     (shelf.models / ".partial" / "mini.en" / "1234").mkdir(parents=True)  # another model's, perhaps in use
-    mine, other = (f"{files._prefix(shelf.models / name)}-abcd1234" for name in ("mini", "mini.en"))
+    mine, other = (f"{prefix_of(shelf.models / name)}-abcd1234" for name in ("mini", "mini.en"))
     for name in (mine, other):
         (shelf.models / name / "unpacked").mkdir(parents=True)
     with store.workspace("mini") as folder:
@@ -302,7 +302,7 @@ def test_left_overs_of_killed_runs_go_before_the_work_begins(shelf: Shelf) -> No
 def test_left_overs_go_with_the_next_fetch_even_of_a_model_that_is_there(mini: Shelf) -> None:
     folder = registry.fetch("mini", progress=False)
     before = mini.left_overs()
-    (mini.models / f"{files._prefix(folder)}-abcd1234" / "unpacked").mkdir(parents=True)
+    (mini.models / f"{prefix_of(folder)}-abcd1234" / "unpacked").mkdir(parents=True)
     shutil.copytree(folder, mini.models / ".mini.old")  # killed between two renames
     (mini.models / ".partial" / "mini").mkdir(parents=True)
     assert registry.fetch("mini", progress=False) == folder

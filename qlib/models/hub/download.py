@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qlib.errors import FetchError
-from qlib.models.files import sha256_of
+from qlib.models.disk.hashes import sha256_of
 from qlib.models.progress import progress_bar
 
 POLL = 0.2  # seconds between two looks at the growing download

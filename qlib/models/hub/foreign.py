@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlib.errors import FileError, ModelError
-from qlib.models import files
+from qlib.models.disk.hashes import digest_of, sha256_of
 from qlib.models.hub import convert, store
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ def _identity(source: Path) -> tuple[str, dict[str, Any]]:
                 f"{source} holds CTranslate2's model.bin and lacks {', '.join(missing)}. Copy tokenizer.json "
                 "from the model that it was converted from, and config.json from where model.bin came from."
             )
-        hashes = {name: files.sha256_of(source / name) for name in _CTRANSLATE2}
+        hashes = {name: sha256_of(source / name) for name in _CTRANSLATE2}
     else:
-        hashes = {"model.gguf": files.sha256_of(source)}
+        hashes = {"model.gguf": sha256_of(source)}
     made_of = {"source_sha256": hashes, "converter": convert.VERSION}
-    return f"converted-{files.digest_of(made_of)[:16]}", made_of
+    return f"converted-{digest_of(made_of)[:16]}", made_of
 
 
 def _build(source: Path, work: Path, made_of: dict[str, Any]) -> Path:

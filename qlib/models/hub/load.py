@@ -20,7 +20,8 @@ from torch import Tensor
 
 from qlib.errors import ModelError, list_names
 from qlib.models.config_values import ConfigValues
-from qlib.models.files import open_safetensors, read_json
+from qlib.models.disk.safetensors_file import open_safetensors
+from qlib.models.files import read_json
 from qlib.models.gemma3 import Gemma3
 from qlib.models.gemma3_config import Gemma3Config
 from qlib.models.hub.locate import locate

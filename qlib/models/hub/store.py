@@ -1,4 +1,4 @@
-"""Folders of the cache: made aside and moved into place at once, by `qlib.models.files`.
+"""Folders of the cache: made aside and moved into place at once, by `qlib.models.disk`.
 
 <cache>/models/<name>/             a finished model
 <cache>/models/.quantdraft-.../    work in progress; what a killed run left there is removed by the next fetch
@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from qlib.errors import QlibError
-from qlib.models import files
+from qlib.models.disk.folders import mend
+from qlib.models.disk.hashes import SEAL, digest_of, sealed, sha256_of
+from qlib.models.disk.replace_folder import install as install_folder
+from qlib.models.disk.replace_folder import recover
+from qlib.models.disk.work_place import work_place
+from qlib.models.files import read_json, write_json
 
 ORIGIN = "origin.json"
 
@@ -40,8 +45,8 @@ def workspace(name: str) -> Iterator[Path]:
     """
     folder = model_dir(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.work_place(folder, holder=f"another fetch of {name}") as work:
-        files.recover(folder, _everything)
+    with work_place(folder, holder=f"another fetch of {name}") as work:
+        recover(folder, _everything)
         shutil.rmtree(
             folder.parent / ".partial" / name, ignore_errors=True
         )  # where releases up to 0.1 worked
@@ -51,7 +56,7 @@ def workspace(name: str) -> Iterator[Path]:
 def tidy(name: str) -> None:
     """Remove what killed fetches of one model left, unless a fetch is at work now."""
     folder = model_dir(name)
-    files.mend(folder, _everything, wait=False)
+    mend(folder, _everything, wait=False)
     shutil.rmtree(folder.parent / ".partial" / name, ignore_errors=True)
 
 
@@ -61,7 +66,7 @@ def install(built: Path, name: str) -> Path:
     A reader finds the old folder, none for a moment, or the new one, never a mixture.
     """
     final = model_dir(name)
-    files.install(built, final, _everything)
+    install_folder(built, final, _everything)
     return final
 
 
@@ -69,8 +74,8 @@ def write_origin(built: Path, about: Mapping[str, Any]) -> None:
     """Write what a finished folder was made of, with size and hash of each of its files."""
     made = sorted(built.iterdir())
     sizes = {file.name: file.stat().st_size for file in made}
-    hashes = {file.name: files.sha256_of(file) for file in made}
-    files.write_json(built / ORIGIN, files.sealed({**about, "files": sizes, "sha256": hashes}))
+    hashes = {file.name: sha256_of(file) for file in made}
+    write_json(built / ORIGIN, sealed({**about, "files": sizes, "sha256": hashes}))
 
 
 def problem(folder: Path, about: Mapping[str, Any]) -> str | None:
@@ -81,13 +86,13 @@ def problem(folder: Path, about: Mapping[str, Any]) -> str | None:
     if not folder.is_dir():
         return "is not there"
     try:
-        found = files.read_json(folder / ORIGIN)
+        found = read_json(folder / ORIGIN)
     except QlibError:
         return f"is incomplete (no readable {ORIGIN})"
     sizes, hashes = found.get("files"), found.get("sha256", {})
     if not isinstance(sizes, dict) or not isinstance(hashes, dict):
         return f"is incomplete (no readable {ORIGIN})"
-    if found.get(files.SEAL) != (files.digest_of(found) if files.SEAL in found or hashes else None):
+    if found.get(SEAL) != (digest_of(found) if SEAL in found or hashes else None):
         return f"is damaged ({ORIGIN} was changed)"
     if any(found.get(key) != value for key, value in about.items()):
         return f"was made by another version of this library (its {ORIGIN} says)"
@@ -101,7 +106,7 @@ def _damage(folder: Path, sizes: Mapping[str, Any], hashes: Mapping[str, Any]) -
         there = file.stat().st_size if file.is_file() else 0
         if there != size:
             return f"is damaged ({name} has {there} bytes instead of {size})"
-        if name in hashes and files.sha256_of(file) != hashes[name]:
+        if name in hashes and sha256_of(file) != hashes[name]:
             return f"is damaged ({name} was changed: it has another sha256)"
     return None
 

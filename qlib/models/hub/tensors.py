@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from qlib.errors import ModelError, describe, list_names
-from qlib.models.files import open_safetensors, read_json
+from qlib.models.disk.safetensors_file import open_safetensors
+from qlib.models.files import read_json
 from qlib.models.hub.tensor_names import (
     StoredTensor,
     hint,
