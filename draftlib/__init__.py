@@ -12,8 +12,9 @@ from draftlib.decoder import SpeculativeDecoder
 from draftlib.drafting.length import Confidence, FixedLength
 from draftlib.metrics import Stats
 from draftlib.output import Output
+from draftlib.seconds import Seconds
 from draftlib.settings import Options
-from draftlib.step import Seconds, Step
+from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, FileError, ModelError, QlibError

@@ -25,9 +25,9 @@ from draftlib.drafting.propose import Draw, draw_greedy, draw_independent, propo
 from draftlib.prompt import Prompt, Read, read_prompt
 from draftlib.prompt_tokens import draft_tokens, target_tokens
 from draftlib.round import Pair, Round
+from draftlib.seconds import Clock
 from draftlib.settings import Settings
 from draftlib.sides import DraftSide, TargetSide
-from draftlib.step import Clock
 from draftlib.verification.draws import RandomDraws
 from draftlib.verification.noise import GumbelNoise
 from draftlib.verification.rules import RULES, VerifyInputs

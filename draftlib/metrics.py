@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
-from draftlib.step import Seconds, Step
+from draftlib.seconds import Seconds
+from draftlib.step import Step
 
 
 @dataclass(frozen=True)

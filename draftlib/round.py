@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft
-from draftlib.step import Seconds, Step
+from draftlib.seconds import Seconds
+from draftlib.step import Step
 from draftlib.verification.verify import Verdict
 from draftlib.vocabulary.mapping import VocabularyMap
 from draftlib.vocabulary.ngram_cache import NGramCache

@@ -26,7 +26,8 @@ from common import command_line, parse, quiet_transformers
 from tqdm import tqdm
 
 import draftlib
-from draftlib.__main__ import DTYPES, read_prompts
+from draftlib.__main__ import read_prompts
+from draftlib.command_line import DTYPES
 from draftlib.metrics import Stats
 from draftlib.prompt_tokens import target_tokens
 from qlib.models import load_model

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from draftlib.__main__ import colour, main
-from draftlib.step import Seconds, Step
+from draftlib.seconds import Seconds
+from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.models.tiny import tiny_llama, tiny_moonshine, write_folder
 

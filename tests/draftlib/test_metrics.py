@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from draftlib.metrics import Stats
-from draftlib.step import Seconds, Step
+from draftlib.seconds import Seconds
+from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
 
 WORDS = VocabularyMap.from_bytes([b"f", b"la", b"ke", b"z"], [b"flake", b"f", b"la", b"ke"])
