@@ -1,12 +1,12 @@
 """Speculative decoding in its plainest form: one vocabulary, k draft tokens a round, no cache.
 
 A small model (the drafter) guesses the next k tokens one by one. The large model (the target) looks at all
-guesses in one pass, keeps a beginning of them and adds one token. The text has the distribution that it would
+guesses in one pass, keeps the first n of them and adds one token. The text has the distribution that it would
 have if the target had written it alone; a round costs one pass of the target and yields 1 to k + 1 tokens.
 
 Papers    Leviathan, Kalman, Matias 2023 (arXiv 2211.17192, Algorithm 1) and Chen et al. 2023 (arXiv
           2302.01318, Algorithm 2). p is the target's distribution, q the drafter's, x the guesses. Leviathan
-          et al. write gamma for k, Chen et al. K, and the latter exchange p and q.
+          et al. write gamma for k, Chen et al. K, and the latter swap p and q.
 Lossless  A token y comes out because it was guessed and accepted, which has the probability min(p(y), q(y)),
           or because another guess was rejected and y was drawn from max(p - q, 0), normalised. That has the
           probability p(y) - min(p(y), q(y)). The sum is p(y).
@@ -63,7 +63,7 @@ def speculative_decode(
             x.append(sample(q[-1], generator))
         # 2. One pass of the target gives p_1 .. p_(k+1): after the text and after each guess.
         p = distributions(target, text + x, temperature)[-(k + 1) :]
-        # 3. Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), up to the first rejection. n stand.
+        # 3. Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), up to the first rejection. n are kept.
         n = 0
         while n < k and happens(float(p[n][x[n]] / q[n][x[n]]), generator):
             n += 1

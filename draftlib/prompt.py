@@ -27,14 +27,14 @@ _KINDS = 'Pass a str, tokens of the target, or messages: [{"role": "user", "cont
 
 
 def read_prompt(prompt: Any, name: str = "The prompt") -> Read:
-    """Return a prompt as text, messages or token ids, checked; arrays of one row become lists.
+    """Check a prompt and return it as text, messages or token ids; an array may have one row.
 
     Raises
     ------
     DraftError
         It is empty, or of another kind.
     """
-    if hasattr(prompt, "tolist") and hasattr(prompt, "shape"):
+    if hasattr(prompt, "tolist") and hasattr(prompt, "shape"):  # of NumPy or torch
         prompt = _from_array(prompt, name)
     if isinstance(prompt, Iterator):
         prompt = list(prompt)

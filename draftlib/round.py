@@ -61,7 +61,7 @@ _NO_VERDICT, _NO_TIME = Verdict(0, 0), Seconds()
 
 @dataclass(frozen=True)
 class Round:
-    """One round. Its steps fill it from top to bottom, each returning a new one; until then a part is empty.
+    """One round. Each step returns a copy in which one more field is set; until then a field is empty.
 
     Tensors are made in inference mode: clone them before they take part in training.
 
@@ -73,7 +73,7 @@ class Round:
         The text before the round in target tokens, prompt included, and the drafter's spelling of it.
     draft : Draft, optional
         Draft tokens, with their log-probabilities and the drafter's hidden states. None where nothing was
-        drafted: for the last possible token of an answer, and for the target alone.
+        drafted: only one more token may be added, there is no text to continue, or the target writes alone.
     translation : Translation
         The proposed target tokens, and which draft tokens each of them stands for.
     rows : Tensor

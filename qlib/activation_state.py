@@ -66,7 +66,7 @@ def describe(activation: Activation | None) -> dict[str, Any] | None:
 
 
 def restore(about: Mapping[str, Any] | None) -> Activation | None:
-    """Return the activation that `describe` made plain data of.
+    """Rebuild an activation (how a layer's input is rounded) from the data that `describe` returned.
 
     Raises
     ------

@@ -28,7 +28,7 @@ from draftlib import NGramCache
 from qlib import checkpoint, resume
 from qlib.errors import QlibError
 from qlib.models.disk.hashes import sha256_of
-from qlib.models.hub import convert, registry
+from qlib.models.hub import converted_files, registry
 from qlib.models.tiny import tiny_llama
 
 FEW = 9  # points of each kind, for every day
@@ -90,7 +90,7 @@ def failing(disk: Disk) -> Iterator[Disk]:
             patch.setattr(os, name, fails_before(disk, getattr(os, name)))
         for name in ("write_text", "write_bytes"):
             patch.setattr(Path, name, fails_half_way(disk, getattr(Path, name), 0))
-        for module in (checkpoint, resume, convert):
+        for module in (checkpoint, resume, converted_files):
             patch.setattr(module, "save_file", fails_half_way(disk, module.save_file, 1))
         yield disk
 

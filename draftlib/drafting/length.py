@@ -83,9 +83,9 @@ class FixedLength(Length):
 class Confidence(Length):
     """Stop when the drafter no longer believes that the whole draft will be accepted.
 
-    Its belief is the product of its probabilities so far: one rejected token takes all later ones with it. A
-    good threshold is several times the cost of a drafter's step in steps of the target, because drafters are
-    more confident than they should be: 0.4, the default, did best with `drafter-7m`, whose step costs a tenth
+    Its belief is the product of its probabilities so far: one rejected token takes all later ones with it.
+    With c the time of a drafter's step over that of a target's step, about 4 c is a good threshold, because
+    drafters are more confident than they should be. `drafter-7m` has c = 0.1, and 0.4, the default, did best
     (docs/drafting/speed.md).
 
     >>> sure, unsure = (Drafted(0, Tensor(), confidence, Tensor()) for confidence in (0.9, 0.5))
@@ -99,8 +99,8 @@ class Confidence(Length):
 
     def __post_init__(self) -> None:
         length = _whole_length(self.max_tokens, "Confidence: max_tokens")
-        belief = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
-        settle(self, max_tokens=length, threshold=float(belief))
+        threshold = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
+        settle(self, max_tokens=length, threshold=float(threshold))  # a frozen class
         if not 0 <= self.threshold <= 1:
             raise DraftError(
                 f"Confidence(threshold={self.threshold}): a probability is between 0 (never stop early) and "

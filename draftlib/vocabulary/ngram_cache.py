@@ -63,7 +63,11 @@ class NGramCache(BoundedNGrams):
 
     def __init__(self, max_entries: int = 50_000, policy: Policy = "lfu", max_length: int = 8):
         max_entries = whole_number(
-            max_entries, "NGramCache: max_entries", DraftError, 1, remedy="It is the most n-grams kept."
+            max_entries,
+            "NGramCache: max_entries",
+            DraftError,
+            1,
+            remedy="So many n-grams are kept at most.",
         )
         self.max_length = whole_number(
             max_length,
@@ -80,8 +84,8 @@ class NGramCache(BoundedNGrams):
             )
         super().__init__(max_entries, cast(Policy, name))
         self.lookups = self.hits = 0
-        self._map: VocabularyMap | None = None
-        self._pending: list[tuple[Tokens, int]] = []
+        self._map: VocabularyMap | None = None  # of the pair that the cache is bound to
+        self._pending: list[tuple[Tokens, int]] = []  # added, and not yet seen by look-ups: see `commit`
 
     def bind(self, vocabulary_map: VocabularyMap) -> None:
         """Tie the cache to a pair of vocabularies, for good.

@@ -91,13 +91,13 @@ class NGramTable:
         ngrams : NGramTrie, optional
             `NGramCache.ngrams` of a cache that is bound to the same pair; None without a cache.
         draft_size, target_size : int
-            Outputs of the two models. They may have more of them, or fewer, than their tokenizers have
-            tokens.
+            Number of outputs of each model; it may differ from the number of tokens of its tokenizer.
         device : torch.device or str
-            Of the models.
+            Where the models are.
         """
         direct = torch.full((draft_size,), -1)
         known = vocabulary_map.direct[:draft_size]
+        # A target token that the model has no output for counts as none.
         direct[: len(known)] = known.masked_fill(known >= target_size, -1)
         return cls(direct.to(device), ngrams, vocabulary_map.ends)
 

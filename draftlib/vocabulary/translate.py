@@ -50,7 +50,7 @@ def translate(
     Returns
     -------
     Translation
-        Perhaps of no token at all.
+        It may hold no token.
     """
     tokens: list[int] = []
     starts: list[int] = []
@@ -60,7 +60,7 @@ def translate(
         drawn = draft_tokens[at]
         found = cache.longest(draft_tokens, at) if cache is not None else None
         length, token = found or (1, vocabulary_map.target_of(drawn))
-        if token < 0:
+        if token < 0:  # no direct counterpart
             break
         tokens.append(token)
         starts.append(at)

@@ -27,16 +27,18 @@ OGG_PAGE = 65_307  # bytes of the longest page
 
 
 def _unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
-    """Return a wav with a mended header, in memory that is the file's until written to; or None.
+    """Return a wav with a mended header, in memory (copy on write: the file stays as it is), or None.
 
-    The size of the data is wrong where it is 0, and where what follows the data is no list of chunks. It is
-    larger than the file where the file broke off, or where a stream could not know its length.
+    1. The header claims more than there is: the file broke off (a warning), or it was written by a stream
+       that could not know its length. None: libsndfile reads what there is.
+    2. The header claims all there is, or what follows is a list of other chunks: None, nothing is wrong.
+    3. The header claims less: its recorder was stopped. The size is mended.
     """
-    found = _wav_data(raw)
-    if found is None:
+    header = _wav_data(raw)
+    if header is None:
         return None
-    start, size, total, bytes_per_second = found
-    there = total - start
+    start, size, total, bytes_per_second = header
+    there = total - start  # bytes
     if not size and not there:
         return None
     if size > there:
@@ -44,7 +46,7 @@ def _unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
             _warn_cut(path, there / bytes_per_second, f"{size / bytes_per_second:.2f} s")
         return None  # libsndfile reads what is there
     if there - size <= TOLERANCE * bytes_per_second or (
-        size and _is_chunks(raw, start + size + size % 2, total)
+        size and _is_chunks(raw, start + size + size % 2, total)  # chunks have an even length
     ):
         return None
     if warn:
@@ -54,6 +56,7 @@ def _unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
         )  # fmt: skip
     mended = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
     largest = (1 << 32) - 1
+    # The sizes of the RIFF header and of the data chunk.
     mended[4:8] = WAV_SIZE.pack(min(total - 8, largest))
     mended[start - 4 : start] = WAV_SIZE.pack(min(there, largest))
     return mended

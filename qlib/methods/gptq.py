@@ -9,8 +9,9 @@ Why it works: an error in one column is seen in the outputs only as far as the o
     form of the rule (`gptq`), which needs no inverse and works in blocks.
 Shapes: W [outputs, inputs], H [inputs, inputs]; inside, W is transposed so that a column is contiguous.
 Needs: the Hessian. Changes: this weight only, every column of it.
-Left out: nothing. Unlike the published code, a group's scale is always fitted to up-to-date columns; there it
-    is fitted to stale ones where a group begins inside a block, and the result depends on the block size.
+Left out: nothing. Without `static_groups` a group's scale is fitted to up-to-date columns; in the published
+    code it is fitted to stale ones where a group begins inside a block, and the result depends on the size of
+    a block.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def gptq(
     grid : Grid
         Bits, group and symmetry.
     damping : float
-        See `inverse_factor`; makes up for too few tokens.
+        The share of the mean of diag(H) that is added to it; makes up for too few tokens.
     act_order : bool
         Visit the columns with the largest H_jj first, instead of from left to right.
     static_groups : bool
@@ -158,7 +159,8 @@ def gptq(
     fit : {"minmax", "mse"}
         How the range of a group is chosen.
     block : int
-        Columns from one matrix product to the next, at most a group: a matter of speed, not of codes.
+        Columns rounded before one matrix product corrects all later ones, never more than a group: a matter
+        of speed, not of codes.
 
     Returns
     -------
@@ -172,7 +174,7 @@ def gptq(
 
     Examples
     --------
-    Two inputs that are always equal: what the first weight loses, the second wins.
+    Two inputs that are always equal: what the first weight loses, the second gains.
 
     >>> weight = torch.tensor([[0.4, 0.4, 3.0]])
     >>> inputs = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -189,8 +191,8 @@ def gptq(
     for group in compensated.groups(slices, block):
         # 1. Fit scale and zero point of the group to its columns as the errors so far have moved them.
         if not static_groups:
-            scales += fit_groups(group.weight, one_group, fit)
-        for j, w in group:
+            scales.extend(fit_groups(group.weight, one_group, fit))
+        for j, w in group:  # w: column j as the errors so far have moved it
             # 2. Round one column.
             scale, zero = scales[group_of[j]]
             to_codes(w, scale, zero, grid, out=codes_of[j])

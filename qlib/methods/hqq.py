@@ -45,7 +45,7 @@ from qlib.quantized_weight import QuantizedWeight
 
 
 def shrink(R: Tensor, p: float, beta: float) -> Tensor:
-    """Return E, the part of the errors R that counts as outliers: the solution of |E|^p + beta/2 |E - R|^2.
+    """Return E, the part of the errors R that counts as outliers: it minimises |E|^p + beta/2 |E - R|^2.
 
     The exact solution for p = 1; for p < 1 the paper's approximation of it. It is 0 where
     |R| <= beta^(-1/(2-p)), and nearly all of R where |R| is large. Any shape.
@@ -53,13 +53,13 @@ def shrink(R: Tensor, p: float, beta: float) -> Tensor:
     >>> shrink(torch.tensor([-2.0, 0.1, 0.5, 3.0]), p=1.0, beta=2.0).tolist()
     [-1.5, 0.0, 0.0, 2.5]
     """
-    return R.sign() * (R.abs() - R.abs() ** (p - 1) / beta).relu()
+    return R.sign() * (R.abs() - R.abs() ** (p - 1) / beta).relu()  # R = 0: relu(-inf) = 0
 
 
 def hqq_plain(
     weight: Tensor, grid: Grid, *, p: float = 0.7, beta: float = 10, kappa: float = 1.01, iterations: int = 20
 ) -> QuantizedWeight:
-    """Round a weight as `hqq` does, by the formulas of the paper: slower, and equal but for rounding errors.
+    """Round a weight as `hqq` does, by the formulas of the paper: slower, and equal up to the last bits.
 
     Arguments, result and errors are those of `hqq`.
     """

@@ -6,8 +6,8 @@ Problem: that of GPTQ. A group of 16 weights is rounded much better than one of 
     15 neighbours.
 Rule: GPTQ, and when a group of columns is reached, for each row
       1. leave-one-out test: how much does the group's error sum ((w - w^) / U_jj)^2 fall if a weight is left
-         out and the range is fitted to the others? By more than tau: it will be an outlier. For the
-         fit, outliers are replaced by the mean of the others.
+         out and the range is fitted to the others? By more than tau: it is left out of
+         the fit, where its place takes the mean of the others. Step 3 decides whether it stays in float.
       2. scale = (hi - lo) / (2^b - 1), zero = -lo / scale, not rounded to a whole number; then the scales of
          16 neighbouring rows are themselves rounded to 3 bits, and so are their zeros.
       3. column by column as in GPTQ; a weight with ((w - w^) / U_jj)^2 > tau stays in float16.
@@ -18,7 +18,8 @@ Shapes: W [outputs, inputs], H [inputs, inputs], scale and zero [outputs, groups
 Needs: the Hessian. Changes: this weight only.
 Left out: the published code lets a group of one sign keep 0 out of its range. Its zero then lies far from the
     codes and spoils the 3 bits of the 15 zeros beside it; here every range reaches 0. The numbers of the
-    second level are kept in float32: 16 by 16 weights share four, 0.5 bits a weight instead of 0.25.
+    second level are kept in float32: 16 by 16 weights share four such numbers, 0.5 bits a weight instead of
+    0.25.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def spqr(
     grid : Grid
         Bits and group, asymmetric. The paper's group is 16: `Grid(bits=4, group=16)`.
     threshold : float
-        Cost from which on a weight stays in float, in shares of what it costs on average to replace a
-        weight by the mean of its column. More: fewer outliers; infinity: none.
+        A weight stays in float if its error costs more than `threshold` times what it costs on average to
+        replace a weight by the mean of its column. Larger: fewer outliers; infinity: none.
     second_bits : int
         Bits of a scale, and of a zero, 2 to 8.
     second_group : int
@@ -84,8 +85,8 @@ def spqr(
     Returns
     -------
     QuantizedWeight
-        With `outliers`, their values in float16 (codes 0), and `second`, which decodes to `scale` and
-        `zero`; `notes` give the share of outliers.
+        With `outliers`, positions in the flattened weight, their values in float16 (codes 0), and `second`,
+        which decodes to `scale` and `zero`; `notes` give the share of outliers.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def spqr(
 
     Examples
     --------
-    Rows of 0, 1, 2, 3, which 2 bits hold exactly, and one 9, which would take the grid away from its row.
+    Rows of 0, 1, 2, 3, which 2 bits hold exactly, and one 9, which would stretch the grid of its row.
 
     >>> weight = torch.arange(256.0).view(64, 4) % 4
     >>> weight[5, 2] = 9.0
@@ -113,7 +114,7 @@ def spqr(
     second = Grid(second_bits, min(second_group, W.shape[1]))
     # What an error costs: ((w - w^) / U_jj)^2, and nothing at an input that was always 0.
     pivots = compensated.R.diagonal() * (H.diagonal()[order] != 0)  # 1 / U_jj
-    variance = W.var(1, correction=min(1, W.shape[1] - 1))
+    variance = W.var(1, correction=min(1, W.shape[1] - 1))  # 0 where there is one row
     tau = threshold * float((variance * pivots.square()).mean())
     pivots, levels = pivots.to(W.dtype), []
     codes, outlier, value = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool), W.half()
@@ -121,8 +122,8 @@ def spqr(
         # 1. The leave-one-out test says which weights the fit leaves out.
         left_out = leave_one_out(group.weight.T, pivots[group.part], one_group) > tau
         # 2. Scale and zero point, fitted to the others; then both are rounded.
-        scale, zero, empty = fit_without(group.weight.T, left_out, one_group)
-        scale, zero, level = round_scales(scale, zero, empty, second)
+        scale, zero, all_zero = fit_without(group.weight.T, left_out, one_group)
+        scale, zero, level = round_scales(scale, zero, all_zero, second)
         levels.append(level)
         for j, w in group:
             # 3. Round one column; a weight whose error costs more than tau stays in float16.

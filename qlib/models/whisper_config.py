@@ -53,7 +53,7 @@ class WhisperConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | ConfigValues) -> WhisperConfig:
-        """Read config.json; keys that this implementation cannot honour are errors."""
+        """Read config.json; keys that this implementation cannot support are errors."""
         values = ConfigValues.of(values)
         values.check(_SUPPORTED)
         values.require(_MOST, "a Whisper")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from packages import ctranslate2_variables, model_bin, text, variable, whisper_tensors
 
 from qlib.errors import ModelError
-from qlib.models.hub.formats.ctranslate2 import read, whisper_state_dict
+from qlib.models.hub.formats.ctranslate2 import read
+from qlib.models.hub.formats.ctranslate2_whisper import whisper_state_dict
 
 SMALL = {
     "a/weight": np.arange(6, dtype=np.float16).reshape(2, 3),

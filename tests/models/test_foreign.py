@@ -17,8 +17,8 @@ from packages import byte_level_table, whisper_package, whisper_tensors
 from torch import Tensor
 
 from qlib.errors import FileError, ModelError
-from qlib.models.hub import convert
-from qlib.models.hub.formats.gguf import llama3_scaling
+from qlib.models.hub import convert_text
+from qlib.models.hub.formats.gguf_rope import llama3_scaling
 from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.hub.load import load_model
 from qlib.models.tokenizer import Tokenizer
@@ -404,9 +404,9 @@ def test_a_file_is_converted_once_and_found_by_its_content(
     first = logits(path)
     (folder,) = (own_cache / "models").glob("converted-*")
     assert json.loads((folder / "origin.json").read_text())["source"] == str(path)
-    real = convert.text_from_gguf
+    real = convert_text.text_from_gguf
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "text_from_gguf", lambda *args, **more: pytest.fail("converted again"))
+        patch.setattr(convert_text, "text_from_gguf", lambda *args, **more: pytest.fail("converted again"))
         assert torch.equal(logits(path), first)
         assert torch.equal(logits(path.rename(tmp_path / "blob")), first), "known by its first bytes"
         (tmp_path / "blob").rename(path)
@@ -415,7 +415,7 @@ def test_a_file_is_converted_once_and_found_by_its_content(
     write(path, "llama", source(tmp_path / "other", "llama", rms_norm_eps=1e-3))
     os.utime(path, (0, 0))  # it is the content that counts
     assert not torch.equal(logits(path), first)
-    assert convert.text_from_gguf is real
+    assert convert_text.text_from_gguf is real
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,11 @@ from packages import byte_level_table
 from safetensors.torch import load_file
 
 from qlib.errors import MissingExtraError, ModelError
+from qlib.models.files import read_json
 from qlib.models.hub import convert
-from qlib.models.hub.formats.gguf import GgufFile, text_config, text_tensors, unpermute
+from qlib.models.hub.formats.gguf import GgufFile
+from qlib.models.hub.formats.gguf_config import text_config
+from qlib.models.hub.formats.gguf_tensors import text_tensors, unpermute
 from qlib.models.hub.formats.gguf_tokenizer import tokenizer_json
 from qlib.models.tokenizer import Tokenizer
 
@@ -289,7 +292,7 @@ def test_a_folder_in_bfloat16_with_its_chat_template(path: Path, tmp_path: Path)
     for name, weight in tensors.items():
         assert torch.equal(found[name], torch.from_numpy(weight).bfloat16()), name
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert convert.read_json(tmp_path / "out" / "generation_config.json") == {
+    assert read_json(tmp_path / "out" / "generation_config.json") == {
         "bos_token_id": 281,
         "eos_token_id": 282,
     }
@@ -299,7 +302,7 @@ def test_a_folder_in_bfloat16_with_its_chat_template(path: Path, tmp_path: Path)
 @pytest.mark.weights
 def test_smollm2_knows_its_own_chat_markers(checkpoint: Callable[[str], Path]) -> None:
     folder = checkpoint("smollm2-135m-instruct")
-    config, tokenizer = convert.read_json(folder / "config.json"), Tokenizer.from_folder(folder)
+    config, tokenizer = read_json(folder / "config.json"), Tokenizer.from_folder(folder)
     assert config["eos_token_id"] == tokenizer.token_id("<|im_end|>")
     assert tokenizer.vocab_size == config["vocab_size"]
     assert len(tokenizer.encode("2024")) == 4

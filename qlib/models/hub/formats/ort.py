@@ -1,4 +1,4 @@
-"""Reader of ONNX Runtime's `.ort` files, and Moonshine's tensors in them under Hugging Face names.
+"""Reader of ONNX Runtime's `.ort` files.
 
 An `.ort` file is a flatbuffer (identifier ORTM): a graph of nodes and initializers (constant tensors). A node
 may hold graphs of its own, the branches of an `If`, which see the initializers around them.
@@ -18,16 +18,13 @@ Left out: scales per channel, external data, texts (each is an error, or is not 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qlib.errors import ModelError
 from qlib.models.hub.formats.flatbuffer import Table
@@ -116,62 +113,3 @@ def _array(tensor: Table) -> Array:
             f"{dtype} takes. The file is damaged, or keeps its data elsewhere."
         )
     return data.view(dtype).reshape(shape)
-
-
-_MERGED = re.compile(r"_merged_\d+$")  # what merging the decoder's two graphs appends
-_FLOAT = re.compile(r"(model\.decoder\.)?(layers\.\d+\.[\w.]+|conv\d|layer_norm|norm)\.(weight|bias)")
-_GROUP_NORM = {"/groupnorm/Mul": "weight", "/groupnorm/Add": "bias"}
-_LINEAR = "/MatMul_quant"
-
-
-def moonshine_state_dict(graphs: list[Graph], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of one of Moonshine's files as Hugging Face names them, float32.
-
-    Parameters
-    ----------
-    graphs : list of Graph
-        Of the encoder's file, or of the decoder's, whose two branches hold the same weights.
-    prefix : str
-        What names in the file lack: ``"model.encoder."`` or ``""``.
-
-    Raises
-    ------
-    ModelError
-        A weight has no codes or scales, or the branches differ.
-    """
-    found: dict[str, Array] = {}
-    for graph in graphs:
-        for name, values in _moonshine_tensors(graph):
-            name = f"{prefix}{name}"
-            if not np.array_equal(found.setdefault(name, values), values):
-                raise ModelError(f"{graph.path}: {name} is not the same in both branches of the graph.")
-    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in found.items()}
-
-
-def rotary_frequencies(graphs: list[Graph]) -> Array:
-    """Return the frequencies of the rotary embedding, float32 [pairs], as the graph has them."""
-    for graph in graphs:
-        for node in graph.nodes:
-            if node.name.endswith("/rotary_emb/Expand") and node.inputs[0] in graph.initializers:
-                return graph.initializers[node.inputs[0]].reshape(-1)
-    raise ModelError(f"{graphs[0].path} has no rotary embedding. Is it a part of a Moonshine model?")
-
-
-def _moonshine_tensors(graph: Graph) -> Iterator[tuple[str, Array]]:
-    for name, values in graph.initializers.items():
-        bare = _MERGED.sub("", name)
-        if _FLOAT.fullmatch(bare):
-            yield bare, values
-    for node in graph.nodes:
-        held = [name for name in node.inputs if name in graph.initializers]
-        if node.name in _GROUP_NORM and held:
-            yield f"groupnorm.{_GROUP_NORM[node.name]}", graph.initializers[held[0]].reshape(-1)
-        for name in held:
-            if not name.endswith("_quantized"):
-                continue
-            weight = graph.dequantize(name.removesuffix("_quantized"))
-            if node.operation == "Gather":
-                yield _MERGED.sub("", name.removesuffix("_quantized")), weight
-            else:  # a linear layer, stored [in, out]
-                module = node.name.removesuffix(_LINEAR).strip("/").replace("/", ".")
-                yield f"{module}.weight", weight.T

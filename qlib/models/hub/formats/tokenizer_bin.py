@@ -63,10 +63,10 @@ def tokenizer_json(records: Sequence[bytes]) -> dict[str, Any]:
     expected = [b"<unk>", b"<s>", b"</s>", *(bytes([number]) for number in range(256))]
     if list(records[:FIRST_PIECE]) != expected:
         pairs = enumerate(zip(records, expected, strict=False))
-        at = next((i for i, (found, right) in pairs if found != right), len(records))
+        first_wrong = next((i for i, (found, right) in pairs if found != right), len(records))
         raise ModelError(
-            f"This is not Moonshine's token table: record {at} of {len(records)} differs from "
-            "<unk>, <s>, </s> and the bytes 0 to 255, with which it must begin."
+            f"This is not Moonshine's token table: record {first_wrong} of {len(records)} differs "
+            "from <unk>, <s>, </s> and the bytes 0 to 255, with which it must begin."
         )
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256))]
     for number, record in enumerate(records[FIRST_PIECE:], FIRST_PIECE):
@@ -86,7 +86,7 @@ def tokenizer_json(records: Sequence[bytes]) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(number, tokens[number]) for number in special],
-        "normalizer": {
+        "normalizer": {  # spaces become SPACE, and one is put in front
             "type": "Sequence",
             "normalizers": [
                 {"type": "Prepend", "prepend": SPACE},
@@ -95,7 +95,7 @@ def tokenizer_json(records: Sequence[bytes]) -> dict[str, Any]:
         },
         "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {
+        "decoder": {  # the way back: spaces, byte tokens, all joined, the first space removed
             "type": "Sequence",
             "decoders": [
                 {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
