@@ -310,7 +310,7 @@ def test_real_texts(draft: str, checkpoint: Callable[[str], Path]) -> None:
     pair = VocabularyMap.of(*tokenizers)
     cache = NGramCache()
     cache.bind(pair)
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).parents[3] / "README.md"
     text = (
         readme.read_text(encoding="utf-8")[:3000]
         + " Grüße, 東京 \U0001f600\U0001f468\u200d\U0001f469!\n\n\tx"
