@@ -36,18 +36,12 @@ class Checkpoint:
     ----------
     spec : str
         Kind of model, for example ``"WhisperSpec"``.
-    revision : int
-        Revision of that kind.
     variables : dict of str to ndarray
         Arrays that read from the mapped file; settings are arrays of rank 0. bfloat16 is widened to float32.
-    aliases : dict of str to str
-        Names that stand for another variable (tied weights).
     """
 
     spec: str
-    revision: int
     variables: dict[str, Array]
-    aliases: dict[str, str]
 
 
 class _Cursor:
@@ -103,21 +97,23 @@ def read(path: str | Path) -> Checkpoint:
             f"{path} is not a CTranslate2 model of binary version {VERSION}: it starts with {version}. "
             "Convert the model again with CTranslate2 3 or 4."
         )
-    spec, revision = cursor.text("the header"), cursor.number(4, "the header")
+    spec = cursor.text("the header")
+    cursor.number(4, "the header")  # revision of that kind of model: every one so far has these variables
     variables: dict[str, Array] = {}
     for index in range(cursor.number(4, "the number of variables")):
         name, values = _variable(cursor, index)
         if variables.setdefault(name, values) is not values:
             raise cursor.fail("a name that was used before", f"variable {index} ({name})")
-    aliases = {}
-    for index in range(cursor.number(4, "the number of aliases")):
+    for index in range(
+        cursor.number(4, "the number of aliases")
+    ):  # tied weights, which our models tie as well
         alias = cursor.text(f"alias {index}")
-        aliases[alias] = cursor.text(f"alias {index} ({alias})")
-        if aliases[alias] not in variables:
-            raise cursor.fail(f"the unknown target {aliases[alias]!r}", f"alias {index} ({alias})")
+        target = cursor.text(f"alias {index} ({alias})")
+        if target not in variables:
+            raise cursor.fail(f"the unknown target {target!r}", f"alias {index} ({alias})")
     if cursor.at != cursor.data.size:
         raise cursor.fail(f"{cursor.data.size - cursor.at} bytes too many", "the end of the file")
-    return Checkpoint(spec, revision, variables, aliases)
+    return Checkpoint(spec, variables)
 
 
 def _variable(cursor: _Cursor, index: int) -> tuple[str, Array]:
