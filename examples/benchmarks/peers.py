@@ -101,8 +101,8 @@ def our_rtn(p: Problem, grid: Grid) -> Decode:
 
 
 def our_float_zero(p: Problem, grid: Grid) -> Decode:
-    scale = fit_float_zero(p.weight, grid)
-    return QuantizedWeight(encode(p.weight, scale, grid), scale.scale, scale.zero, scale.index).decode
+    params = fit_float_zero(p.weight, grid)
+    return QuantizedWeight(encode(p.weight, params, grid), params.scale, params.zero, params.index).decode
 
 
 def our_hqq(p: Problem, grid: Grid) -> Decode:
