@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from draftlib.command_line import _decoder, _parser, _request
+from draftlib.command_line import answer_options, make_decoder, make_parser
 from draftlib.decoder import SpeculativeDecoder
 from draftlib.metrics import Stats
 from draftlib.output import Output
@@ -30,11 +30,11 @@ GREEN, CYAN, RED, BOLD, RESET = "\x1b[32m", "\x1b[36m", "\x1b[9;31m", "\x1b[1m",
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 2 after an error on stderr, in one line."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        decoder = _decoder(options)
+        decoder = make_decoder(options)
         if options.command == "generate":
             generate(decoder, options)
         else:
@@ -55,16 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
     """Write an answer: as it comes, round by round, or as JSON lines; compare it with the target's alone."""
-    plain = decoder.generate_target_only(options.prompt, **_request(options)) if options.compare else None
+    plain = (
+        decoder.generate_target_only(options.prompt, **answer_options(options)) if options.compare else None
+    )
     if options.json or options.steps:
-        for step in decoder.steps(options.prompt, **_request(options)):
+        for step in decoder.steps(options.prompt, **answer_options(options)):
             print(json.dumps(step_record(step)) if options.json else colour(step, sys.stdout.isatty()))
         return
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
-    out = decoder.generate(options.prompt, on_text=show, **_request(options))
+    out = decoder.generate(options.prompt, on_text=show, **answer_options(options))
     print()
     print(out.stats, file=sys.stderr)
     if plain is not None:
@@ -111,8 +113,8 @@ def bench(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
     """Answer prompts with the target alone and with drafting, in turn, and compare."""
     total, same, number = Stats(), 0, 0
     for number, prompt in enumerate(read_prompts(options.prompts, options.limit), 1):
-        plain = decoder.generate_target_only(prompt, **_request(options))
-        found = decoder.generate(prompt, **_request(options))
+        plain = decoder.generate_target_only(prompt, **answer_options(options))
+        found = decoder.generate(prompt, **answer_options(options))
         total += found.stats
         same += plain.tokens == found.tokens
         row = bench_record(number, plain, found)

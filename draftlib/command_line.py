@@ -20,7 +20,8 @@ from qlib.models.text import TextModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _decoder(options: argparse.Namespace) -> SpeculativeDecoder:
+def make_decoder(options: argparse.Namespace) -> SpeculativeDecoder:
+    """Return the decoder that the options ask for; errors in them come before the models are read."""
     length, verify = _length(options), as_verify(options.verify)  # errors before the models are read
     target, draft = (_text_model(name, options) for name in (options.target, options.draft))
     decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=length, verify=verify)
@@ -44,7 +45,8 @@ def _text_model(name: str, options: argparse.Namespace) -> TextModel:
     return model
 
 
-def _request(options: argparse.Namespace) -> Options:
+def answer_options(options: argparse.Namespace) -> Options:
+    """Return the options of an answer: tokens, temperature, seed and endings."""
     return {
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
@@ -56,7 +58,8 @@ def _request(options: argparse.Namespace) -> Options:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m draftlib", description="Lossless speculative decoding.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("generate", help="answer a prompt")

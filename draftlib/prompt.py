@@ -11,15 +11,12 @@ in transformers: text from strangers can end a turn that way.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 from qlib.errors import DraftError, as_whole, describe
 from qlib.models.messages import Message, read_messages
-
-log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int] | Sequence[Message]
 Read = str | list[int] | list[dict[str, str]]  # a prompt that was checked

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
-from draftlib.prompt import Read, log
+from draftlib.prompt import Read
 from qlib.errors import DraftError, QlibError, list_names
 from qlib.models.text import TextModel
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def target_tokens(model: TextModel, prompt: Read, raw: bool) -> list[int]:

@@ -23,14 +23,14 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
     rows, columns = shape
     kept = 0 if weight.columns is None else len(weight.columns)
     groups = len(grid.slices(columns - kept)) if columns > kept else 1
-    _expect("codes", weight.codes, shape, grid.code_dtype)
-    _expect("scale", weight.scale, (rows, groups), None)
+    expect_tensor("codes", weight.codes, shape, grid.code_dtype)
+    expect_tensor("scale", weight.scale, (rows, groups), None)
     if (weight.zero is None) != grid.symmetric:
         have = "no zero point" if weight.zero is None else "a zero point"
         raise QuantError(f"{have} on the grid {grid}: only asymmetric grids have one")
     if weight.zero is not None:
         whole = not weight.zero.is_floating_point()
-        _expect("zero", weight.zero, (rows, groups), torch.uint8 if whole else weight.scale.dtype)
+        expect_tensor("zero", weight.zero, (rows, groups), torch.uint8 if whole else weight.scale.dtype)
         if whole and int(weight.zero.max()) > grid.qmax:
             raise QuantError(
                 f"the zero point {int(weight.zero.max())} is above {grid.qmax}, the highest code"
@@ -42,15 +42,15 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
     if weight.second is not None:
         for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
             blocks = len(weight.second.grid.slices(rows))
-            _expect(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
-            _expect(f"{part}_scale", level.scale, (groups, blocks), None)
+            expect_tensor(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
+            expect_tensor(f"{part}_scale", level.scale, (groups, blocks), None)
             if level.zero is None:
                 raise QuantError(f"{part}_zero is missing")
-            _expect(f"{part}_zero", level.zero, (groups, blocks), None)
+            expect_tensor(f"{part}_zero", level.zero, (groups, blocks), None)
             _check_index(f"{part}_index", level.index, rows, blocks)
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+def expect_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
     """Refuse another shape, another dtype (None: any float), NaN and infinity."""
     if tuple(tensor.shape) != shape:
         raise QuantError(f"{name} is {list(tensor.shape)}, not {list(shape)}")
@@ -65,7 +65,7 @@ def _check_index(name: str, index: Tensor | None, columns: int, groups: int) -> 
     if index is None and groups > 1:
         raise QuantError(f"{name} is missing, though there are {groups} groups")
     if index is not None:
-        _expect(name, index, (columns,), torch.int64)
+        expect_tensor(name, index, (columns,), torch.int64)
         if int(index.min()) < 0 or int(index.max()) >= groups:
             raise QuantError(f"{name} names groups {int(index.min())} to {int(index.max())} of {groups}")
 
@@ -78,14 +78,14 @@ def _check_places(
         raise QuantError(f"{name} and their values belong together, and one of them is missing")
     if places is None or values is None:
         return
-    _expect(name, places, shape[-1:], torch.int64)
-    _expect(f"values of {name}", values, shape, None if values.is_floating_point() else torch.float16)
+    expect_tensor(name, places, shape[-1:], torch.int64)
+    expect_tensor(f"values of {name}", values, shape, None if values.is_floating_point() else torch.float16)
     inside = not len(places) or (int(places[0]) >= 0 and int(places[-1]) < limit)
     if not inside or not bool((places.diff() > 0).all()):
         raise QuantError(f"{name} are not ascending numbers from 0 to {limit - 1}")
 
 
-def _check_kept_columns(activation: Activation | None, columns: Tensor | None) -> None:
+def check_kept_columns(activation: Activation | None, columns: Tensor | None) -> None:
     """Refuse an input rounding that keeps other columns in float than the weight does."""
     if isinstance(activation, KeepColumns):
         kept = [] if columns is None else columns.tolist()

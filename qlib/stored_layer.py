@@ -20,7 +20,7 @@ from qlib.errors import ModelError, QlibError, QuantError, list_names
 from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.quantized_weight import TENSORS
-from qlib.stored_checks import _check_kept_columns, _expect, check_consistent
+from qlib.stored_checks import check_consistent, check_kept_columns, expect_tensor
 from qlib.stored_weight import pack_weight, to_16_bits, unpack_weight
 
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, QlibError)
@@ -168,8 +168,8 @@ def unpack_layer(
         weight = unpack_weight(stored, written)
         check_consistent(weight, entry.grid, entry.shape)
         if bias is not None:
-            _expect("bias", bias, entry.shape[:1], None)
-        _check_kept_columns(entry.activation, weight.columns)
+            expect_tensor("bias", bias, entry.shape[:1], None)
+        check_kept_columns(entry.activation, weight.columns)
     except DAMAGE as error:
         raise ModelError(str(error)) from error
     bias = None if bias is None else bias.to(dtype)

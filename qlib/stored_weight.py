@@ -12,7 +12,7 @@ from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.packing import from_unsigned, pack, to_unsigned, unpack
 from qlib.quantized_weight import QuantizedWeight, SecondLevel, short_integers
-from qlib.stored_checks import _expect, check_consistent
+from qlib.stored_checks import check_consistent, expect_tensor
 
 
 def pack_weight(layer: FakeQuantLinear) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def _unpack_second_level(
     blocks, found = len(second.slices(rows)), dict(tensors)
     for part in ("scale", "zero"):
         for each in ("scale", "zero"):
-            _expect(f"{part}_{each}", tensors[f"{part}_{each}"], (groups, blocks), None)
+            expect_tensor(f"{part}_{each}", tensors[f"{part}_{each}"], (groups, blocks), None)
         found[f"{part}_codes"] = unpack(tensors[f"{part}_codes"], second.bits, (groups, rows))
         if blocks > 1:
             found[f"{part}_index"] = second.group_index(rows)

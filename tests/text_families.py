@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from qlib.models.chat_markers import SOURCES
 from qlib.models.tiny import tiny_byte_tokenizer
-from qlib.models.tokenizer_class import _QWEN_WORDS
+from qlib.models.tokenizer_class import QWEN_WORDS
 
 CORPUS = [
     "What is the heart of the matter?",
@@ -188,13 +188,13 @@ FAMILIES: dict[str, Family] = {
         in_settings=True,
     ),
     "qwen-2": Family(
-        lambda: byte_level(*IM, words=_QWEN_WORDS),
+        lambda: byte_level(*IM, words=QWEN_WORDS),
         *("qwen2", "<|im_end|>", QWEN2),
         settings={"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>"},
         in_settings=True,
     ),
     "qwen-3": Family(
-        lambda: byte_level(*IM, words=_QWEN_WORDS),
+        lambda: byte_level(*IM, words=QWEN_WORDS),
         *("qwen3", "<|im_end|>", QWEN3),
         settings={"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "eos_token": "<|im_end|>"},
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from draftlib.verification.noise import _MASK, splitmix
+from draftlib.verification.noise import MASK, splitmix
 from qlib.errors import DraftError
 
 
@@ -18,7 +18,7 @@ class RandomDraws:
     """
 
     def __init__(self, seed: int) -> None:
-        self._key, self._calls = splitmix(seed & _MASK), 0
+        self._key, self._calls = splitmix(seed & MASK), 0
 
     def uniform(self) -> float:
         """Return the next number in [0, 1), of 53 bits."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qlib.errors import DraftError
 
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 
 
 def splitmix(value: int) -> int:
@@ -34,9 +34,9 @@ def splitmix(value: int) -> int:
     >>> splitmix(0) == 0xE220A8397B1DCDAF
     True
     """
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    value = (value + 0x9E3779B97F4A7C15) & MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
     return value ^ (value >> 31)
 
 
@@ -92,7 +92,7 @@ def gumbel(
             f"noise of position {position}, {count} tokens, stream {stream}: none of them may be negative. "
             "Count positions from 0, the first token of the prompt."
         )
-    key = splitmix(splitmix(splitmix(seed & _MASK) ^ stream) ^ position)
+    key = splitmix(splitmix(splitmix(seed & MASK) ^ stream) ^ position)
     factor = (key & 0x7FFFFFFF) | 1  # an odd factor loses no bit
     offset = (key >> 32) - (1 << 31)  # both fit in int32
     bits = _mix(_scrambled_tokens(count) * factor + offset)

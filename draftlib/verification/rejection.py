@@ -10,7 +10,7 @@ from torch import Tensor
 from draftlib.drafting.propose import Draft
 from draftlib.verification.draws import RandomDraws
 from draftlib.verification.revealed import Proposed, path_revealed
-from draftlib.verification.verify import Verdict, _check
+from draftlib.verification.verify import Verdict, check_rows
 from draftlib.vocabulary.ngram_table import NGramTable
 from qlib.errors import DraftError
 
@@ -45,7 +45,7 @@ def verify_rejection(proposals: Iterable[Proposed], logprobs: Tensor, draws: Ran
         with.
     """
     proposals = list(proposals)
-    _check([token for token, _ in proposals], logprobs)
+    check_rows([token for token, _ in proposals], logprobs)
     for i, (token, q) in enumerate(proposals):
         p = logprobs[i].exp()
         if not draws.bernoulli(float(p[token] / q[token])):

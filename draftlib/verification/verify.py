@@ -71,7 +71,7 @@ def verify_greedy(proposed: Sequence[int], logits: Tensor) -> Verdict:
     >>> verify_greedy([2, 0], torch.tensor([[0.0, 1.0, 5.0], [0.0, 3.0, 1.0], [9.0, 0.0, 0.0]]))
     Verdict(accepted=1, token=1)
     """
-    _check(proposed, logits)
+    check_rows(proposed, logits)
     choices = logits.argmax(-1).tolist()
     return _follow(proposed, lambda i: choices[i])
 
@@ -92,7 +92,7 @@ def verify_exact(proposed: Sequence[int], logprobs: Tensor, noise: Tensor) -> Ve
     noise : Tensor
         [m + 1, V], Gumbel noise at the positions of the rows.
     """
-    _check(proposed, logprobs)
+    check_rows(proposed, logprobs)
     if noise.shape != logprobs.shape:
         raise DraftError(
             f"noise {list(noise.shape)} for log-probabilities {list(logprobs.shape)}: both need a row for "
@@ -117,7 +117,7 @@ def verify_point_mass(proposed: Sequence[int], logprobs: Tensor, draws: RandomDr
     draws : RandomDraws
         Draws the target's tokens.
     """
-    _check(proposed, logprobs)
+    check_rows(proposed, logprobs)
     return _follow(proposed, lambda i: draws.categorical(logprobs[i].exp()))
 
 
@@ -135,7 +135,8 @@ def _follow(proposed: Sequence[int], choice: Callable[[int], int]) -> Verdict:
 # --- all rules by name
 
 
-def _check(proposed: Sequence[int], rows: Tensor) -> None:
+def check_rows(proposed: Sequence[int], rows: Tensor) -> None:
+    """Refuse rows that are not one more than the proposed tokens."""
     if rows.dim() != 2 or len(rows) != len(proposed) + 1:
         raise DraftError(
             f"{len(proposed)} proposed tokens, and the target's rows are {list(rows.shape)}: it takes "

@@ -3,7 +3,7 @@
 Files that are not what their header says are common, and libsndfile is silent about most of them:
 
 - a wav whose recorder was stopped: its header says 0 bytes, or fewer than there are. The samples are there,
-  so they are read (`_unfinished_wav`);
+  so they are read (`unfinished_wav`);
 - a file that broke off: wav, mp3, ogg, aiff or au. What is there is read, and a warning says how much is
   missing; where the decoder cannot go on (flac), it is an error;
 - a file without a header: nothing says its rate, so it is an error that says what to do.
@@ -11,7 +11,6 @@ Files that are not what their header says are common, and libsndfile is silent a
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from qlib.asr.audio_header import TOLERANCE, _check_end, _unfinished_wav, _warn_cut
+from qlib.asr.audio_header import TOLERANCE, check_end, unfinished_wav, warn_cut
 from qlib.errors import DataError, require_extra
 from qlib.models.waveform import SAMPLE_RATE
 
@@ -34,8 +33,6 @@ RATES = (1_000, 1_000_000)  # Hz; what lies outside is a damaged header
 HEADERLESS = {".raw", ".pcm", ".sln", ".sln16", ".gsm", ".ulaw", ".ul", ".alaw", ".al", ".vox", ".g722"}
 
 Samples = npt.NDArray[np.float32]
-
-log = logging.getLogger("qlib")
 
 
 def audio_blocks(path: Path, offset: float | None = None, duration: float | None = None) -> Iterator[Tensor]:
@@ -90,7 +87,7 @@ def audio_blocks(path: Path, offset: float | None = None, duration: float | None
         if not done:
             raise DataError(f"{path}: the recording is empty, it has 0 samples. Remove it from the list.")
         if frames - done > TOLERANCE * rate:
-            _warn_cut(path, (first + done) / rate, f"{(first + frames) / rate:.2f} s")
+            warn_cut(path, (first + done) / rate, f"{(first + frames) / rate:.2f} s")
 
 
 def audio_seconds(path: Path) -> float:
@@ -182,11 +179,11 @@ def _open(path: Path, warn: bool = True) -> Iterator[soundfile.SoundFile]:
         )
     try:
         with path.open("rb") as raw:
-            file = soundfile.SoundFile(_unfinished_wav(raw, path, warn) or path)
+            file = soundfile.SoundFile(unfinished_wav(raw, path, warn) or path)
         with file:
             _check_header(file, path)
             if warn:
-                _check_end(file, path)
+                check_end(file, path)
             yield file
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a format without a header
         raise DataError(f"{path}: cannot be read as audio ({error}). {_remedy(path)}") from error

@@ -26,7 +26,7 @@ OGG_END = 4  # flag of an ogg stream's last page
 OGG_PAGE = 65_307  # bytes of the longest page
 
 
-def _unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
+def unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
     """Return a wav with a mended header, in memory (copy on write: the file stays as it is), or None.
 
     1. The header claims more than there is: the file broke off (a warning), or it was written by a stream
@@ -43,7 +43,7 @@ def _unfinished_wav(raw: Any, path: Path, warn: bool) -> mmap.mmap | None:
         return None
     if size > there:
         if warn and size < PLACEHOLDERS and size - there > TOLERANCE * bytes_per_second:
-            _warn_cut(path, there / bytes_per_second, f"{size / bytes_per_second:.2f} s")
+            warn_cut(path, there / bytes_per_second, f"{size / bytes_per_second:.2f} s")
         return None  # libsndfile reads what is there
     if there - size <= TOLERANCE * bytes_per_second or (
         size and _is_chunks(raw, start + size + size % 2, total)  # chunks have an even length
@@ -92,18 +92,18 @@ def _is_chunks(raw: Any, place: int, total: int) -> bool:
     return place >= total - 8  # a few bytes behind the last chunk are no recording
 
 
-def _check_end(file: soundfile.SoundFile, path: Path) -> None:
+def check_end(file: soundfile.SoundFile, path: Path) -> None:
     """Warn where a file ends before its header says; of a wav and an mp3 that is found elsewhere."""
     seconds = file.frames / file.samplerate
     if file.format == "OGG" and not _ogg_ends(path):
-        _warn_cut(path, seconds, "more: the mark of the end is missing")
+        warn_cut(path, seconds, "more: the mark of the end is missing")
     if file.format in ("AIFF", "AU"):
         with path.open("rb") as raw:
             name, first, second = struct.unpack(">4sII", raw.read(12))
         claimed = first + 8 if name == b"FORM" else first + second  # an au has its data's begin and size
         there = path.stat().st_size
         if there < claimed < PLACEHOLDERS and seconds * (claimed / there - 1) > TOLERANCE:
-            _warn_cut(path, seconds, f"{seconds * claimed / there:.2f} s")
+            warn_cut(path, seconds, f"{seconds * claimed / there:.2f} s")
 
 
 def _ogg_ends(path: Path) -> bool:
@@ -115,7 +115,8 @@ def _ogg_ends(path: Path) -> bool:
     return page < 0 or page + 5 >= len(tail) or bool(tail[page + 5] & OGG_END)
 
 
-def _warn_cut(path: Path, there: float, claimed: str) -> None:
+def warn_cut(path: Path, there: float, claimed: str) -> None:
+    """Warn of a file that holds less than it claims."""
     log.warning(
         "%s: the file breaks off. It has %.2f s and should have %s; what is there is read. Its text may be "
         "longer than its sound: copy the file again, or remove it from the list.",

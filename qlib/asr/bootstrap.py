@@ -16,17 +16,19 @@ DRAWS_AT_ONCE = 1 << 20  # bounds the memory of a bootstrap to some 10 MB, howev
 Counts = npt.NDArray[np.int64]
 
 
-def _errors_and_words(counts: Counts) -> tuple[Counts, Counts]:
+def errors_and_words(counts: Counts) -> tuple[Counts, Counts]:
+    """Return errors and reference words of each utterance, from counts [4, utterances]."""
     hits, substitutions, deletions, insertions = counts
     return substitutions + deletions + insertions, hits + substitutions + deletions
 
 
-def _rate(counts: Counts) -> float:
-    errors, words = _errors_and_words(counts)
+def error_rate(counts: Counts) -> float:
+    """Return the error rate of all utterances together, in percent."""
+    errors, words = errors_and_words(counts)
     return float(100 * errors.sum() / words.sum())
 
 
-def _resampled(errors: Counts, words: Counts, resamples: int, seed: int) -> npt.NDArray[np.float64]:
+def resampled_rates(errors: Counts, words: Counts, resamples: int, seed: int) -> npt.NDArray[np.float64]:
     """Return the rates (percent) of `resamples` lists of utterances drawn with replacement, [resamples]."""
     if resamples < 1:
         raise DataError(f"bootstrap: resamples={resamples}. Use 1000 or more for a steady interval.")
@@ -40,6 +42,7 @@ def _resampled(errors: Counts, words: Counts, resamples: int, seed: int) -> npt.
     return np.concatenate(rates)
 
 
-def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+def percentile_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values."""
     low, high = np.percentile(values, CONFIDENCE)
     return float(low), float(high)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio_file import audio_blocks, audio_seconds, segment_seconds
-from qlib.asr.manifest_rows import TEXT_KEYS, _csv_rows, _json_rows, _lines, _tsv_rows
+from qlib.asr.manifest_rows import TEXT_KEYS, lines_of, rows_of_csv, rows_of_json, rows_of_tsv
 from qlib.errors import DataError, describe, list_names, whole_number
 
 AUDIO_KEYS = ("audio", "audio_filepath", "path", "file_name", "audio_path")
@@ -121,7 +121,7 @@ def read_manifest(
     """
     path = _path(path, "read_manifest", "a manifest")
     root = path.parent if audio_root is None else _path(audio_root, "read_manifest", "audio_root")
-    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    readers = {".jsonl": rows_of_json, ".json": rows_of_json, ".csv": rows_of_csv, ".tsv": rows_of_tsv}
     if path.is_dir():
         raise DataError(f"{path}: a folder, not a manifest. Name the file in it, or use read_librispeech.")
     if path.suffix.lower() not in readers:
@@ -272,7 +272,7 @@ def _seconds(value: object, name: str, where: str) -> float | None:
 
 
 def _librispeech_chapter(path: Path) -> Iterator[Utterance]:
-    for where, line in _lines(path):
+    for where, line in lines_of(path):
         name, _, text = line.partition(" ")
         yield Utterance(path.parent / f"{name}.flac", text.strip(), name, source="librispeech", where=where)
 

@@ -27,7 +27,7 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (file and line number, line) of every line that is not blank."""
     # Not splitlines(): it also splits at characters that JSON allows inside a string, such as U+2028.
     text = _text(path).replace("\r\n", "\n").replace("\r", "\n")
@@ -36,8 +36,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", line
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    for where, line in _lines(path):
+def rows_of_json(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the objects of JSON lines with their places."""
+    for where, line in lines_of(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -47,12 +48,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def _tsv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    lines = ((where, line.split("\t")) for where, line in _lines(path))
+def rows_of_tsv(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a tab-separated table with their places."""
+    lines = ((where, line.split("\t")) for where, line in lines_of(path))
     return _table_rows(lines, "Use single tabs, no quotes.")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def rows_of_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a comma-separated table with their places."""
     text = _text(path)
     header = next(iter(text.lstrip().splitlines()), "")
     # Spreadsheets of many countries write semicolons, for the comma is in their numbers.

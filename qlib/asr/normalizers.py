@@ -83,7 +83,7 @@ def normalizer_of(language: str) -> str:
     return "whisper-basic-characters" if language in WITHOUT_SPACES else "whisper-basic"
 
 
-def _normalizers(languages: str | Sequence[str], count: int) -> list[Normalizer]:
+def normalizers_of(languages: str | Sequence[str], count: int) -> list[Normalizer]:
     """Return the normalizer of each utterance; those of one language share theirs."""
     listed = [languages] * count if isinstance(languages, str) else list(languages)
     if len(listed) != count:
@@ -95,7 +95,7 @@ def _normalizers(languages: str | Sequence[str], count: int) -> list[Normalizer]
     return [made[name] for name in names]
 
 
-def _as_written(normalize: Normalizer, reference: str, hypothesis: str) -> tuple[str, str]:
+def as_written(normalize: Normalizer, reference: str, hypothesis: str) -> tuple[str, str]:
     """Return a pair as it is, cut into characters where these are counted."""
     if normalize.unit == "words":
         return reference, hypothesis

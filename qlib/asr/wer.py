@@ -28,8 +28,8 @@ from typing import Any, Literal
 import jiwer
 import numpy as np
 
-from qlib.asr.bootstrap import Counts, _errors_and_words, _interval, _rate, _resampled
-from qlib.asr.normalizers import _as_written, _normalizers
+from qlib.asr.bootstrap import Counts, error_rate, errors_and_words, percentile_interval, resampled_rates
+from qlib.asr.normalizers import as_written, normalizers_of
 from qlib.errors import DataError, describe, whole_number
 
 IGNORED = "ignore time segment in scoring"  # a marker of some corpora, not speech
@@ -200,7 +200,7 @@ def score(
         The ``asr`` extra is not installed.
     """
     references, hypotheses = _checked_texts(references, hypotheses)
-    normalizers = _normalizers(languages, len(references))
+    normalizers = normalizers_of(languages, len(references))
     named = [str(i) for i in range(1, len(references) + 1)] if ids is None else list(ids)
     if len(named) != len(references):
         raise DataError(f"{len(named)} ids, {len(references)} references. Pass one id per reference.")
@@ -215,13 +215,13 @@ def score(
             "Check that the manifest's transcripts are what was said."
         )
     aligned = _align([pairs[i] for i in kept])
-    raw = _align([_as_written(normalizers[i], references[i], hypotheses[i]) for i in kept])
+    raw = _align([as_written(normalizers[i], references[i], hypotheses[i]) for i in kept])
     hits, substitutions, deletions, insertions = (int(n) for n in aligned.sum(axis=1))
-    errors, words = _errors_and_words(aligned)
+    errors, words = errors_and_words(aligned)
     return WerResult(
-        wer=_rate(aligned),
-        wer_raw=_rate(raw),
-        interval=_interval(_resampled(errors, words, resamples, seed)),
+        wer=error_rate(aligned),
+        wer_raw=error_rate(raw),
+        interval=percentile_interval(resampled_rates(errors, words, resamples, seed)),
         substitutions=substitutions,
         deletions=deletions,
         insertions=insertions,
@@ -277,10 +277,10 @@ def compare(baseline: WerResult, other: WerResult, *, seed: int = 0, resamples: 
         )
     words = np.array(baseline.utterance_words)
     more = np.array(other.utterance_errors) - np.array(baseline.utterance_errors)
-    drawn = _resampled(more, words, resamples, seed)
+    drawn = resampled_rates(more, words, resamples, seed)
     return Comparison(
         difference=float(100 * more.sum() / words.sum()),
-        interval=_interval(drawn),
+        interval=percentile_interval(drawn),
         probability_worse=float((drawn > 0).mean()),
         utterances=len(words),
     )

@@ -24,8 +24,8 @@ from qlib.errors import (
     list_names,
 )
 from qlib.models.chat_markers import MARKERS, RefusedError, chatml, known_markers
-from qlib.models.chat_template import _compile, _installed, _undefined_token
-from qlib.models.messages import Message, _with_thoughts, read_messages
+from qlib.models.chat_template import compile_template, jinja_installed, undefined_token
+from qlib.models.messages import Message, read_messages, with_thoughts
 from qlib.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Chat:
         """By what a prompt is made: the template, or the role markers of a known form."""
         if self.template is None:
             return "role markers of ChatML (the checkpoint has no template)"
-        if _installed():
+        if jinja_installed():
             return "its own template"
         name = known_markers(self.template)
         return (
@@ -91,7 +91,7 @@ class Chat:
         log.info("chat prompt by %s", self.way)
         if self.template is None:
             return chatml(checked, self.named)
-        if _installed():
+        if jinja_installed():
             return self._by_template(self.template, checked)
         if (known := known_markers(self.template)) is None:
             raise MissingExtraError(
@@ -115,7 +115,7 @@ class Chat:
 
     def _by_template(self, template: str, messages: list[dict[str, str]]) -> str:
         try:
-            compiled = _compile(template)
+            compiled = compile_template(template)
         except MissingExtraError:
             raise
         except Exception as error:  # a syntax error mostly; a hostile template may raise anything
@@ -128,7 +128,7 @@ class Chat:
         try:
             return str(
                 compiled.render(
-                    messages=[_with_thoughts(each) for each in messages],
+                    messages=[with_thoughts(each) for each in messages],
                     tools=None,
                     documents=None,
                     add_generation_prompt=True,
@@ -139,7 +139,7 @@ class Chat:
             raise self._refusal(error) from error
 
     def _refusal(self, error: Exception) -> ModelError:
-        if missing := _undefined_token(error):
+        if missing := undefined_token(error):
             known = ", ".join(f"{name}={token!r}" for name, token in self.named.items())
             return ModelError(
                 f"{self.where}: the chat template writes {missing}, and no file of the folder names one "

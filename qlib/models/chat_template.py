@@ -17,13 +17,14 @@ from qlib.errors import (
 JINJA = (3, 1, 6)  # older ones have known ways out of the sandbox; templates come from anyone
 
 
-def _undefined_token(error: Exception) -> str | None:
+def undefined_token(error: Exception) -> str | None:
     """Return the name of a special token that a template wanted, if that is the error."""
     match = re.fullmatch(r"'(\w+_token)' is undefined", str(error))
     return match and match[1]
 
 
-def _installed() -> bool:
+def jinja_installed() -> bool:
+    """Return whether jinja2 can be imported."""
     try:
         _jinja()
     except MissingExtraError:
@@ -36,7 +37,8 @@ def _jinja() -> ModuleType:
 
 
 @lru_cache(maxsize=16)
-def _compile(template: str) -> Any:
+def compile_template(template: str) -> Any:
+    """Return a template compiled in jinja2's sandbox."""
     jinja2, sandbox = _jinja(), require_extra("jinja2.sandbox", "chat", "A chat template")
     found = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
     if found < JINJA:

@@ -68,7 +68,7 @@ def _message(message: Any, where: str, error: type[QlibError]) -> dict[str, str]
     return {str(key): str.__str__(value) for key, value in message.items() if value is not None}
 
 
-def _with_thoughts(message: dict[str, str]) -> dict[str, str]:
+def with_thoughts(message: dict[str, str]) -> dict[str, str]:
     """Return a message whose reasoning, if it has one, stands under the names that templates read."""
     found = next((message[name] for name in _THOUGHTS if name in message), None)
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}

@@ -25,7 +25,7 @@ from qlib.errors import ModelError, describe, list_names
 from qlib.models.files import read_json
 from qlib.models.text_config import TextGeneration
 from qlib.models.tokenizer import Tokenizer
-from qlib.models.tokenizer_class import _differences, _token
+from qlib.models.tokenizer_class import class_differences, token_text
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def read_text_tokenizer(
     table = json.loads(backend.to_str())
     said_class = settings.get("tokenizer_class") or config.get("tokenizer_class")
     kind = class_of(config["model_type"], said_class, table)
-    if changed := _differences(table, kind, settings):
+    if changed := class_differences(table, kind, settings):
         log.info("%s: %s of the class %s are used, not the file's", path, " and ".join(changed), kind)
         backend = tokenizers.Tokenizer.from_str(json.dumps({**table, **changed}))
     usual = DEFAULTS.get(kind, {})
@@ -145,7 +145,7 @@ def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
             continue
         content = read_json(path)
         settings = settings or content
-        named |= {name: _token(content[name], name, path) for name in NAMES if name in content}
+        named |= {name: token_text(content[name], name, path) for name in NAMES if name in content}
     kind = settings.get("tokenizer_class")
     if kind is not None and not isinstance(kind, str):
         raise ModelError(
@@ -163,7 +163,7 @@ def _more_special(settings: Mapping[str, Any], folder: Path) -> list[str]:
             f"{path}: extra_special_tokens is {describe(found)}, not a list. Copy the file again."
         )
     values = found.values() if isinstance(found, dict) else found
-    tokens = [_token(value, "an entry of extra_special_tokens", path) for value in values]
+    tokens = [token_text(value, "an entry of extra_special_tokens", path) for value in values]
     return [token for token in tokens if token is not None]
 
 

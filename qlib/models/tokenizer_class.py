@@ -10,13 +10,13 @@ from qlib.errors import ModelError, describe
 
 SPACE = "\u2581"
 
-_QWEN_WORDS = (
+QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def _differences(table: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def class_differences(table: Mapping[str, Any], kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of tokenizer.json that the class replaces by others."""
     if not kind:
         return {}
@@ -47,12 +47,12 @@ def _rules(kind: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
             "behavior": "MergedWithPrevious",
             "invert": False,
         }
-        unknown = _token(settings.get("unk_token", "<unk>"), "unk_token", Path("tokenizer_config.json"))
+        unknown = token_text(settings.get("unk_token", "<unk>"), "unk_token", Path("tokenizer_config.json"))
         return {**_merges(fuse=True), "unk_token": unknown}, normalizer, words, _bytes_of_pieces([])
     if kind == "Qwen2Tokenizer":
         pattern = {
             "type": "Split",
-            "pattern": {"Regex": _QWEN_WORDS},
+            "pattern": {"Regex": QWEN_WORDS},
             "behavior": "Isolated",
             "invert": False,
         }
@@ -74,7 +74,8 @@ def _bytes_of_pieces(more: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, *more]}
 
 
-def _token(value: Any, name: str, path: Path) -> str | None:
+def token_text(value: Any, name: str, path: Path) -> str | None:
+    """Return a token's text from a str or an object with its content; None where there is none."""
     text = value.get("content") if isinstance(value, dict) else value
     if text is not None and not isinstance(text, str):
         raise ModelError(f"{path}: {name} is {describe(text)}, not a str. Copy the file again.")

@@ -1,4 +1,4 @@
-"""The Hessian of a layer: its fast form, its factor in any order, and what is checked of it."""
+"""The Hessian of a layer: its fast form, and its factor in any order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Grid
-from qlib.methods.checks import check_damping, check_layer, check_layer_stats, with_token_note
-from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.hessian import factorize, gram, hessian, invert
-from qlib.quantized_weight import QuantizedWeight
 
 COLUMNS, ROWS = 12, 5
 ORDER = torch.tensor([3, 0, 11, 7, 1, 10, 2, 9, 4, 8, 6, 5])
@@ -50,45 +46,3 @@ class TestFactor:
         inputs[:, 2] = inputs[:, 9]  # 2 is visited before 9, so 2 is what 9 and the rest already explain
         with pytest.raises(QuantError, match="not positive definite at column 2 of 12"):
             factorize(hessian(inputs), ORDER, 0.0)
-
-
-class TestChecks:
-    def test_layer(self) -> None:
-        W, H = weights(), hessian(data()).float()
-        assert check_layer(W, H.requires_grad_(), Grid(3)).dtype == torch.float64
-        assert not check_layer(W, H, Grid(3)).requires_grad
-        with pytest.raises(QuantError, match=r"Hessian of shape \(11, 11\) for 12 inputs"):
-            check_layer(W, H[1:, 1:], Grid(3))
-        with pytest.raises(QuantError, match="group=13 is larger than the 12 columns"):
-            check_layer(W, H, Grid(3, 13))
-        with pytest.raises(QuantError, match="cannot be quantized"):
-            check_layer(W[0], H, Grid(3))
-
-    @pytest.mark.parametrize("damping", [-1e-9, float("nan"), float("inf")])
-    def test_damping(self, damping: float) -> None:
-        check_damping(0, "ANY")
-        with pytest.raises(QuantError, match=f"damping={damping} in ANY"):
-            check_damping(damping, "ANY")
-
-    def test_missing_hessian(self) -> None:
-        W, H = weights(), hessian(data())
-        (found,) = check_layer_stats(LayerStats(60, H), W, Needs.HESSIAN, "ANY")
-        assert found is H
-        with pytest.raises(QuantError, match="ANY got statistics without a Hessian"):
-            check_layer_stats(LayerStats(60), W, Needs.HESSIAN, "ANY")
-
-    @pytest.mark.parametrize(
-        ("tokens", "note"),
-        [
-            (0, "0 tokens for 12 inputs: the Hessian has rank 0 at most"),
-            (11, "11 tokens for 12 inputs: the Hessian has rank 11 at most"),
-            (12, "12 tokens for 12 inputs: so few leave much to chance. Calibrate on 48 or more"),
-            (47, "47 tokens for 12 inputs: so few leave much to chance. Calibrate on 48 or more"),
-            (48, None),
-        ],
-    )
-    def test_note_on_tokens(self, tokens: int, note: str | None) -> None:
-        codes = torch.zeros(ROWS, COLUMNS, dtype=torch.uint8)
-        notes = with_token_note(QuantizedWeight(codes, torch.ones(ROWS, 1), notes=("x",)), tokens).notes
-        assert notes[-1] == "x"
-        assert len(notes) == 1 if note is None else notes[0].startswith(note)

@@ -15,7 +15,7 @@ import pytest
 from qlib.errors import MissingExtraError, ModelError
 from qlib.models.chat import Chat
 from qlib.models.chat_markers import SOURCES, known_markers
-from qlib.models.chat_template import _compile
+from qlib.models.chat_template import compile_template
 from qlib.models.messages import read_messages
 from qlib.models.tiny import CHAT_SPECIALS, tiny_tokenizer
 
@@ -37,9 +37,9 @@ def by_transformers(template: str, messages: Any) -> str:
 def without_jinja(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("jinja2", "jinja2.sandbox", "jinja2.ext"):
         monkeypatch.setitem(sys.modules, name, None)
-    _compile.cache_clear()
+    compile_template.cache_clear()
     yield
-    _compile.cache_clear()
+    compile_template.cache_clear()
 
 
 def conversations() -> Iterator[list[dict[str, str]]]:
@@ -114,7 +114,7 @@ def test_a_token_without_a_name_is_said() -> None:
 def test_an_old_sandbox_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import jinja2
 
-    _compile.cache_clear()
+    compile_template.cache_clear()
     monkeypatch.setattr(jinja2, "__version__", "3.1.5")
     with pytest.raises(MissingExtraError, match=r"jinja2 3\.1\.6 or newer.*installed is 3\.1\.5"):
         Chat("x").prompt("Hi")

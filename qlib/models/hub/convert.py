@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,6 @@ from qlib.models.hub.convert_text import llama_from_gguf
 from qlib.models.hub.convert_whisper import whisper_from_ctranslate2
 
 VERSION = 1  # raise it when a conversion's result changes: folders made by another version are fetched again
-log = logging.getLogger(__name__)
-
-
 CONVERTERS: dict[str, Callable[..., None]] = {
     "ctranslate2-whisper": whisper_from_ctranslate2,
     "gguf-llama": llama_from_gguf,
