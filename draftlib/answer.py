@@ -1,7 +1,8 @@
 """One answer on its way: what a round does, in its order, and what it leaves behind.
 
+    0. choose      who proposes: the drafter, a source that costs nothing, or nobody  drafting/choice.py
     1. draft       the drafter continues its spelling of the text by k draft tokens   drafting/propose.py
-    2. translate   they become m <= k target tokens                                   vocabulary/translate.py
+    2. translate   they become m <= k target tokens; a source has them ready          vocabulary/translate.py
     3. score       one pass of the target gives m + 1 rows of logits                  sides.py
     4. verify      a beginning of the m tokens is accepted, one token is added        verification/verify.py
     5. write       the new tokens join the answer, which may end with one of them     writer.py
@@ -13,12 +14,14 @@ cache are handed in for every round as a `Pair`, so that they can be exchanged b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from draftlib.arguments import OnText, Verify, text_sink
+from draftlib.drafting.choice import DRAFT, Choice
 from draftlib.drafting.coupled import Coupled
 from draftlib.drafting.length import Length
 from draftlib.drafting.propose import Draw, draw_greedy, draw_independent, propose
@@ -36,6 +39,8 @@ from draftlib.vocabulary.translate import Translation, translate
 from draftlib.writer import Writer
 from qlib.errors import DraftError, list_names
 from qlib.models.text import TextModel
+
+_numbers = itertools.count(1)  # of the answers of this process
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Randomness:
     def of(cls, seed: int, pair: Pair) -> Randomness:
         """Return those of a seed."""
         noise = GumbelNoise(seed, pair.target.config.vocab_size, device=pair.device)
-        draft_noise = GumbelNoise(seed, pair.draft.config.vocab_size, stream=1, device=pair.device)
+        size = (pair.draft or pair.target).config.vocab_size
+        draft_noise = GumbelNoise(seed, size, stream=1, device=pair.device)
         return cls(noise, draft_noise, RandomDraws(seed))
 
 
@@ -81,7 +87,7 @@ class Answer:
     on_text : callable, optional
         Gets the text piece by piece.
     drafting : bool
-        False for the target alone: steps 1, 2 and 6 are left out.
+        False for the target alone: steps 0, 1, 2 and 6 are left out.
 
     Attributes
     ----------
@@ -109,22 +115,29 @@ class Answer:
         ends = {*target.generation.eos, *_stop_tokens(settings, target)}
         pieces = pair.vocabulary.target_bytes
         self.writer = Writer(pieces, ends, settings.stop_strings, self._limit, on_text)
-        self._draft_text = _draft_text(pair, read, self._prompt, options["raw"]) if drafting else None
+        self._number = next(_numbers)
+        self._draft_text: ReverseTranslator | None = None
+        if drafting and pair.draft is not None:
+            self._draft_text = _draft_text(pair, pair.draft, read, self._prompt, options["raw"])
         self._random = Randomness.of(options["seed"], pair)
         self._clock = Clock()
         self._rounds = 0
         self._target: TargetSide | None = None  # begins with the first round
         self._drafter: DraftSide | None = None
 
-    def next_round(self, pair: Pair, length: Length, verify: Verify) -> Round:
+    def next_round(self, pair: Pair, choice: Choice, verify: Verify) -> Round:
         """Go one round further, with what holds at its beginning."""
         self._clock.start()
         with torch.inference_mode():
-            target, drafter = self._target_side(pair), self._draft_side(pair, length)
+            target = self._target_side(pair)
+            spelled = () if self._draft_text is None else tuple(self._draft_text.tokens)
             self._rounds += 1
-            found = Round(self._rounds, tuple(target.tokens), tuple(drafter.text.tokens if drafter else ()))
-            if drafter is not None:
-                found = self._draft(found, drafter, pair, length, verify)
+            found = Round(self._rounds, self._number, tuple(target.tokens), spelled)
+            if self.drafting:
+                found = self._choose(found, pair, choice)
+            if found.source == DRAFT:
+                drafter = self._draft_side(pair, choice.length)
+                found = self._draft(found, drafter, pair, choice.length, verify)
                 found = self._translate(found, pair)
             found = self._score(found, target)
             found = self._verify(found, pair, verify)
@@ -139,29 +152,42 @@ class Answer:
         """Return the target and its text; in the first round it reads the prompt."""
         if self._target is None:
             self._target = TargetSide(pair.target, self._prompt, len(self._prompt) + self._limit - 1)
+            self._clock.lap("prompt")
         return self._target
 
-    def _draft_side(self, pair: Pair, length: Length) -> DraftSide | None:
+    def _choose(self, found: Round, pair: Pair, choice: Choice) -> Round:
+        """Let the sources guess, and decide who proposes."""
+        guesses = choice.guesses(found.context)
+        drafter = pair.draft is not None and bool(found.draft_context)
+        chosen = choice.choose(guesses, self._room, self._number, drafter)
+        self._clock.lap("translate")
+        found = replace(found, guesses=guesses)
+        if chosen is None or chosen == DRAFT:
+            return replace(found, source=chosen or "")
+        size = pair.target.config.vocab_size
+        m = next((i for i, token in enumerate(chosen.tokens) if token >= size), len(chosen.tokens))
+        translation = Translation(chosen.tokens[:m], (0,) * m, (0,) * m)
+        return replace(found, source=chosen.source, translation=translation)
+
+    def _draft_side(self, pair: Pair, length: Length) -> DraftSide:
         """Return the drafter and its text; one that is new in this answer has read all but its last token."""
         text = self._draft_text
-        if text is not None and (self._drafter is None or self._drafter.model is not pair.draft):
+        assert text is not None and pair.draft is not None
+        if self._drafter is None or self._drafter.model is not pair.draft:
+            began = self._drafter is not None
             # Four draft tokens for one of the target are plenty; if not, the drafter forgets its older half.
             room = len(text.tokens) + 4 * self._limit + 2 * length.max_tokens
             self._drafter = DraftSide(pair.draft, text, room)
             pending = self._drafter.prepare(length.max_tokens)
             if len(pending) > 1:
                 self._drafter.step(pending[:-1])
-        if self._rounds == 0:
-            self._clock.lap("prompt")
+            self._clock.lap("learn" if began else "prompt")  # a drafter that has learned reads again
         return self._drafter
 
     # --- 1. to 6.
 
     def _draft(self, found: Round, drafter: DraftSide, pair: Pair, length: Length, verify: Verify) -> Round:
-        """Draft, unless there is room for the target's own token only, or no text to continue."""
-        pending = drafter.prepare(length.max_tokens) if self._room else []
-        if not pending:
-            return found
+        pending = drafter.prepare(length.max_tokens)
         draw = self._draw(found, pair, verify)
         draft = propose(drafter.step, pending, length, self._settings.logprobs, draw, pair.table.ended)
         self._clock.lap("draft")
@@ -177,8 +203,7 @@ class Answer:
 
     def _translate(self, found: Round, pair: Pair) -> Round:
         """Translate the draft, up to the room and up to a token that the target has no output for."""
-        if found.draft is None:
-            return found
+        assert found.draft is not None
         whole = translate(found.draft.tokens, pair.vocabulary, pair.cache)
         size = pair.target.config.vocab_size
         tokens = whole.tokens[: self._room]
@@ -197,7 +222,9 @@ class Answer:
         if self._settings.greedy:
             name, logprobs = "greedy", found.rows
         else:
-            name = verify if found.draft else "exact"  # where nothing was drafted the target only draws
+            name = verify
+            if found.draft is None:  # nothing is proposed, and the target only draws; or a point mass is
+                name = "point_mass" if found.proposed and verify != "exact" else "exact"
             logprobs = self._settings.logprobs(found.rows)
         random = self._random
         inputs = VerifyInputs(
@@ -223,7 +250,7 @@ class Answer:
             if self.writer.add(token):
                 break
         target.append(tokens)
-        return replace(found, tokens=tuple(tokens))
+        return replace(found, tokens=tuple(tokens), ended=self.writer.finish is not None)
 
     def _learn(self, found: Round, pair: Pair) -> Round:
         """Spell the new tokens for the drafter, and add what takes several of its tokens to the cache."""
@@ -239,7 +266,7 @@ class Answer:
             for key, token in learned:
                 pair.cache.add(key, token)
             pair.cache.commit()
-        return replace(found, learned=tuple(learned))
+        return replace(found, learned=tuple(learned), spelled=tuple(self._draft_text.tokens))
 
     @property
     def _room(self) -> int:
@@ -257,9 +284,11 @@ def _stop_tokens(settings: Settings, target: TextModel) -> Sequence[int]:
     return settings.stop_tokens
 
 
-def _draft_text(pair: Pair, prompt: Read, tokens: Sequence[int], raw: bool) -> ReverseTranslator:
+def _draft_text(
+    pair: Pair, draft: TextModel, prompt: Read, tokens: Sequence[int], raw: bool
+) -> ReverseTranslator:
     """Return the drafter's view of the prompt: by its own template and with its own start token."""
-    own, rest = draft_tokens(pair.draft, pair.target, prompt, tokens, raw)
+    own, rest = draft_tokens(draft, pair.target, prompt, tokens, raw)
     text = ReverseTranslator(pair.vocabulary, own)
     # N-grams of the prompt are not added: the cache is for what the target writes.
     text.append([token for token in rest if token < len(pair.vocabulary.target_bytes)])

@@ -102,15 +102,22 @@ def as_verify(verify: Any) -> Verify:
     return name  # type: ignore[return-value]
 
 
-def check_pair(target: TextModel, draft: TextModel) -> None:
+def check_pair(target: TextModel, draft: TextModel | None) -> None:
     """Refuse models that cannot work together; warn of a drafter that costs more than it can save.
+
+    Parameters
+    ----------
+    target : TextModel
+        The target.
+    draft : TextModel, optional
+        The drafter.
 
     Raises
     ------
     DraftError
         The models are on different devices, or the target is packed in a way that changes its numbers.
     """
-    devices = [model.model.embed_tokens.weight.device for model in (target, draft)]
+    devices = [model.model.embed_tokens.weight.device for model in (target, draft or target)]
     if devices[0] != devices[1]:
         raise DraftError(
             f"The target is on {devices[0]} and the draft model on {devices[1]}. Load both on the same "
@@ -121,7 +128,7 @@ def check_pair(target: TextModel, draft: TextModel) -> None:
             "The target is packed for speed only: a token's logits may differ in the last bits with the "
             "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
         )
-    if _weights(draft) > _weights(target):
+    if draft is not None and _weights(draft) > _weights(target):
         log.warning(
             "The draft model (%s) is larger than the target (%s). Are they swapped? The first one decides "
             "the text.",

@@ -1,11 +1,11 @@
-"""The decoder: a target, a drafter that saves it passes, and what they learn from answer to answer.
+"""The decoder: a target, what saves it passes, and what is learned from answer to answer.
 
 What happens in a round stands in `draftlib/answer.py`; the same algorithm in its plainest form, with one
 vocabulary, in `draftlib/plain.py`.
 
-With ``verify="exact"`` the text does not depend on drafter, cache and length at all: each token is the one
-that the target draws with the noise of (seed, position), or its most probable one. Drafter, cache and length
-decide how many tokens one pass of the target yields. With "path_revealed" or "point_mass" sampled text is
+With ``verify="exact"`` the text does not depend on drafter, sources, cache and length at all: each token is
+the one that the target draws with the noise of (seed, position), or its most probable one. Drafter, sources,
+cache and length decide how many tokens one pass of the target yields. With "path_revealed" or "point_mass" sampled text is
 another one from the same distribution; with "ratio" the distribution is another one too.
 `generate_target_only` is the same loop without a drafter.
 
@@ -17,10 +17,14 @@ and bfloat16, so this holds for floating-point numbers as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
+from draftlib import state_folder
+from draftlib.adapter import Adapter
 from draftlib.answer import Answer
 from draftlib.arguments import (
     OnText,
@@ -32,11 +36,16 @@ from draftlib.arguments import (
     text_model,
     text_sink,
 )
-from draftlib.drafting.length import FixedLength, Length, as_length
+from draftlib.drafting.choice import Choice
+from draftlib.drafting.cost_aware import CostAware
+from draftlib.drafting.guess import Source
+from draftlib.drafting.length import Length, as_length
+from draftlib.drafting.sources import as_sources
 from draftlib.metrics import Stats
 from draftlib.output import Output
 from draftlib.prompt import Prompt, several_prompts
-from draftlib.round import Pair, RoundObserver
+from draftlib.round import Pair, Round, RoundObserver
+from draftlib.seconds import Seconds
 from draftlib.settings import Settings
 from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
@@ -50,37 +59,52 @@ if TYPE_CHECKING:
     from draftlib.settings import Options
 
 log = logging.getLogger(__name__)
-_FIVE = FixedLength(5)
+# What is best where nothing is said: docs/drafting/learning.md has the measurements.
+WITH_DRAFTER, ALONE = ("suffix", "answers"), ("suffix", "answers", "recycle")
 
 
 class SpeculativeDecoder:
-    """A target and a drafter that saves it passes.
+    """A target and what saves it passes: a drafter, sources that guess for nothing, or both.
 
     Parameters
     ----------
-    target, draft : TextModel
-        Two text models with their tokenizers, on the same device. Their vocabularies may differ. The decoder
-        works on packed copies (`TextModel.packed_copy`); hand packed models in where memory is short.
+    target : TextModel
+        A text model with its tokenizer. The decoder works on a packed copy (`TextModel.packed_copy`); hand a
+        packed model in where memory is short.
+    draft : TextModel, optional
+        A smaller one on the same device. Its vocabulary may be another one.
     cache : NGramCache, optional
         Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
-    length : Length or int
-        How many tokens a round drafts; 5 if not given. A number is `FixedLength`.
+    length : Length or int, optional
+        How many tokens a round drafts; `CostAware` if not given. A number is `FixedLength`.
+    sources : sequence of (str or Source), optional
+        Who guesses without a drafter: "suffix", "answers", "recycle", "tail". If not given, "suffix" and
+        "answers", and without a drafter "recycle" too. () for none.
     verify : {"exact", "path_revealed", "point_mass", "ratio"}
         Which rule accepts sampled tokens; greedy text is the target's own, token for token, with any.
         "exact": sampled text is so too. "path_revealed": it is another text from the target's distribution,
         by the classic rule of rejection. "point_mass": the same, and the drafter proposes its most probable
-        tokens. "ratio": the paper's rule, which changes the distribution; for comparison.
+        tokens. "ratio": the paper's rule, which changes the distribution; for comparison. Text sampled by
+        the last three depends on what is proposed: with sources or `CostAware` the same seed may give another
+        text, because these follow measured times.
+    adapter : Adapter, optional
+        `draftlib.OnlineAdapter`, which teaches the drafter while it is used.
+    state : str or Path, optional
+        A folder that `save` wrote for the same models: what was learned is taken up again.
 
     Attributes
     ----------
-    cache, length, verify
+    cache, length, sources, verify
         As given; may be set to something else at any time, and hold from the next round on.
     target, draft : TextModel
-        The packed models.
+        The packed models; `draft` is None without a drafter.
     trainable_draft : TextModel or None
-        The drafter as it was given; None if it was packed already.
+        The drafter as it was given; None if there is none, or it was packed already.
+    adapter : Adapter or None
+        As given.
     vocabulary : VocabularyMap
-        Which draft token is which target token; print it for the coverage.
+        Which draft token is which target token; print it for the coverage. Without a drafter it is that of
+        the target's vocabulary and itself.
     observers : list of RoundObserver
         They see every finished round of an answer with drafts; empty at first.
 
@@ -93,29 +117,40 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: TextModel,
-        draft: TextModel,
+        draft: TextModel | None = None,
         *,
         cache: NGramCache | None = None,
-        length: Length | int = _FIVE,
+        length: Length | int | None = None,
+        sources: Sequence[str | Source] | None = None,
         verify: Verify = "exact",
+        adapter: Adapter | None = None,
+        state: str | Path | None = None,
     ):
-        target, draft = text_model(target, "target"), text_model(draft, "draft")
+        target = text_model(target, "target")
+        draft = None if draft is None else text_model(draft, "draft")
         ngram_cache(cache)  # types first: comparing the vocabularies takes a while
-        self._positions = draft.config.max_position_embeddings
-        self.length, self.verify = length, verify
+        self._positions = (draft or target).config.max_position_embeddings
+        default = ALONE if draft is None else WITH_DRAFTER
+        self._choice = Choice(CostAware(), as_sources(default if sources is None else sources))
+        self.length = self._choice.length if length is None else length
+        self.verify = verify
         check_pair(target, draft)
-        assert target.tokenizer is not None and draft.tokenizer is not None
-        vocabulary = VocabularyMap.of(draft.tokenizer, target.tokenizer)
+        reader = (draft or target).tokenizer
+        assert target.tokenizer is not None and reader is not None
+        vocabulary = VocabularyMap.of(reader, target.tokenizer)
         log.info("%s", vocabulary)
         if cache is not None:
             cache.bind(vocabulary)
         packed = target if target.packed else target.packed_copy(stable=True)
-        # The drafter's bits may depend on what is computed beside a token; the text does not depend on them.
-        packed_draft = draft if draft.packed else draft.packed_copy()
-        self._pair = Pair(packed, packed_draft, vocabulary, cache)
-        self._trainable_draft = None if draft.packed else draft
+        self._pair = Pair(packed, _packed(draft), vocabulary, cache)
+        self._trainable_draft = None if draft is None or draft.packed else draft
         self._plain = Stats()
         self.observers: list[RoundObserver] = []
+        self.adapter = adapter
+        if adapter is not None:
+            adapter.bind(self)
+        if state is not None:
+            state_folder.load(self, Path(state))
 
     # --- what it consists of
 
@@ -125,29 +160,40 @@ class SpeculativeDecoder:
         return self._pair.target
 
     @property
-    def draft(self) -> TextModel:
-        """The drafter, packed."""
+    def draft(self) -> TextModel | None:
+        """The drafter, packed; None where there is none."""
         return self._pair.draft
 
     @property
     def trainable_draft(self) -> TextModel | None:
-        """The drafter as it was given, with weights that can be trained; None if a packed one was given."""
+        """The drafter as it was given, with weights that can be trained; None if there is none."""
         return self._trainable_draft
 
-    def repack_draft(self) -> None:
-        """Draft with the present weights of `trainable_draft`, from the next round on.
+    def replace_draft(self, draft: TextModel) -> None:
+        """Draft with another model from the next round on; the text stays what it would have been.
+
+        Parameters
+        ----------
+        draft : TextModel
+            With the vocabulary of the drafter that the decoder has; packed, or a packed copy is made.
 
         Raises
         ------
         DraftError
-            There is none.
+            The decoder has no drafter, or this one has another vocabulary.
         """
-        if self._trainable_draft is None:
+        draft = text_model(draft, "draft")
+        if self.draft is None:
+            raise DraftError("This decoder was made without a drafter. Make another: SpeculativeDecoder(t, d).")
+        sizes = [model.config.vocab_size for model in (self.draft, draft)]
+        assert self.draft.tokenizer is not None and draft.tokenizer is not None
+        same = draft.tokenizer is self.draft.tokenizer
+        if sizes[0] != sizes[1] or not (same or draft.tokenizer.to_json() == self.draft.tokenizer.to_json()):
             raise DraftError(
-                "The draft model was given packed, and packed weights cannot be trained. Make the decoder "
-                "with an unpacked one."
+                f"The new draft model has another vocabulary ({sizes[1]} tokens) than the one before "
+                f"({sizes[0]}). Make a new decoder for it."
             )
-        self._pair = replace(self._pair, draft=self._trainable_draft.packed_copy())
+        self._pair = replace(self._pair, draft=_packed(draft))
 
     @property
     def vocabulary(self) -> VocabularyMap:
@@ -169,7 +215,7 @@ class SpeculativeDecoder:
     @property
     def length(self) -> Length:
         """How many tokens a round drafts."""
-        return self._length
+        return self._choice.length
 
     @length.setter
     def length(self, length: Length | int) -> None:
@@ -179,7 +225,16 @@ class SpeculativeDecoder:
                 f"length: drafts of {rule.max_tokens} tokens do not fit into the draft model's "
                 f"{self._positions} positions. Draft fewer."
             )
-        self._length = rule
+        self._choice.length = rule
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Who guesses without a drafter."""
+        return self._choice.sources
+
+    @sources.setter
+    def sources(self, sources: Sequence[str | Source]) -> None:
+        self._choice.sources = as_sources(sources)
 
     @property
     def verify(self) -> Verify:
@@ -191,10 +246,12 @@ class SpeculativeDecoder:
         self._verify: Verify = as_verify(verify)
 
     def __repr__(self) -> str:
-        names = (f"{type(model).__name__} of {millions(model)}" for model in (self.target, self.draft))
+        models = [model for model in (self.target, self.draft) if model is not None]
+        names = " drafted for by ".join(f"{type(model).__name__} of {millions(model)}" for model in models)
+        shared = f", {self.vocabulary.coverage:.1%} of the drafter's tokens are the target's"
         return (
-            f"<SpeculativeDecoder: {' drafted for by '.join(names)}, {self.vocabulary.coverage:.1%} of the "
-            f"drafter's tokens are the target's; cache={self.cache!r}, length={self.length!r}, "
+            f"<SpeculativeDecoder: {names}{shared if self.draft is not None else ''}; cache={self.cache!r}, "
+            f"length={self.length!r}, sources={tuple(source.name for source in self.sources)}, "
             f"verify={self.verify!r}>"
         )
 
@@ -285,22 +342,48 @@ class SpeculativeDecoder:
         plain = self._plain
         return plain.seconds.decoding / plain.tokens if plain.tokens else None
 
+    def save(self, folder: str | Path) -> None:
+        """Write what was learned to a folder: drafter, n-grams, sources, length rule.
+
+        Whatever happens meanwhile, the folder holds the old state or the new one. `state=` loads it.
+
+        Raises
+        ------
+        DraftError
+            The folder holds other files and no state.
+        FileError
+            The disk is full, or may not be written.
+        """
+        state_folder.save(self, Path(folder))
+
     # --- the loop
 
     def _rounds(self, answer: Answer) -> Iterator[Step]:
-        """Go through the rounds of an answer; whoever learns from rounds with a drafter sees each of them."""
+        """Go through the rounds of an answer; whoever learns from rounds sees each of them."""
         while answer.writer.finish is None:
-            length = self.length
-            found = answer.next_round(self._pair, length, self.verify)
+            found = answer.next_round(self._pair, self._choice, self.verify)
             if answer.drafting:
-                if hasattr(length, "learn"):  # a rule that does not inherit from `Length` may lack it
-                    length.learn(found)
-                for observer in self.observers:
-                    observer.observe(found)
+                found = self._learn(found)
             yield found.step(self.vocabulary)
+
+    def _learn(self, found: Round) -> Round:
+        """Let all learn from a round; the time that it takes joins the round's."""
+        started = perf_counter()
+        self._choice.learn(found)
+        for observer in self.observers:
+            observer.observe(found)
+        if self.adapter is not None:
+            self.adapter.observe(found)
+        spent = Seconds(learn=perf_counter() - started)
+        return replace(found, seconds=found.seconds + spent)
 
     def _finish(self, answer: Answer) -> Output:
         stats = Stats.of(self._rounds(answer), self.plain_seconds)
         writer = answer.writer
         assert writer.finish is not None
         return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
+
+
+def _packed(draft: TextModel | None) -> TextModel | None:
+    """Return a packed drafter. Its bits may depend on what is computed beside a token; the text does not."""
+    return draft if draft is None or draft.packed else draft.packed_copy()

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from draftlib.drafting.guess import Guess
 from draftlib.drafting.propose import Draft
 from draftlib.seconds import Seconds
 from draftlib.step import Step
@@ -22,20 +23,22 @@ from qlib.models.text import TextModel
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models that work together, and what lies between their vocabularies.
+    """A target, perhaps a drafter, and what lies between their vocabularies.
 
     Attributes
     ----------
-    target, draft : TextModel
-        The packed models.
+    target : TextModel
+        The packed target.
+    draft : TextModel, optional
+        The packed drafter.
     vocabulary : VocabularyMap
-        Which draft token is which target token.
+        Which draft token is which target token; without a drafter the target's vocabulary and itself.
     cache : NGramCache, optional
         What several draft tokens are together; bound to `vocabulary`.
     """
 
     target: TextModel
-    draft: TextModel
+    draft: TextModel | None
     vocabulary: VocabularyMap
     cache: NGramCache | None
 
@@ -48,7 +51,7 @@ class Pair:
     def table(self) -> NGramTable:
         """Direct counterparts and n-grams as one table."""
         ngrams = None if self.cache is None else self.cache.ngrams
-        sizes = self.draft.config.vocab_size, self.target.config.vocab_size
+        sizes = (self.draft or self.target).config.vocab_size, self.target.config.vocab_size
         return NGramTable.of_pair(self.vocabulary, ngrams, *sizes, device=self.device)
 
 
@@ -69,34 +72,50 @@ class Round:
     ----------
     number : int
         From 1.
+    answer : int
+        Which answer it belongs to; no two of a process have the same.
     context, draft_context : tuple of int
         The text before the round in target tokens, prompt included, and the drafter's spelling of it.
+    guesses : tuple of Guess
+        What the sources without a drafter guessed, proposed or not.
+    source : str
+        Who proposes: "draft", the name of a source, or "" for nobody.
     draft : Draft, optional
         Draft tokens, with their log-probabilities and the drafter's hidden states. None where nothing was
-        drafted: only one more token may be added, there is no text to continue, or the target writes alone.
+        drafted: a source proposes or nobody does, only one more token may be added, there is no text to
+        continue, or the target writes alone.
     translation : Translation
-        The proposed target tokens, and which draft tokens each of them stands for.
+        The proposed target tokens, and which draft tokens each of them stands for; none for a guess.
     rows : Tensor
         [m + 1, V]; logits of the target after the context and after each proposed token.
     verdict : Verdict
         How many proposed tokens are accepted, and the target's own token.
     tokens : tuple of int
         The tokens added to the answer: those of the verdict, up to the one that ends it.
+    ended : bool
+        Whether the answer ends with them.
     learned : tuple of (tuple of int, int)
         Draft tokens and the target token that they spell together.
+    spelled : tuple of int
+        The drafter's spelling of the text after the round; empty where there is no drafter.
     seconds : Seconds
         Time by phase; that of reading the prompt is in the first round.
     """
 
     number: int
+    answer: int
     context: tuple[int, ...]
     draft_context: tuple[int, ...]
+    guesses: tuple[Guess, ...] = ()
+    source: str = ""
     draft: Draft | None = None
     translation: Translation = _NOTHING
     rows: Tensor = _NO_ROWS
     verdict: Verdict = _NO_VERDICT
     tokens: tuple[int, ...] = ()
+    ended: bool = False
     learned: tuple[tuple[tuple[int, ...], int], ...] = ()
+    spelled: tuple[int, ...] = ()
     seconds: Seconds = _NO_TIME
 
     @property
@@ -124,6 +143,7 @@ class Round:
         return Step(
             self.number,
             self.position,
+            self.source,
             self.draft.tokens if self.draft else (),
             self.proposed,
             self.spans,

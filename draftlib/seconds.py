@@ -24,6 +24,8 @@ class Seconds:
         Temperature, top-k and top-p, noise and the verdict.
     update : float
         Target tokens back to draft tokens; the n-gram cache.
+    learn : float
+        Updates of the drafter; a changed drafter reads the text again.
     """
 
     prompt: float = 0.0
@@ -32,11 +34,12 @@ class Seconds:
     target: float = 0.0
     verify: float = 0.0
     update: float = 0.0
+    learn: float = 0.0
 
     @property
     def decoding(self) -> float:
         """All but the prompt."""
-        return self.draft + self.target + self.overhead
+        return self.draft + self.target + self.overhead + self.learn
 
     @property
     def overhead(self) -> float:

@@ -19,12 +19,14 @@ class Step:
         From 1.
     position : int
         Index in the target's text, prompt included, of the first token of this round.
+    source : str
+        Who proposed: "draft", the name of a source, or "" for nobody.
     drafted : tuple of int
         Draft tokens.
     proposed : tuple of int
         Target tokens; the first `accepted` of them stand.
     spans : tuple of (int, int)
-        The draft tokens, from and up to, that each proposed token stands for.
+        The draft tokens, from and up to, that each proposed token stands for; (0, 0) where a source guessed.
     accepted : int
         How many proposed tokens stand.
     tokens : tuple of int
@@ -37,6 +39,7 @@ class Step:
 
     number: int
     position: int
+    source: str
     drafted: tuple[int, ...]
     proposed: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
@@ -66,6 +69,7 @@ class Step:
         )
         stands = [_show(target, token) for token in self.tokens]
         kept, own = " ".join(stands[: self.accepted]), " ".join(stands[self.accepted :])
+        drafted = f"({self.source})" if self.source not in ("draft", "") else drafted
         return f"round {self.number}: {drafted or '-'} -> {proposed or '-'} => {kept or '-'} | {own or '-'}"
 
 

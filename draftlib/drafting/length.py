@@ -45,7 +45,15 @@ class Drafted(NamedTuple):
 
 
 class Length(Protocol):
-    """Decides how many tokens a round drafts. Inherit from it for a rule of your own."""
+    """Decides how many tokens a round drafts. Inherit from it for a rule of your own.
+
+    Attributes
+    ----------
+    optional : bool
+        Whether rounds may go without a draft where that is quicker (`choice.py`); False if not set.
+    """
+
+    optional: bool = False
 
     @property
     def max_tokens(self) -> int:
@@ -72,7 +80,7 @@ class FixedLength(Length):
     max_tokens: int = 5
 
     def __post_init__(self) -> None:
-        settle(self, max_tokens=_whole_length(self.max_tokens, "FixedLength: max_tokens"))
+        settle(self, max_tokens=whole_length(self.max_tokens, "FixedLength: max_tokens"))
 
     def stop(self, drafted: Sequence[Drafted]) -> bool:
         """Return False: only `max_tokens` ends the draft."""
@@ -98,7 +106,7 @@ class Confidence(Length):
     max_tokens: int = 8
 
     def __post_init__(self) -> None:
-        length = _whole_length(self.max_tokens, "Confidence: max_tokens")
+        length = whole_length(self.max_tokens, "Confidence: max_tokens")
         threshold = real_number(self.threshold, "Confidence: threshold", DraftError, "It is a probability.")
         settle(self, max_tokens=length, threshold=float(threshold))  # a frozen class
         if not 0 <= self.threshold <= 1:
@@ -124,11 +132,12 @@ def as_length(length: Any) -> Length:
     if isinstance(length, type):
         raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
     if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
-        _whole_length(length.max_tokens, "length: max_tokens")
+        whole_length(length.max_tokens, "length: max_tokens")
         return length  # type: ignore[no-any-return]
     return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
 
 
-def _whole_length(tokens: Any, name: str) -> int:
+def whole_length(tokens: Any, name: str) -> int:
+    """Return a number of draft tokens as an int, or raise the error that names it."""
     remedy = "A draft has at least 1 token. To decode without drafting, use the target alone."
     return whole_number(tokens, name, DraftError, 1, remedy=remedy)

@@ -1,0 +1,163 @@
+"""The folder in which a decoder keeps what it has learned: `SpeculativeDecoder.save`, and `state=`.
+
+    state.json           which models it belongs to, the values of all parts, sha256 of the tensors and of itself
+    state.safetensors    the tensors of all parts, each as PART/NAME
+    ngrams/              the n-gram cache (`vocabulary/ngram_file.py`)
+
+Parts: "adapter", "length", and "source NAME" for each source. The folder is replaced as a whole
+(`qlib.models.disk`): a reader finds the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from draftlib.state import State
+from draftlib.vocabulary.ngram_cache import NGramCache
+from qlib.errors import DraftError, ModelError, list_names
+from qlib.models.disk.folders import atomic_folder
+from qlib.models.disk.hashes import SEAL, digest_of, sealed, sha256_of
+from qlib.models.disk.read_folder import read_whole
+from qlib.models.files import parse_json
+
+if TYPE_CHECKING:
+    from draftlib.decoder import SpeculativeDecoder
+
+log = logging.getLogger(__name__)
+VERSION = 1
+_VALUES, _TENSORS, _NGRAMS = "state.json", "state.safetensors", "ngrams"
+
+
+def save(decoder: SpeculativeDecoder, folder: Path) -> None:
+    """Write what a decoder has learned; see `SpeculativeDecoder.save`."""
+    parts = {name: part.state() for name, part in _parts(decoder)}
+    tensors = {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, part in parts.items()
+        for key, value in part.tensors.items()
+    }
+    content = save_tensors(tensors)
+    values = {
+        "version": VERSION,
+        "pair": decoder.vocabulary.fingerprint,
+        "vocabularies": str(decoder.vocabulary),
+        "ngrams": decoder.cache is not None,
+        "parts": {name: part.values for name, part in parts.items()},
+        "sha256": sha256_of(content),
+    }
+    with atomic_folder(folder, _our_files) as fresh:
+        (fresh / _TENSORS).write_bytes(content)
+        if decoder.cache is not None:
+            decoder.cache.save(fresh / _NGRAMS)
+        (fresh / _VALUES).write_text(json.dumps(sealed(values), indent=1) + "\n", encoding="utf-8")
+
+
+def load(decoder: SpeculativeDecoder, folder: Path) -> None:
+    """Give a decoder what another one has learned. A decoder that raises is not to be used.
+
+    Raises
+    ------
+    DraftError
+        A file is missing, damaged or of another version; the state belongs to another pair of models; or it
+        holds a drafter that has learned, and the decoder has no adapter.
+    """
+    ngrams, states = read_whole(folder, _VALUES, lambda place: _read(decoder, place))
+    if ngrams is not None:
+        decoder.cache = ngrams
+    parts = dict(_parts(decoder))
+    if "adapter" in states and "adapter" not in parts:
+        raise DraftError(
+            f"{folder} holds a draft model that has learned. Make the decoder with "
+            "adapter=draftlib.OnlineAdapter(); set its `frozen` to True if it should learn nothing more."
+        )
+    for name, state in states.items():
+        if name not in parts:
+            log.info("%s: the decoder has no %s, and what that had learned is left out", folder, name)
+            continue
+        try:
+            parts[name].restore(state)
+        except DraftError as error:
+            raise DraftError(f"{folder}, {name}: {error}") from error
+
+
+def _parts(decoder: SpeculativeDecoder) -> Iterator[tuple[str, Any]]:
+    """Yield what can have learned, by name."""
+    if decoder.adapter is not None:
+        yield "adapter", decoder.adapter
+    if hasattr(decoder.length, "state"):
+        yield f"length {type(decoder.length).__name__}", decoder.length
+    for source in decoder.sources:
+        if hasattr(source, "state"):
+            yield f"source {source.name}", source
+
+
+def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None, dict[str, State]]:
+    path = folder / _VALUES
+    try:
+        values = parse_json(path.read_bytes(), path)
+        content = (folder / _TENSORS).read_bytes()
+    except (OSError, ModelError) as error:
+        raise DraftError(f"{folder} holds no state that can be read: {error}") from error
+    _check(values, path, decoder)
+    if sha256_of(content) != values["sha256"]:
+        raise DraftError(
+            f"{folder / _TENSORS} is damaged: its {len(content):,} bytes do not have the sha256 that "
+            f"{_VALUES} names. Take an older copy of the folder, or learn anew."
+        )
+    try:
+        tensors = load_tensors(content)
+    except (SafetensorError, ValueError) as error:
+        raise DraftError(f"{folder / _TENSORS} is damaged: {error}.") from error
+    states = {name: State({}, part) for name, part in values["parts"].items()}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition("/")
+        states[part].tensors[key] = tensor
+    cache = NGramCache.load(folder / _NGRAMS, decoder.vocabulary) if values["ngrams"] else None
+    return cache, states
+
+
+def _check(values: dict[str, Any], path: Path, decoder: SpeculativeDecoder) -> None:
+    """Raise a DraftError unless `state.json` is whole, of this version, and belongs to these models."""
+    kinds = {"version": int, "pair": str, "ngrams": bool, "parts": dict, "sha256": str}
+    wrong = [key for key, kind in kinds.items() if type(values.get(key)) is not kind]
+    if wrong:
+        raise DraftError(f"{path} is damaged: check {list_names(wrong, 9)}. Learn anew.")
+    if values["version"] != VERSION:
+        raise DraftError(
+            f"{path} has version {values['version']}, this release reads {VERSION}. Learn anew."
+        )
+    if values.get(SEAL) != digest_of(values):
+        raise DraftError(
+            f"{path} is damaged: it does not have the sha256 that it names. Take an older copy of the folder, "
+            "or learn anew."
+        )
+    if values["pair"] != decoder.vocabulary.fingerprint:
+        raise DraftError(
+            f"The state in {path.parent} belongs to another pair of vocabularies: "
+            f"{values.get('vocabularies', '?')} This pair: {decoder.vocabulary} Choose another folder."
+        )
+
+
+def _our_files(folder: Path) -> list[str]:
+    """Return the names of the files of a state; refuse a folder that holds others and no state."""
+    names = [_TENSORS, _NGRAMS, _VALUES]
+    if not folder.is_dir():
+        raise DraftError(f"{folder} is a file. A state is saved in a folder: choose another name.")
+    others = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - {*names}
+    try:
+        values = parse_json((folder / _VALUES).read_bytes(), folder / _VALUES)
+        known = {"version", "pair", "parts"} <= values.keys()
+    except (OSError, ModelError):
+        known = not others  # nothing else is there: an empty folder, or a damaged state
+    if not known:
+        held = list_names(sorted(others)) or f"a {_VALUES} of another kind"
+        raise DraftError(f"{folder} holds {held} and no state. Choose another folder for it.")
+    return names
