@@ -9,7 +9,7 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
 from draftlib.decoder import SpeculativeDecoder
-from draftlib.drafting.length import Confidence, FixedLength
+from draftlib.drafting.length import Confidence, Entropy, FixedLength
 from draftlib.metrics import Stats
 from draftlib.output import Output
 from draftlib.seconds import Seconds
@@ -22,6 +22,7 @@ from qlib.errors import DraftError, FileError, ModelError, QlibError
 __all__ = [
     "Confidence",
     "DraftError",
+    "Entropy",
     "FileError",
     "FixedLength",
     "ModelError",
