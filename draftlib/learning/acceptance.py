@@ -301,9 +301,11 @@ def _net_of_state(state: Mapping[str, Tensor]) -> AcceptanceNet:
     needed = {*weights, *(f"kept.{name}" for name in Examples._fields), "kept.lengths", "rounds", "generator"}
     faults = {name: "is missing" for name in needed - state.keys()}
     faults |= {n: "is unknown" for n in state.keys() - needed if not n.startswith("adamw.")}
-    for name, value in weights.items():
-        if name in state and state[name].shape != value.shape:
-            faults[name] = f"has the shape {list(state[name].shape)}, not {list(value.shape)}"
+    if not faults:
+        shapes = {name: (list(state[name].shape), list(value.shape)) for name, value in weights.items()}
+        faults = {
+            n: f"has the shape {found}, not {right}" for n, (found, right) in shapes.items() if found != right
+        }
     if faults:
         told = list_names(f"{name} {fault}" for name, fault in sorted(faults.items()))
         raise DraftError(
