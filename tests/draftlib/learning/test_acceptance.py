@@ -13,7 +13,7 @@ from torch import Tensor
 from draftlib import AcceptanceHead, Confidence
 from draftlib.drafting.length import Drafted
 from draftlib.learning.acceptance import AcceptanceNet, likely_rejected
-from draftlib.learning.labels import Examples
+from draftlib.learning.labels import Examples, examples_of
 from draftlib.round import Round
 from qlib.errors import DraftError
 
@@ -159,9 +159,11 @@ def test_it_trains_every_so_many_rounds_and_forgets_old_ones() -> None:
         assert head.net is not None
         steps.append(bool(head.net.out.bias != 0))
     assert steps == [False, False, True, True, True, True, True]
-    head = trained(300, train_every=0)
+    head = trained(1100, train_every=0)
     assert head.net is not None and not bool(head.net.out.bias != 0)
-    assert len(head.state_dict()["kept.lengths"]) == 256
+    state, newest = head.state_dict(), examples_of(stream(1100)[-1])
+    assert len(state["kept.lengths"]) == 1024
+    assert newest is not None and torch.equal(state["kept.hidden"][-len(newest.labels) :], newest.hidden)
 
 
 def test_a_round_without_labels_is_passed_over() -> None:
