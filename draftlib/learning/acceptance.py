@@ -185,8 +185,7 @@ class AcceptanceHead(Length):
 
     def learn(self, round: Round) -> None:
         """Remember what became of a round's draft tokens; after every `train_every` rounds, train."""
-        with torch.inference_mode(False):
-            examples = examples_of(round)
+        examples = examples_of(round)
         if examples is None:
             return
         self._net_of_width(examples.hidden.shape[-1])

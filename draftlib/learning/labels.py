@@ -86,7 +86,6 @@ def examples_of(round: Round) -> Examples | None:
     known = [i for i, label in enumerate(labels) if label is not None]
     if round.draft is None or not round.draft.hidden or not known:
         return None
-    # Stacking copies: tensors that were made in inference mode cannot be trained on.
     return Examples(
         torch.stack([round.draft.hidden[i] for i in known]).to("cpu", torch.float32),
         torch.tensor([round.draft.confidences[i] for i in known]),
