@@ -33,6 +33,7 @@ Left out  Training over several epochs, and mixing random tokens into the drafts
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ from qlib.errors import DraftError, list_names, real_number, whole_number
 if TYPE_CHECKING:
     from draftlib.round import Round
 
+log = logging.getLogger(__name__)
 _BLOCKS = 3
 _KEPT_ROUNDS = 1024  # at most 10 MB at width 320 and eight tokens a round
 _BATCH_ROUNDS = 32
@@ -188,6 +190,11 @@ class AcceptanceHead(Length):
         examples = examples_of(round)
         if examples is None:
             return
+        if not bool(examples.hidden.isfinite().all()):  # once remembered, it would spoil many steps
+            log.warning(
+                "AcceptanceHead: the drafter's hidden states are not finite: nothing is learned from them"
+            )
+            return
         self._net_of_width(examples.hidden.shape[-1])
         self._kept.append(examples)
         self._rounds += 1
@@ -200,7 +207,7 @@ class AcceptanceHead(Length):
         Returns
         -------
         float
-            The loss before the step.
+            The loss before the step. If it is not finite there is no step, and a warning in the log.
 
         Raises
         ------
@@ -214,10 +221,13 @@ class AcceptanceHead(Length):
             hidden, confidences, labels = (each.clone() for each in examples)
             factors = 2.0 * torch.randint(2, hidden.shape, generator=self._generator)
             loss = weighted_bce(net(hidden, confidences, factors), labels, self.reject_weight)
+            if not bool(loss.isfinite()):
+                log.warning("AcceptanceHead: the loss is %s: this step is left out", loss.item())
+                return loss.item()
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-        return float(loss.detach())
+        return loss.item()
 
     def refresh(self, rounds: Iterable[Examples]) -> None:
         """Forget the remembered rounds, and remember these: the same ones, as a changed drafter sees them."""

@@ -191,6 +191,18 @@ def test_given_examples_are_the_ones_trained_on() -> None:
     assert head.train(examples) < -math.log(0.2)
 
 
+def test_what_is_not_finite_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    head = trained(6)
+    before = head.state_dict()
+    spoiled = states(2, 0)
+    spoiled[0, 0] = torch.nan
+    head.learn(round_of(singles(2), 2, spoiled))
+    assert math.isnan(head.train(Examples(spoiled, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0]))))
+    assert [word in caplog.text for word in ("hidden states are not finite", "loss is nan")] == [True, True]
+    after = head.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "generator")
+
+
 # --- its state
 
 
