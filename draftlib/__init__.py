@@ -9,7 +9,8 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
 from draftlib.decoder import SpeculativeDecoder
-from draftlib.drafting.length import Confidence, FixedLength
+from draftlib.drafting.length import Confidence, Entropy, FixedLength
+from draftlib.learning.acceptance import AcceptanceHead
 from draftlib.metrics import Stats
 from draftlib.output import Output
 from draftlib.seconds import Seconds
@@ -20,8 +21,10 @@ from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, FileError, ModelError, QlibError
 
 __all__ = [
+    "AcceptanceHead",
     "Confidence",
     "DraftError",
+    "Entropy",
     "FileError",
     "FixedLength",
     "ModelError",

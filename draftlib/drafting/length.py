@@ -4,6 +4,7 @@ Problem   A drafted token that is rejected was drafted in vain, and takes all la
           would have been accepted and was not drafted is a saved pass of the target that is lost.
 Rule      After each drafted token, `Length.stop` looks at all drafted so far and decides whether that was the
           last one. `Length.learn` gets every finished round, for rules that improve by experience.
+Paper     `Entropy` after SVIP (arXiv 2411.18462).
 Lossless  Any rule is lossless that looks only at what was drafted. The newest token is kept: to drop a token
           *because of what it is* changes the distribution of those that remain (see `propose`).
 """
@@ -15,12 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from qlib.errors import DraftError, describe, real_number, settle, whole_number
 
 if TYPE_CHECKING:
     from draftlib.round import Round
+
+
+_NO_LOGITS = torch.empty(0)
 
 
 class Drafted(NamedTuple):
@@ -36,12 +41,15 @@ class Drafted(NamedTuple):
         The drafter's own probability of the token at temperature 1, whatever it was drawn from.
     hidden : Tensor
         [width]; the state of the drafter's last layer from which the token was predicted.
+    logits : Tensor
+        [D]; what the drafter computed, before temperature and masks.
     """
 
     token: int
     logprobs: Tensor
     confidence: float
     hidden: Tensor
+    logits: Tensor = _NO_LOGITS
 
 
 class Length(Protocol):
@@ -118,6 +126,51 @@ class Confidence(Length):
     def stop(self, drafted: Sequence[Drafted]) -> bool:
         """Return whether the product of the confidences has fallen below the threshold."""
         return math.prod(each.confidence for each in drafted) < self.threshold
+
+
+@dataclass(frozen=True)
+class Entropy(Length):
+    """Stop when the drafter hesitates between many tokens, whichever of them it took.
+
+    Looks at H = -sum q log q of the newest token's distribution, in nats, at temperature 1. The probability
+    that the target accepts is about 1 - sqrt(0.15 H); the default stops where that falls below 0.7.
+    `Confidence` asks how likely the drafted token is and multiplies over the draft; `Entropy` looks at the
+    newest position alone.
+
+    The default is the paper's. `drafter-7m` hesitates more: with SmolLM2-135M, greedy, on 16 prompts of four
+    kinds, a threshold of 0.6 drafted 1.5 tokens a round (1.72 times the speed of the target alone, by the
+    counts), 2.0 drafted 3.0 (1.95).
+
+    >>> torn = Drafted(0, Tensor(), 0.5, Tensor(), torch.zeros(2))  # H = ln 2 = 0.69
+    >>> Entropy(threshold=0.6).stop([torn]), Entropy(threshold=0.7).stop([torn])
+    (True, False)
+    """
+
+    threshold: float = 0.6
+    max_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        length = _whole_length(self.max_tokens, "Entropy: max_tokens")
+        threshold = real_number(self.threshold, "Entropy: threshold", DraftError, "It is an entropy in nats.")
+        settle(self, max_tokens=length, threshold=float(threshold))  # a frozen class
+        if not self.threshold >= 0:  # NaN as well
+            raise DraftError(
+                f"Entropy(threshold={self.threshold}): an entropy is 0 (the drafter is certain) or more; a "
+                "choice between n equal tokens has ln n nats. Values from 0.3 to 2 are usual."
+            )
+
+    def stop(self, drafted: Sequence[Drafted]) -> bool:
+        """Return whether the entropy at the newest token is above the threshold."""
+        return bool(drafted) and entropy(drafted[-1].logits) > self.threshold
+
+
+def entropy(logits: Tensor) -> float:
+    """Return the entropy of softmax(logits [D]) in nats; a token with the logit -inf adds nothing.
+
+    >>> round(entropy(torch.tensor([0.0, 0.0, -torch.inf])), 4)
+    0.6931
+    """
+    return float(torch.special.entr(logits.float().softmax(-1)).sum())
 
 
 def as_length(length: Any) -> Length:

@@ -101,7 +101,7 @@ def propose(
         logprobs = to_logprobs(logits)
         token = draw(logprobs, tokens)  # 2. d_i ~ q_i
         tokens.append(token)
-        drafted.append(Drafted(token, logprobs, _probability(logits, token), hidden))
+        drafted.append(Drafted(token, logprobs, _probability(logits, token), hidden, logits))
         if length.stop(drafted) or (ended is not None and ended(tokens)):  # 3. was it the last one?
             break
         feed = [token]

@@ -16,9 +16,10 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
-from draftlib import Confidence, FixedLength, NGramCache, Output, SpeculativeDecoder
+from draftlib import AcceptanceHead, Confidence, Entropy, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.arguments import Verify
 from draftlib.drafting.length import Drafted
+from draftlib.learning.labels import labels_of
 from draftlib.round import Round
 from draftlib.verification.draws import RandomDraws
 from draftlib.verification.noise import gumbel
@@ -102,7 +103,9 @@ def test_the_target_alone_against_a_loop_written_out(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("length", [FixedLength(1), FixedLength(6), Confidence(0.01, 6)], ids=str)
+@pytest.mark.parametrize(
+    "length", [FixedLength(1), FixedLength(6), Confidence(0.01, 6), Entropy(3, 6)], ids=str
+)
 @pytest.mark.parametrize("new_cache", [lambda: None, NGramCache, lambda: NGramCache(2, "lru", 4)])
 def test_text_does_not_depend_on_length_or_cache(
     new_cache: Callable[[], NGramCache | None], length: Any, options: dict[str, Any]
@@ -112,6 +115,35 @@ def test_text_does_not_depend_on_length_or_cache(
         found = decoder.generate(prompt, max_new_tokens=16, **options)
         assert list(found.tokens) == plain(encode(prompt), 16, **options)
     assert found.stats.tokens == len(found.tokens)
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.0])
+def test_text_does_not_depend_on_a_rule_that_learns(threshold: float, options: dict[str, Any]) -> None:
+    head = AcceptanceHead(threshold, 6, train_every=1)
+    decoder = SpeculativeDecoder(TARGET, DRAFT, cache=NGramCache(), length=head)
+    for prompt in (PROMPT, "a tea"):
+        found = decoder.generate(prompt, max_new_tokens=16, **options)
+        assert list(found.tokens) == plain(encode(prompt), 16, **options)
+    assert head.net is not None and bool(head.net.out.bias != 0)
+
+
+def test_a_rule_that_learns_has_a_label_for_every_piece_of_an_n_gram() -> None:
+    """The drafter says " t" and "he" only, and the target " the" as well, so that n-grams are proposed."""
+    target, draft = only(target_model(), "\u2581t", "he", "\u2581the"), only(draft_model(), "Ġt", "he")
+    decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=AcceptanceHead(1.0, 6))
+    assert decoder.cache is not None
+    decoder.cache.warm_start(decoder.vocabulary)
+    keeps = Keeps()
+    decoder.observers.append(keeps)
+    found = decoder.generate(PROMPT, max_new_tokens=40, **SAMPLED)
+    assert found.tokens == decoder.generate_target_only(PROMPT, max_new_tokens=40, **SAMPLED).tokens
+    for each in keeps.rounds:
+        labels = labels_of(each)
+        assert all(len(set(labels[start:stop])) == 1 for start, stop in each.spans)
+        assert labels.count(1.0) == sum(stop - start for start, stop in each.spans[: each.verdict.accepted])
+    merged = [stop - start for each in keeps.rounds for start, stop in each.spans[: each.accepted]]
+    assert max(merged) == 2
 
 
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])

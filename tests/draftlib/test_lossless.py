@@ -24,7 +24,7 @@ from drafting_toys import (
 )
 
 from draftlib.drafting.coupled import Coupled
-from draftlib.drafting.length import Confidence, FixedLength, Length
+from draftlib.drafting.length import Confidence, Entropy, FixedLength, Length
 from draftlib.drafting.propose import propose
 from draftlib.verification.draws import RandomDraws
 from draftlib.verification.noise import GumbelNoise, splitmix
@@ -184,9 +184,9 @@ def test_a_dictionary_that_changes_between_rounds(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", EXACT, ids=lambda rule: rule.__name__)
-@pytest.mark.parametrize("threshold", [0.2, 0.45])
-def test_stopping_by_confidence(threshold: float, rule: Rule) -> None:
-    toy, length = Toy(seed=12), Confidence(threshold, max_tokens=3)
+@pytest.mark.parametrize("length", [Confidence(0.2, 3), Confidence(0.45, 3), Entropy(0.8, 3)], ids=str)
+def test_stopping_by_what_the_drafter_knows(length: Length, rule: Rule) -> None:
+    toy = Toy(seed=12)
     enumeration = Enumeration(toy, DICTIONARIES["gap and overlap"], rule, length)
     assert total_variation(enumeration.first_tokens(2), target_first_tokens(toy, 2)) < 1e-12
 

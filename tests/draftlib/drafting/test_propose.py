@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from draftlib.drafting.coupled import Coupled, coupled_noise
-from draftlib.drafting.length import Confidence, Drafted, FixedLength, Length
+from draftlib.drafting.length import Confidence, Drafted, Entropy, FixedLength, Length, entropy
 from draftlib.drafting.propose import draw_greedy, draw_independent, propose
 from draftlib.verification.draws import RandomDraws
 from draftlib.verification.noise import GumbelNoise
@@ -86,6 +86,43 @@ def drafted(confidence: float) -> Drafted:
     return Drafted(0, torch.zeros(SIZE), confidence, torch.zeros(1))
 
 
+def test_the_entropy_against_a_sum_written_out() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    q = [math.exp(each) for each in logits.tolist()]
+    expected = -sum(each / sum(q) * math.log(each / sum(q)) for each in q)
+    assert entropy(logits) == pytest.approx(expected, rel=1e-5)
+    masked = torch.cat([logits, torch.full((3,), -torch.inf)])
+    assert entropy(masked.float()) == pytest.approx(expected, rel=1e-5)
+    assert entropy(torch.zeros(1000, dtype=torch.bfloat16)) == pytest.approx(math.log(1000), rel=1e-5)
+
+
+def test_entropy_looks_at_the_newest_token_alone() -> None:
+    sure, torn = (drafted(0.9)._replace(logits=torch.tensor(each)) for each in ([9.0, 0.0], [0.0, 0.0]))
+    rule = Entropy(threshold=0.6, max_tokens=8)
+    assert [rule.stop(each) for each in ([], [sure], [torn, sure], [sure, torn])] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert not Entropy(threshold=math.log(2) + 1e-4).stop([torn])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.5])
+def test_entropy_is_that_of_the_drafter_itself_whatever_it_draws_from(temperature: float) -> None:
+    """Here H = ln 3 after token 2 and nearly 0 elsewhere: the draft ends with the token drawn there."""
+
+    def step(tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        logits = torch.full((5,), -20.0)
+        logits[: 3 if tokens[-1] == 2 else 1] = 0.0
+        return (logits if tokens[-1] == 2 else logits.roll(tokens[-1] + 1)), torch.empty(0)
+
+    draw = draw_independent(RandomDraws(2))
+    draft = propose(step, [0], Entropy(max_tokens=8), partial(warp, temperature=temperature), draw)
+    assert draft.tokens[:2] == (1, 2)
+    assert (len(draft.tokens), draft.horizon) == (3, 8)
+
+
 def test_a_length_sees_each_token_with_all_that_the_drafter_knew() -> None:
     seen: list[list[Drafted]] = []
 
@@ -102,8 +139,10 @@ def test_a_length_sees_each_token_with_all_that_the_drafter_knew() -> None:
     assert tuple(each.token for each in last) == draft.tokens
     assert tuple(each.confidence for each in last) == draft.confidences
     assert torch.equal(torch.stack([each.logprobs for each in last]), draft.logprobs)
+    again = Recorder()
     fed = [2, *draft.tokens[:-1]]  # the state that predicts a token is that of the token before it
     assert [float(each.hidden) for each in last] == [float(each) for each in draft.hidden] == fed
+    assert all(torch.equal(each.logits, again([token])[0]) for each, token in zip(last, fed, strict=True))
 
 
 def test_ends_where_nothing_more_can_be_proposed() -> None:
@@ -112,7 +151,7 @@ def test_ends_where_nothing_more_can_be_proposed() -> None:
     assert draft.horizon == 6
 
 
-@pytest.mark.parametrize("rule", [FixedLength, lambda n: Confidence(0.1, n)])
+@pytest.mark.parametrize("rule", [FixedLength, lambda n: Confidence(0.1, n), lambda n: Entropy(0.1, n)])
 def test_a_draft_of_no_token_is_refused(rule: type[FixedLength]) -> None:
     with pytest.raises(DraftError, match=r"max_tokens=0.*at least 1.*target alone"):
         rule(0)
@@ -122,6 +161,12 @@ def test_a_draft_of_no_token_is_refused(rule: type[FixedLength]) -> None:
 def test_a_threshold_that_is_no_probability_is_refused(threshold: float) -> None:
     with pytest.raises(DraftError, match=f"threshold={threshold}"):
         Confidence(threshold)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, math.nan])
+def test_an_entropy_below_0_is_refused(threshold: float) -> None:
+    with pytest.raises(DraftError, match=f"Entropy.threshold={threshold}.*0.3 to 2"):
+        Entropy(threshold)
 
 
 def test_nothing_to_continue_is_refused() -> None:
