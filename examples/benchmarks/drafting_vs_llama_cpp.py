@@ -21,6 +21,7 @@ not run the same model, and the script exits with 1.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -43,7 +44,7 @@ from qlib.models.table import align
 from qlib.models.text import TextModel
 
 TARGET, DRAFT = "smollm2-135m-instruct", "drafter-7m"
-PEER, ALONE, DRAFTED = "llama.cpp float16", "ours alone", "ours drafted"
+PEER, ALONE, DRAFTED = "llama.cpp", "alone", "drafted"
 FIRST = 8  # tokens by which answers are said to begin alike
 Answer = Callable[[str], list[int]]  # the tokens of the answer to a prompt
 
@@ -100,8 +101,8 @@ def llama_answers(path: Path, model: TextModel, positions: int, options: argpars
     """Return plain decoding of a GGUF file by llama.cpp."""
     from llama_cpp import Llama as Peer
 
-    threads = options.threads
-    peer = Peer(str(path), n_ctx=positions, n_threads=threads, n_threads_batch=threads, verbose=False)
+    settings = {"n_ctx": positions, "n_threads": options.threads, "n_threads_batch": options.threads}
+    peer = Peer(str(path), flash_attn=True, verbose=False, **settings)
 
     def answer(prompt: str) -> list[int]:
         peer.reset()  # else it goes on from the keys that the prompts have in common
@@ -157,6 +158,8 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=6, help="prompts of each file")
     parser.add_argument("--tokens", type=int, default=128, help="most new tokens of an answer")
     options = parse(parser)
+    if importlib.util.find_spec("llama_cpp") is None:
+        parser.error("llama_cpp cannot be imported: build it as the first lines of this script say")
     files = {path.stem: list(read_prompts(path, options.limit)) for path in options.prompts}
     target = load_model(TARGET, dtype=torch.float32)
     assert isinstance(target, Llama)
@@ -172,7 +175,7 @@ def main() -> int:
         for answer in systems.values():
             answer("Hello")  # warm up
         ratios = [f"{system} / {PEER}" for system in (ALONE, DRAFTED)]
-        rows = [["prompts", *systems, *ratios, f"first {FIRST} tokens equal", "all equal", "drafted = alone"]]
+        rows = [["prompts", *systems, *ratios, f"first {FIRST} equal", "all equal", "drafted = alone"]]
         total = 0
         for name, prompts in files.items():
             row, alike = compare(systems, prompts, name)
