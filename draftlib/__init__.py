@@ -9,8 +9,11 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 """
 
 from draftlib.decoder import SpeculativeDecoder
+from draftlib.drafting.cost_aware import CostAware
+from draftlib.drafting.guess import Guess, Source
 from draftlib.drafting.length import Confidence, Entropy, FixedLength
 from draftlib.learning.acceptance import AcceptanceHead
+from draftlib.learning.online import OnlineAdapter
 from draftlib.metrics import Stats
 from draftlib.output import Output
 from draftlib.seconds import Seconds
@@ -23,16 +26,20 @@ from qlib.errors import DraftError, FileError, ModelError, QlibError
 __all__ = [
     "AcceptanceHead",
     "Confidence",
+    "CostAware",
     "DraftError",
     "Entropy",
     "FileError",
     "FixedLength",
+    "Guess",
     "ModelError",
     "NGramCache",
+    "OnlineAdapter",
     "Options",
     "Output",
     "QlibError",
     "Seconds",
+    "Source",
     "SpeculativeDecoder",
     "Stats",
     "Step",

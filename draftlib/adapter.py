@@ -13,6 +13,7 @@ from draftlib.state import State
 if TYPE_CHECKING:
     from draftlib.decoder import SpeculativeDecoder
 
+
 class Adapter(Protocol):
     """Changes the drafter of a decoder between rounds."""
 

@@ -5,8 +5,8 @@ vocabulary, in `draftlib/plain.py`.
 
 With ``verify="exact"`` the text does not depend on drafter, sources, cache and length at all: each token is
 the one that the target draws with the noise of (seed, position), or its most probable one. Drafter, sources,
-cache and length decide how many tokens one pass of the target yields. With "path_revealed" or "point_mass" sampled text is
-another one from the same distribution; with "ratio" the distribution is another one too.
+cache and length decide how many tokens one pass of the target yields. With "path_revealed" or "point_mass"
+sampled text is another one from the same distribution; with "ratio" the distribution is another one too.
 `generate_target_only` is the same loop without a drafter.
 
 Papers: OmniDraft, arXiv 2507.02659, Algorithm 1; Daliri, Musco, Suresh 2024, arXiv 2408.07978 (shared noise).
@@ -39,7 +39,7 @@ from draftlib.arguments import (
 from draftlib.drafting.choice import Choice
 from draftlib.drafting.cost_aware import CostAware
 from draftlib.drafting.guess import Source
-from draftlib.drafting.length import Length, as_length
+from draftlib.drafting.length import FixedLength, Length, as_length
 from draftlib.drafting.sources import as_sources
 from draftlib.metrics import Stats
 from draftlib.output import Output
@@ -76,17 +76,18 @@ class SpeculativeDecoder:
     cache : NGramCache, optional
         Spellings learned on the way, kept from answer to answer. None: direct counterparts only.
     length : Length or int, optional
-        How many tokens a round drafts; `CostAware` if not given. A number is `FixedLength`.
+        How many tokens a round drafts. A number is `FixedLength`. If not given, `CostAware`, and 5 where
+        `verify` is not "exact".
     sources : sequence of (str or Source), optional
-        Who guesses without a drafter: "suffix", "answers", "recycle", "tail". If not given, "suffix" and
-        "answers", and without a drafter "recycle" too. () for none.
+        Who guesses without a drafter: "suffix", "answers", "recycle", "tail"; () for none. If not given,
+        "suffix" and "answers", without a drafter "recycle" too, and none where `verify` is not "exact".
     verify : {"exact", "path_revealed", "point_mass", "ratio"}
         Which rule accepts sampled tokens; greedy text is the target's own, token for token, with any.
         "exact": sampled text is so too. "path_revealed": it is another text from the target's distribution,
         by the classic rule of rejection. "point_mass": the same, and the drafter proposes its most probable
         tokens. "ratio": the paper's rule, which changes the distribution; for comparison. Text sampled by
-        the last three depends on what is proposed: with sources or `CostAware` the same seed may give another
-        text, because these follow measured times.
+        the last three depends on what is proposed: with sources or `CostAware`, which follow measured times,
+        the same seed may give another text.
     adapter : Adapter, optional
         `draftlib.OnlineAdapter`, which teaches the drafter while it is used.
     state : str or Path, optional
@@ -130,10 +131,11 @@ class SpeculativeDecoder:
         draft = None if draft is None else text_model(draft, "draft")
         ngram_cache(cache)  # types first: comparing the vocabularies takes a while
         self._positions = (draft or target).config.max_position_embeddings
-        default = ALONE if draft is None else WITH_DRAFTER
-        self._choice = Choice(CostAware(), as_sources(default if sources is None else sources))
-        self.length = self._choice.length if length is None else length
-        self.verify = verify
+        self._verify: Verify = as_verify(verify)
+        default_length, default_sources = _defaults(self._verify, draft is not None)
+        self._choice = Choice(default_length, as_sources(default_sources if sources is None else sources))
+        if length is not None:
+            self.length = length
         check_pair(target, draft)
         reader = (draft or target).tokenizer
         assert target.tokenizer is not None and reader is not None
@@ -169,6 +171,21 @@ class SpeculativeDecoder:
         """The drafter as it was given, with weights that can be trained; None if there is none."""
         return self._trainable_draft
 
+    def repack_draft(self) -> None:
+        """Draft with the present weights of `trainable_draft`, from the next round on.
+
+        Raises
+        ------
+        DraftError
+            There is none.
+        """
+        if self._trainable_draft is None:
+            raise DraftError(
+                "There is no draft model whose weights can be trained: it was given packed, or not at all. "
+                "Make the decoder with an unpacked one."
+            )
+        self.replace_draft(self._trainable_draft)
+
     def replace_draft(self, draft: TextModel) -> None:
         """Draft with another model from the next round on; the text stays what it would have been.
 
@@ -184,7 +201,9 @@ class SpeculativeDecoder:
         """
         draft = text_model(draft, "draft")
         if self.draft is None:
-            raise DraftError("This decoder was made without a drafter. Make another: SpeculativeDecoder(t, d).")
+            raise DraftError(
+                "This decoder was made without a drafter. Make another: SpeculativeDecoder(t, d)."
+            )
         sizes = [model.config.vocab_size for model in (self.draft, draft)]
         assert self.draft.tokenizer is not None and draft.tokenizer is not None
         same = draft.tokenizer is self.draft.tokenizer
@@ -243,7 +262,7 @@ class SpeculativeDecoder:
 
     @verify.setter
     def verify(self, verify: Verify) -> None:
-        self._verify: Verify = as_verify(verify)
+        self._verify = as_verify(verify)
 
     def __repr__(self) -> str:
         models = [model for model in (self.target, self.draft) if model is not None]
@@ -382,6 +401,17 @@ class SpeculativeDecoder:
         writer = answer.writer
         assert writer.finish is not None
         return Output(writer.close(), tuple(writer.tokens), stats, writer.finish)
+
+
+def _defaults(verify: Verify, drafter: bool) -> tuple[Length, tuple[str, ...]]:
+    """Return length rule and sources where nothing is said.
+
+    Where the text depends on what is proposed, the same seed shall give the same text, so nothing follows
+    measured times there.
+    """
+    if verify != "exact":
+        return FixedLength(5), () if drafter else ALONE
+    return CostAware(), WITH_DRAFTER if drafter else ALONE
 
 
 def _packed(draft: TextModel | None) -> TextModel | None:

@@ -6,6 +6,7 @@
     acceptance rate accepted / proposed of a round, averaged over the rounds that drafted anything (the
                     paper's metric; a draft that nothing translates counts as 0)
     n-gram hit      an accepted token that stands for several draft tokens
+    acceptance length  1 + accepted / rounds that proposed anything: what vLLM reports
     target call     one pass of the target over the last token and the proposed ones; reading the prompt is
                     not counted
     speed-up        seconds a token of the target alone / seconds a token with drafting, prompts left out
@@ -19,9 +20,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 
 from draftlib.seconds import Seconds
 from draftlib.step import Step
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of proposed tokens.
+
+    Attributes
+    ----------
+    rounds : int
+        Rounds that proposed any.
+    proposed, accepted : int
+        Target tokens.
+    """
+
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    @property
+    def acceptance_length(self) -> float:
+        """1 + accepted / rounds, as vLLM defines it; 1 where nothing was proposed."""
+        return 1 + _ratio(self.accepted, self.rounds)
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,10 @@ class Stats:
         Sum of accepted / proposed over them.
     seconds : Seconds
         By phase.
+    sources : dict of str to Counts
+        By who proposed: "draft", or the name of a source.
+    positions : tuple of Counts
+        By the place of a token in its proposal: how often one was proposed there, and accepted.
     plain : float or None
         Seconds a token of the target alone, where it was measured (`generate_target_only`).
     """
@@ -55,6 +86,8 @@ class Stats:
     drafting_rounds: int = 0
     rates: float = 0.0
     seconds: Seconds = field(default_factory=Seconds)
+    sources: dict[str, Counts] = field(default_factory=dict)
+    positions: tuple[Counts, ...] = ()
     plain: float | None = None
 
     @classmethod
@@ -73,13 +106,21 @@ class Stats:
                 drafting_rounds=int(bool(step.drafted)),
                 rates=step.accepted / len(step.proposed) if step.proposed else 0.0,
                 seconds=step.seconds,
+                sources={step.source: Counts(1, len(step.proposed), step.accepted)} if step.proposed else {},
+                positions=tuple(Counts(1, 1, i < step.accepted) for i in range(len(step.proposed))),
             )
         return total
 
     def __add__(self, other: Stats) -> Stats:
         """Add up; of two measurements of the target alone the later one holds."""
-        names = [each.name for each in fields(self) if each.name != "plain"]
+        names = [each.name for each in fields(self) if each.name not in ("plain", "sources", "positions")]
         counts = {name: getattr(self, name) + getattr(other, name) for name in names}
+        counts["sources"] = {
+            name: self.sources.get(name, Counts()) + other.sources.get(name, Counts())
+            for name in (*self.sources, *(each for each in other.sources if each not in self.sources))
+        }
+        places = zip_longest(self.positions, other.positions, fillvalue=Counts())
+        counts["positions"] = tuple(mine + theirs for mine, theirs in places)
         return replace(self, **counts, plain=self.plain if other.plain is None else other.plain)
 
     @property
@@ -96,6 +137,11 @@ class Stats:
     def acceptance_rate(self) -> float:
         """Share of the proposed tokens that stand, averaged over the rounds that drafted."""
         return _ratio(self.rates, self.drafting_rounds)
+
+    @property
+    def acceptance_length(self) -> float:
+        """1 + accepted tokens / rounds that proposed any, as vLLM defines it."""
+        return sum(self.sources.values(), Counts()).acceptance_length
 
     @property
     def hits_per_round(self) -> float:

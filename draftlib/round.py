@@ -72,10 +72,10 @@ class Round:
     ----------
     number : int
         From 1.
-    answer : int
-        Which answer it belongs to; no two of a process have the same.
     context, draft_context : tuple of int
         The text before the round in target tokens, prompt included, and the drafter's spelling of it.
+    answer : int
+        Which answer it belongs to; no two of a process have the same.
     guesses : tuple of Guess
         What the sources without a drafter guessed, proposed or not.
     source : str
@@ -103,9 +103,9 @@ class Round:
     """
 
     number: int
-    answer: int
     context: tuple[int, ...]
     draft_context: tuple[int, ...]
+    answer: int = 0
     guesses: tuple[Guess, ...] = ()
     source: str = ""
     draft: Draft | None = None
@@ -143,7 +143,6 @@ class Round:
         return Step(
             self.number,
             self.position,
-            self.source,
             self.draft.tokens if self.draft else (),
             self.proposed,
             self.spans,
@@ -152,6 +151,7 @@ class Round:
             len(self.learned),
             self.seconds,
             vocabulary,
+            self.source,
         )
 
 

@@ -33,5 +33,7 @@ class State(NamedTuple):
         """Return a value of a kind, or raise the DraftError of a state that lacks it."""
         found = self.values.get(name)
         if type(found) is not kind:
-            raise DraftError(f"The state lacks {name!r} ({kind.__name__}): it is damaged, or of another release.")
+            raise DraftError(
+                f"The state lacks {name!r} ({kind.__name__}): it is damaged, or of another release."
+            )
         return found

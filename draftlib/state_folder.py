@@ -1,6 +1,6 @@
 """The folder in which a decoder keeps what it has learned: `SpeculativeDecoder.save`, and `state=`.
 
-    state.json           which models it belongs to, the values of all parts, sha256 of the tensors and of itself
+    state.json           the pair of models, the values of all parts, sha256 of the tensors and of itself
     state.safetensors    the tensors of all parts, each as PART/NAME
     ngrams/              the n-gram cache (`vocabulary/ngram_file.py`)
 
@@ -131,13 +131,11 @@ def _check(values: dict[str, Any], path: Path, decoder: SpeculativeDecoder) -> N
     if wrong:
         raise DraftError(f"{path} is damaged: check {list_names(wrong, 9)}. Learn anew.")
     if values["version"] != VERSION:
-        raise DraftError(
-            f"{path} has version {values['version']}, this release reads {VERSION}. Learn anew."
-        )
+        raise DraftError(f"{path} has version {values['version']}, this release reads {VERSION}. Learn anew.")
     if values.get(SEAL) != digest_of(values):
         raise DraftError(
-            f"{path} is damaged: it does not have the sha256 that it names. Take an older copy of the folder, "
-            "or learn anew."
+            f"{path} is damaged: it does not have the sha256 that it names. Take an older copy of the "
+            "folder, or learn anew."
         )
     if values["pair"] != decoder.vocabulary.fingerprint:
         raise DraftError(

@@ -19,8 +19,6 @@ class Step:
         From 1.
     position : int
         Index in the target's text, prompt included, of the first token of this round.
-    source : str
-        Who proposed: "draft", the name of a source, or "" for nobody.
     drafted : tuple of int
         Draft tokens.
     proposed : tuple of int
@@ -35,11 +33,14 @@ class Step:
         How many n-grams were found for the cache.
     seconds : Seconds
         Time of this round; that of the prompt is in the first one.
+    vocabulary : VocabularyMap
+        Of the pair.
+    source : str
+        Who proposed: "draft", the name of a source, or "" for nobody.
     """
 
     number: int
     position: int
-    source: str
     drafted: tuple[int, ...]
     proposed: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
@@ -48,6 +49,7 @@ class Step:
     learned: int
     seconds: Seconds
     vocabulary: VocabularyMap = field(repr=False, compare=False)
+    source: str = "draft"
 
     def merged(self, index: int) -> bool:
         """Return whether a proposed token stands for several draft tokens."""

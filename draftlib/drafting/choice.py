@@ -5,7 +5,7 @@ Problem   A round yields the accepted tokens and one more. A draft costs k steps
 Rule      Take what promises the most tokens a second:
 
               nobody      1 / t(0)
-              a guess     (1 + E(n)) / t(n),  E(n) = sum over i <= n of r_1 r_2 .. r_i,  n where it is greatest
+              a guess     (1 + E(n)) / t(n),  E(n) = sum over i <= n of r_1 r_2 .. r_i,  the best n
               the drafter (tokens / seconds) of its latest rounds
 
           t(n): seconds of a round that verifies n tokens (`costs.py`); r_i: how often tokens of the kind of
@@ -19,6 +19,7 @@ Lossless  The choice is made before the round, from what earlier rounds have sho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -121,11 +122,11 @@ class Choice:
         best = max((self._cut(guess, room) for guess in guesses), key=self.rate_of, default=None)
         plain = 1 / self.costs.round(0)
         if drafter:
-            rate = self._drafter.rate
-            untried = rate is None or self._since_draft >= PAUSE
-            if untried or not optional or rate > plain:
-                if best is None or untried or self.rate_of(best) <= (rate or 0.0):
-                    return DRAFT
+            rate = self._drafter.rate or math.inf  # untried
+            if self._since_draft >= PAUSE:
+                return DRAFT
+            if (rate > plain or not optional) and (best is None or self.rate_of(best) <= rate):
+                return DRAFT
         return best if best is not None and self.rate_of(best) > plain else None
 
     def rate_of(self, guess: Guess) -> float:

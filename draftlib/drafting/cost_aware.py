@@ -122,8 +122,8 @@ class CostAware(Length):
 def fates(round: Round) -> list[float | None]:
     """Return for each draft token the target tokens that it gained: 0 where rejected, None where unknown.
 
-    A piece of an accepted target token of n pieces gained 1/n. What stands behind the first rejected token was
-    never looked at. A token that nothing translates is rejected.
+    A piece of an accepted target token of n pieces gained 1/n. What stands behind the first rejected token
+    was never looked at. A token that nothing translates is rejected.
     """
     assert round.draft is not None
     gains: list[float | None] = []

@@ -3,8 +3,8 @@
     target(n)    seconds of a pass of the target over n tokens; n = 1 is what a token costs without drafting
     step         seconds of one step of the drafter
 
-Of each the median of the last `KEPT` measurements holds: a single one is off by a tenth, or by ten times where
-other work has interrupted it.
+Of each the median of the last `KEPT` measurements holds: a single one is off by a tenth, or by ten times
+where other work has interrupted it.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class Rates:
         right, seen = self._counts.get(kind, (0.0, 0.0))
         return (right + self.PRIOR * expected) / (seen + self.PRIOR)
 
-    def seen(self, kind: Hashable, was_right: bool) -> None:
-        """Count a token whose fate is known."""
+    def seen(self, kind: Hashable, was_right: float) -> None:
+        """Count a token whose fate is known: 1 for right, 0 for wrong, or a share."""
         right, seen = self._counts.get(kind, (0.0, 0.0))
         kept = 1 - 1 / self.MEMORY
         self._counts[kind] = right * kept + was_right, seen * kept + 1

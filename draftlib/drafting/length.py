@@ -150,7 +150,7 @@ class Entropy(Length):
     max_tokens: int = 8
 
     def __post_init__(self) -> None:
-        length = _whole_length(self.max_tokens, "Entropy: max_tokens")
+        length = whole_length(self.max_tokens, "Entropy: max_tokens")
         threshold = real_number(self.threshold, "Entropy: threshold", DraftError, "It is an entropy in nats.")
         settle(self, max_tokens=length, threshold=float(threshold))  # a frozen class
         if not self.threshold >= 0:  # NaN as well
