@@ -13,7 +13,7 @@ Rule      Take what promises the most tokens a second:
           allows it (`Length.optional`), and where there is no drafter.
 Guard     A drafter that did not pay is tried again after `PAUSE` rounds. No answer may lose by such trials:
           its account holds the seconds that it has taken beyond those of the target alone. While it is in
-          debt by more than `DEBT` of its length, nobody proposes.
+          debt by more than `DEBT` of its length, and drafting does not clearly pay, nobody proposes.
 Lossless  The choice is made before the round, from what earlier rounds have shown.
 """
 
@@ -36,7 +36,8 @@ DEBT = 0.02  # of the time that the target alone would have taken
 ALLOWED = 0.5  # of a pass, which every answer may lose: the first trial has to be possible
 FIRST = 2  # rounds without a draft, before everything else: what the target alone takes is measured with them
 REFRESH = 128  # rounds, after which that is measured again
-MEMORY = 24  # rounds that the drafter's expected gain rests on
+MEMORY = 16  # rounds that the drafter's expected gain rests on
+CLEARLY = 1.03  # times the target's own rate: a drafter that gained so much lately may get into debt
 
 DRAFT: Literal["draft"] = "draft"  # the choice of the drafter, and its name in statistics
 
@@ -161,8 +162,10 @@ class Choice:
     def _must_be_plain(self, answer: int) -> bool:
         if self.costs.plain_rounds < FIRST or self._since_plain >= REFRESH:
             return True
-        account = self._accounts.get(answer)
-        return account is not None and account.in_debt(self.costs.round(0))
+        account, plain = self._accounts.get(answer), self.costs.round(0)
+        if account is None or (self._drafter.rate or 0.0) > CLEARLY / plain:
+            return False
+        return account.in_debt(plain)
 
     def _cut(self, guess: Guess, room: int) -> Guess:
         """Return the beginning of a guess that promises the most tokens a second."""
