@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench(decoder, options)
         if decoder.cache is not None and options.cache is not None:
             decoder.cache.save(options.cache)
+        if options.state is not None:
+            decoder.save(options.state)
     except QlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -132,7 +132,7 @@ class Answer:
             target = self._target_side(pair)
             spelled = () if self._draft_text is None else tuple(self._draft_text.tokens)
             self._rounds += 1
-            found = Round(self._rounds, tuple(target.tokens), spelled, self._number)
+            found = Round(self._rounds, tuple(target.tokens), spelled, answer=self._number)
             if self.drafting:
                 found = self._choose(found, pair, choice)
             if found.source == DRAFT:

@@ -11,6 +11,8 @@ import torch
 from draftlib.arguments import Verify, as_verify
 from draftlib.decoder import SpeculativeDecoder
 from draftlib.drafting.length import Confidence, FixedLength, Length
+from draftlib.drafting.sources import as_sources
+from draftlib.learning.online import OnlineAdapter
 from draftlib.settings import DEFAULTS, Options
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError
@@ -23,15 +25,32 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def make_decoder(options: argparse.Namespace) -> SpeculativeDecoder:
     """Return the decoder that the options ask for; errors in them come before the models are read."""
     length, verify = _length(options), as_verify(options.verify)  # errors before the models are read
-    target, draft = (_text_model(name, options) for name in (options.target, options.draft))
-    decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=length, verify=verify)
+    sources = None if options.source is None else as_sources([s for s in options.source if s != "none"])
+    known = options.state is not None and options.state.exists()
+    adapter = OnlineAdapter() if options.learn or known else None
+    target = _text_model(options.target, options)
+    draft = None if options.draft == "none" else _text_model(options.draft, options)
+    decoder = SpeculativeDecoder(
+        target,
+        draft,
+        cache=None if draft is None else NGramCache(),
+        length=length,
+        sources=sources,
+        verify=verify,
+        adapter=None if draft is None else adapter,
+        state=options.state if known else None,
+    )
+    if adapter is not None:
+        adapter.frozen = not options.learn
     if options.cache is not None and options.cache.exists():
         decoder.cache = NGramCache.load(options.cache, decoder.vocabulary)
     return decoder
 
 
-def _length(options: argparse.Namespace) -> Length:
-    """Return how many tokens a round drafts."""
+def _length(options: argparse.Namespace) -> Length | None:
+    """Return how many tokens a round drafts; None leaves it to the decoder."""
+    if options.length is None and options.confidence is None:
+        return None
     most = {} if options.length is None else {"max_tokens": options.length}
     return FixedLength(**most) if options.confidence is None else Confidence(options.confidence, **most)
 
@@ -77,12 +96,20 @@ def make_parser() -> argparse.ArgumentParser:
 def _common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--target", default="smollm2-135m-instruct", help="name or folder (%(default)s)")
-    add("--draft", default="drafter-7m", help="name or folder (%(default)s)")
+    add("--draft", default="drafter-7m", help="name or folder (%(default)s), or none")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     add("--threads", type=int, metavar="N", help="of the processor")
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to begin with; written back at the end")
-    add("--length", type=int, metavar="N", help="draft tokens a round (5); with --confidence the most (8)")
+    add("--learn", action="store_true", help="let the drafter learn from the target")
+    add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
+    add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
+    add(
+        "--length",
+        type=int,
+        metavar="N",
+        help="draft tokens a round (by cost); with --confidence the most (8)",
+    )
     add(
         "--confidence",
         type=float,

@@ -188,17 +188,24 @@ class Stats:
 
     def __str__(self) -> str:
         phases = ", ".join(
-            f"{each.name} {getattr(self.seconds, each.name):.2f}" for each in fields(self.seconds)
+            f"{each.name} {spent:.2f}"
+            for each in fields(self.seconds)
+            if (spent := getattr(self.seconds, each.name)) >= 0.005 or each.name != "learn"
         )
         speed = f"{self.tokens_per_second:.1f} tokens/s; seconds: {phases}"
-        if not self.drafted:
+        if not self.drafted and not self.proposed:
             return f"{self.tokens} tokens in {self.rounds} target calls, nothing drafted\n{speed}"
+        by_source = ", ".join(
+            f"{name} {each.rounds} times, {each.accepted} of {each.proposed} accepted"
+            for name, each in self.sources.items()
+        )
         lines = [
             f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} a call, "
             f"{self.accepted_per_round:.2f} accepted a round",
             f"acceptance rate {self.acceptance_rate:.1%} ({self.accepted} of {self.proposed} proposed, "
             f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} a round, "
             f"{self.hits_per_response:.1f} a response",
+            *([f"proposed by: {by_source}"] if set(self.sources) - {"draft"} else []),
             speed,
         ]
         if self.measured_speedup is not None and self.predicted_speedup is not None:

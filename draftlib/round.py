@@ -74,12 +74,6 @@ class Round:
         From 1.
     context, draft_context : tuple of int
         The text before the round in target tokens, prompt included, and the drafter's spelling of it.
-    answer : int
-        Which answer it belongs to; no two of a process have the same.
-    guesses : tuple of Guess
-        What the sources without a drafter guessed, proposed or not.
-    source : str
-        Who proposes: "draft", the name of a source, or "" for nobody.
     draft : Draft, optional
         Draft tokens, with their log-probabilities and the drafter's hidden states. None where nothing was
         drafted: a source proposes or nobody does, only one more token may be added, there is no text to
@@ -92,31 +86,37 @@ class Round:
         How many proposed tokens are accepted, and the target's own token.
     tokens : tuple of int
         The tokens added to the answer: those of the verdict, up to the one that ends it.
-    ended : bool
-        Whether the answer ends with them.
     learned : tuple of (tuple of int, int)
         Draft tokens and the target token that they spell together.
-    spelled : tuple of int
-        The drafter's spelling of the text after the round; empty where there is no drafter.
     seconds : Seconds
         Time by phase; that of reading the prompt is in the first round.
+    answer : int
+        Which answer it belongs to; no two of a process have the same.
+    guesses : tuple of Guess
+        What the sources without a drafter guessed, proposed or not.
+    source : str
+        Who proposes: "draft", the name of a source, or "" for nobody.
+    ended : bool
+        Whether the answer ends with these tokens.
+    spelled : tuple of int
+        The drafter's spelling of the text after the round; empty where there is no drafter.
     """
 
     number: int
     context: tuple[int, ...]
     draft_context: tuple[int, ...]
-    answer: int = 0
-    guesses: tuple[Guess, ...] = ()
-    source: str = ""
     draft: Draft | None = None
     translation: Translation = _NOTHING
     rows: Tensor = _NO_ROWS
     verdict: Verdict = _NO_VERDICT
     tokens: tuple[int, ...] = ()
-    ended: bool = False
     learned: tuple[tuple[tuple[int, ...], int], ...] = ()
-    spelled: tuple[int, ...] = ()
     seconds: Seconds = _NO_TIME
+    answer: int = 0
+    guesses: tuple[Guess, ...] = ()
+    source: str = ""
+    ended: bool = False
+    spelled: tuple[int, ...] = ()
 
     @property
     def position(self) -> int:

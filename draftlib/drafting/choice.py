@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 PAUSE = 24  # rounds without the drafter before it is tried again
 DEBT = 0.02  # of the time that the target alone would have taken
 ALLOWED = 0.5  # of a pass, which every answer may lose: the first trial has to be possible
-FIRST = 2  # rounds without a draft, before everything else: what the target alone takes is measured with them
-REFRESH = 128  # rounds, after which that is measured again
+FIRST = 6  # rounds, after which two without a draft measure what the target alone takes
+REFRESH = 128  # rounds, after which one measures it again
 MEMORY = 16  # rounds that the drafter's expected gain rests on
 CLEARLY = 1.03  # times the target's own rate: a drafter that gained so much lately may get into debt
 
@@ -160,7 +160,7 @@ class Choice:
     # --- inside
 
     def _must_be_plain(self, answer: int) -> bool:
-        if self.costs.plain_rounds < FIRST or self._since_plain >= REFRESH:
+        if self._since_plain >= (REFRESH if self.costs.plain_rounds > 1 else FIRST):
             return True
         account, plain = self._accounts.get(answer), self.costs.round(0)
         if account is None or (self._drafter.rate or 0.0) > CLEARLY / plain:

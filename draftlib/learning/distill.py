@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FLOOR = -30.0  # of log-probabilities: a loss must be finite where p is 0
+FLOOR, LEAST = -30.0, 1e-13  # of log-probabilities and probabilities: a loss is finite where p or q is 0
 
 
 class TopK(NamedTuple):
@@ -51,7 +51,7 @@ def compress(logits: Tensor, k: int) -> TopK:
     """
     logprobs = logits.float().log_softmax(-1)
     values, tokens = logprobs.topk(min(k, logprobs.shape[-1]), -1)
-    rest = (1 - values.double().exp().sum(-1)).clamp(min=1e-13).log().float()
+    rest = (1 - values.double().exp().sum(-1)).clamp(min=LEAST).log().float()
     return TopK(tokens.int(), values.clamp(min=FLOOR).half(), rest)
 
 
@@ -67,14 +67,15 @@ def log_probabilities(rows: TopK, tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 def lift(draft_logits: Tensor, direct: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log q of the draft tokens that have a target token, [N, M + 1], the last for all others.
+    """Return log q' of the target tokens that are single draft tokens, [N, M + 1], the last for all others.
 
     Parameters
     ----------
     draft_logits : Tensor
         [N, D].
     direct : Tensor
-        int64 [D], the target token of each draft token; -1 where there is none.
+        int64 [D], the target token of each draft token; -1 where there is none. Where several draft tokens
+        lead to one target token, their mass is added up.
 
     Returns
     -------
@@ -83,19 +84,21 @@ def lift(draft_logits: Tensor, direct: Tensor) -> tuple[Tensor, Tensor]:
     tokens : Tensor
         int64 [M], the target tokens of its columns.
     """
-    mapped = direct >= 0
-    logq = draft_logits.float().log_softmax(-1)
-    other = logq[:, ~mapped].logsumexp(1, keepdim=True) if not bool(mapped.all()) else logq[:, :1] * 0 + FLOOR
-    return torch.cat([logq[:, mapped], other], 1).clamp(min=FLOOR), direct[mapped]
+    q = draft_logits.float().softmax(-1)
+    tokens, column = torch.unique(direct, return_inverse=True)
+    lifted = q.new_zeros(len(q), len(tokens)).index_add(1, column, q)
+    if int(tokens[0]) < 0:  # the unmapped ones come first
+        lifted, tokens = lifted.roll(-1, 1), tokens[1:]
+    else:
+        lifted = torch.cat([lifted, lifted[:, :1] * 0], 1)
+    return lifted.clamp(min=LEAST).log(), tokens
 
 
 def _both(draft_logits: Tensor, rows: TopK, direct: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return log q and log p over the same events: the mapped tokens, and all others."""
+    """Return log q' and log p over the same events: the mapped tokens, and all others."""
     logq, tokens = lift(draft_logits, direct)
     logp = log_probabilities(rows, tokens, vocab_size)
-    # Two draft tokens may lead to one target token; its mass is theirs together, and counts once.
-    mass = log_probabilities(rows, torch.unique(tokens), vocab_size).exp().sum(1, keepdim=True)
-    other = (1 - mass).clamp(min=1e-13).log()
+    other = (1 - logp.exp().sum(1, keepdim=True)).clamp(min=LEAST).log()
     return logq, torch.cat([logp, other], 1)
 
 

@@ -332,10 +332,8 @@ def plot(options: argparse.Namespace) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for each in curves:
         points = [a / max(n, 1) for a, n in each["curve"]] if "task" in each else each["curve"]
-        smooth = [
-            sum(points[max(0, i - 15) : i + 1]) / len(points[max(0, i - 15) : i + 1])
-            for i in range(len(points))
-        ]
+        windows = [points[max(0, i - 15) : i + 1] for i in range(len(points))]
+        smooth = [sum(window) / len(window) for window in windows]
         label = f"{each.get('task', '')} {each['setting']} {each.get('part', '')}".strip()
         axes.plot(range(1, len(smooth) + 1), smooth, label=label)
     axes.set_xlabel("prompts")
@@ -365,9 +363,8 @@ def main() -> int:
         rows = long(options)
     else:
         rows = compare(options, MODES[options.mode])
-    print(
-        f"\n{options.target}, {options.draft}, {options.dtype}, {torch.get_num_threads()} threads\n{align(rows)}"
-    )
+    models = f"{options.target}, {options.draft}, {options.dtype}"
+    print(f"\n{models}, {torch.get_num_threads()} threads\n{align(rows)}")
     plot(options)
     return 0
 

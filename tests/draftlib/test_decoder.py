@@ -90,7 +90,7 @@ def encode(text: str) -> list[int]:
 
 def twin(seed: int = 5) -> SpeculativeDecoder:
     """A drafter that is the target itself: everything is accepted."""
-    return SpeculativeDecoder(TARGET, target_model(seed=seed), cache=NGramCache())
+    return SpeculativeDecoder(TARGET, target_model(seed=seed), cache=NGramCache(), length=FixedLength(5))
 
 
 # --- losslessness
@@ -580,8 +580,8 @@ def test_a_length_learns_from_every_round() -> None:
 def test_a_drafter_that_changes_between_rounds(options: dict[str, Any]) -> None:
     """A twin of the target that forgets everything: the text stays, and what is accepted does not."""
     draft = target_model()
-    decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache())
-    assert decoder.trainable_draft is draft and decoder.draft.packed
+    decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache(), length=FixedLength(5))
+    assert decoder.trainable_draft is draft and decoder.draft is not None and decoder.draft.packed
     tokens, accepted, keeps = [], [], Keeps()
     decoder.observers.append(keeps)
     for number, step in enumerate(decoder.steps(PROMPT, max_new_tokens=40, **options)):
@@ -709,3 +709,63 @@ def test_real_models_write_the_same_text(checkpoint: Callable[[str], Path]) -> N
             assert (found.tokens, found.text) == (expected.tokens, expected.text)
             total += found.stats
     assert total.tokens_per_target_call > 1.3
+
+
+# --- sources
+
+
+ALL_SOURCES = ("suffix", "answers", "recycle", "tail")
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("drafter", [True, False], ids=["drafter", "alone"])
+@pytest.mark.parametrize("sources", [(), *((each,) for each in ALL_SOURCES), ALL_SOURCES], ids=str)
+def test_sources_leave_the_text_as_it_is(
+    sources: tuple[str, ...], drafter: bool, options: dict[str, Any]
+) -> None:
+    draft = draft_model() if drafter else None
+    decoder = SpeculativeDecoder(TARGET, draft, cache=NGramCache(), sources=sources)
+    for _ in range(2):  # the second time earlier answers are known
+        out = decoder.generate(PROMPT, max_new_tokens=40, **options)
+        assert list(out.tokens) == plain(encode(PROMPT), 40, **options)
+
+
+def test_a_text_said_again_is_copied() -> None:
+    decoder = SpeculativeDecoder(TARGET, sources=("answers",))
+    first = decoder.generate(PROMPT, max_new_tokens=60)
+    again = decoder.generate(PROMPT, max_new_tokens=60)
+    assert again.tokens == first.tokens
+    assert again.stats.rounds < 0.5 * first.stats.rounds
+    assert again.stats.sources["answers"].accepted > 30 and again.stats.drafted == 0
+
+
+def test_who_may_guess_can_change_within_an_answer() -> None:
+    decoder = SpeculativeDecoder(TARGET, draft_model(), cache=NGramCache())
+    tokens: list[int] = []
+    for number, step in enumerate(decoder.steps(PROMPT, max_new_tokens=40)):
+        tokens += step.tokens
+        decoder.sources = ALL_SOURCES[: number % 5]
+    assert tokens == plain(encode(PROMPT), 40)
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ("suffix", "sources is"),
+        (("sufix",), "Did you mean"),
+        (("tail", "tail"), "is taken"),
+        ((3,), "no source"),
+    ],
+)
+def test_sources_that_are_none(sources: Any, words: str) -> None:
+    with pytest.raises(DraftError, match=words):
+        SpeculativeDecoder(TARGET, sources=sources)
+
+
+def test_without_a_drafter_there_is_none_to_replace() -> None:
+    decoder = SpeculativeDecoder(TARGET)
+    assert decoder.draft is None and "drafted for" not in repr(decoder)
+    with pytest.raises(DraftError, match="without a drafter"):
+        decoder.replace_draft(draft_model())
+    with pytest.raises(DraftError, match="another vocabulary"):
+        SpeculativeDecoder(TARGET, draft_model()).replace_draft(target_model())

@@ -236,12 +236,12 @@ MODELS: list[tuple[Callable[[], Any], list[str]]] = [
 @pytest.mark.parametrize(("make", "words"), MODELS)
 def test_models(make: Callable[[], Any], words: list[str]) -> None:
     refused(lambda: build(make(), DRAFT), "target", *words)
-    refused(lambda: build(TARGET, make()), "draft", *words)
+    if make() is not None:  # a decoder may do without a drafter
+        refused(lambda: build(TARGET, make()), "draft", *words)
 
 
 SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"length": "auto"}, ["length is the str 'auto'", "FixedLength(5)", "Confidence(0.4)"]),
-    ({"length": None}, ["length is None"]),
     ({"length": 0.4}, ["length is the float 0.4", "Confidence(0.4)"]),
     ({"length": True}, ["length is the bool True"]),
     ({"length": 0}, ["length=0"]),
@@ -373,7 +373,7 @@ def test_the_target_alone_has_no_acceptance_rate() -> None:
     shown = str(DECODER.generate_target_only(IDS, max_new_tokens=6).stats)
     assert shown.startswith("6 tokens in 6 target calls, nothing drafted\n")
     assert "acceptance" not in shown and "speed-up" not in shown
-    assert "acceptance" in str(DECODER.generate(IDS, max_new_tokens=6).stats)
+    assert "acceptance" in str(build(length=3).generate(IDS, max_new_tokens=6).stats)
 
 
 def test_errors_at_the_top() -> None:

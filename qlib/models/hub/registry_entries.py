@@ -152,6 +152,14 @@ _ENTRIES = (
         origin="trained on text that SmolLM2-135M-Instruct wrote",
         format="folder",
     ),
+    Entry(
+        name="drafter-generic-7m",
+        parameters=7_580_480,
+        size=15_700_000,
+        licence="Apache-2.0",
+        origin="trained on public-domain books, free documentation and Python code",
+        format="folder",
+    ),
 )
 
 

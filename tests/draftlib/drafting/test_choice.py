@@ -1,0 +1,162 @@
+"""Who proposes in a round, and how far a draft goes, on rounds of known costs and chances."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftlib.drafting.choice import DRAFT, PAUSE, Choice
+from draftlib.drafting.cost_aware import CostAware, fates
+from draftlib.drafting.costs import Costs
+from draftlib.drafting.guess import Guess, Source
+from draftlib.drafting.length import Drafted, FixedLength, Length
+from draftlib.drafting.propose import Draft
+from draftlib.round import Round
+from draftlib.seconds import Seconds
+from draftlib.verification.verify import Verdict
+from draftlib.vocabulary.translate import Translation
+
+STEP, ROW = 0.1, 0.03  # seconds of a step of the drafter and of one more row; a pass takes 1
+
+
+def round_of(drafted: list[float], accepted: int, number: int = 1, **fields: object) -> Round:
+    """A round with a draft of these confidences, each token of it a target token."""
+    k = len(drafted)
+    draft = Draft(tuple(range(k)), torch.empty(k, 0), tuple(drafted), k) if k else None
+    places = tuple(range(k))
+    return Round(
+        number,
+        (0,) * number,
+        (),
+        draft,
+        Translation(places, places, tuple(i + 1 for i in places)),
+        verdict=Verdict(accepted, 0),
+        tokens=(0,) * (accepted + 1),
+        seconds=Seconds(draft=k * STEP, target=1 + ROW * k),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+class Simulated:
+    """A drafter whose tokens are accepted as often as its confidences say, times `truth`."""
+
+    def __init__(self, rule: Length, seed: int = 0):
+        self.rule, self.choice, self.random = rule, Choice(rule, ()), random.Random(seed)
+
+    def round(self, truth: float, answer: int = 1) -> tuple[int, float]:
+        """Go one round; return its tokens and seconds."""
+        drafted: list[float] = []
+        if self.choice.choose((), 99, answer, True) == DRAFT:
+            while len(drafted) < self.rule.max_tokens:
+                drafted.append(self.random.choice([0.3, 0.6, 0.9, 0.97]))
+                if self.rule.stop([Drafted(0, Tensor(), each, Tensor()) for each in drafted]):
+                    break
+        right = [self.random.random() < each * truth for each in drafted]
+        accepted = right.index(False) if False in right else len(right)
+        found = round_of(drafted, accepted, answer=answer)
+        self.choice.learn(found)
+        return accepted + 1, found.seconds.decoding
+
+    def rate(self, truth: float, rounds: int) -> float:
+        """Return the tokens a second of so many rounds."""
+        tokens, seconds = map(sum, zip(*(self.round(truth) for _ in range(rounds)), strict=True))
+        return tokens / seconds
+
+
+@pytest.mark.parametrize("truth", [1.0, 0.8, 0.5])
+def test_cost_aware_is_as_good_as_the_best_fixed_length(truth: float) -> None:
+    best = max(Simulated(FixedLength(k)).rate(truth, 2000) for k in range(1, 9))
+    assert Simulated(CostAware()).rate(truth, 2000) > 0.97 * best
+
+
+def test_where_drafting_never_pays_it_is_left() -> None:
+    simulated = Simulated(CostAware())
+    assert simulated.rate(0.0, 400) > 0.97  # the target alone writes 1 token a second
+    assert Simulated(FixedLength(5)).rate(0.0, 400) < 0.7
+
+
+def test_on_two_regimes_the_regret_grows_more_slowly_than_the_stream() -> None:
+    """Against the best fixed length of each half, which is known afterwards."""
+    simulated, lost = Simulated(CostAware()), []
+    for truth in (0.95, 0.3):
+        best = max(Simulated(FixedLength(k)).rate(truth, 1500) for k in range(1, 9))
+        parts = [simulated.rate(truth, 500) for _ in range(3)]
+        lost.append([max(0.0, best - part) for part in parts])
+    for first, *_, last in lost:
+        assert last <= max(first, 0.02)
+
+
+def test_no_answer_loses_more_than_the_guard_allows() -> None:
+    simulated = Simulated(CostAware())
+    for _ in range(40):
+        simulated.round(0.9, answer=1)  # it has paid so far
+    rounds = [simulated.round(0.0, answer=2) for _ in range(200)]
+    assert sum(seconds for _, seconds in rounds) < 1.03 * sum(tokens for tokens, _ in rounds) + 3
+
+
+def test_a_drafter_that_was_left_is_tried_again() -> None:
+    simulated = Simulated(CostAware())
+    for _ in range(100):
+        simulated.round(0.0)
+    chosen = []
+    for _ in range(3 * PAUSE):
+        chosen.append(simulated.choice.choose((), 99, 7, True))
+        simulated.choice.learn(round_of([], 0, answer=7))
+    assert chosen.count(DRAFT) >= 1
+    assert simulated.rate(1.0, 300) > 1.2  # and used again once it pays
+
+
+class Fixed(Source):
+    """Guesses the same tokens always."""
+
+    name = "fixed"
+
+    def guess(self, text: object) -> Guess:
+        return Guess(self.name, tuple(range(9)), tuple(("fixed", i) for i in range(9)))
+
+
+def test_a_guess_is_cut_where_it_stops_paying() -> None:
+    choice = Choice(FixedLength(1), [Fixed()])
+    for number in range(200):
+        (guess,) = choice.guesses((0,))
+        written = (*range(4), 99)  # the first four are right, the fifth is not
+        found = replace(round_of([], 0, number + 1), guesses=(guess,), tokens=written)
+        choice.learn(replace(found, seconds=Seconds(target=1.0)))
+    for rows in range(2, 10):
+        places = (0,) * (rows - 1)
+        found = round_of([], 0)
+        found = replace(found, translation=Translation(places, places, places))
+        choice.costs.learn(replace(found, seconds=Seconds(target=1 + ROW * (rows - 1))))
+    chosen = choice.choose(choice.guesses((0,)), 99, 1, drafter=False)
+    assert isinstance(chosen, Guess) and chosen.tokens == (0, 1, 2, 3)
+    short = choice.choose(choice.guesses((0,)), 2, 1, drafter=False)
+    assert isinstance(short, Guess) and short.tokens == (0, 1)  # an answer with room for two
+    assert choice.choose(choice.guesses((0,)), 0, 1, drafter=False) is None
+
+
+def test_what_became_of_draft_tokens() -> None:
+    """20 is two pieces, accepted; 21 is rejected; what stands behind is unknown."""
+    draft = Draft((5, 6, 7, 8), torch.empty(4, 9), (0.5,) * 4, horizon=4)
+    spans = Translation(tokens=(20, 21, 22), starts=(0, 2, 3), stops=(2, 3, 4))
+    found = Round(1, (), (), draft, spans, verdict=Verdict(1, 30), tokens=(20, 30))
+    assert fates(found) == [0.5, 0.5, 0.0, None]
+    whole = replace(found, verdict=Verdict(3, 30), tokens=(20, 21, 22, 30))
+    assert fates(whole) == [0.5, 0.5, 1.0, 1.0]
+    spans = Translation(tokens=(20,), starts=(0,), stops=(2,))  # nothing translates 7
+    found = replace(found, translation=spans, verdict=Verdict(1, 30), tokens=(20, 30))
+    assert fates(found) == [0.5, 0.5, 0.0, None]
+
+
+def test_costs_are_medians_and_lie_between_what_was_measured() -> None:
+    costs = Costs()
+    assert costs.plain is None and costs.step is None
+    for seconds in (1.0, 1.0, 50.0):  # other work has interrupted the last one
+        costs.learn(replace(round_of([], 0), seconds=Seconds(target=seconds)))
+    costs.learn(replace(round_of([0.5] * 4, 0), seconds=Seconds(target=2.0, draft=0.4)))
+    assert costs.plain == 1.0 and costs.step == pytest.approx(0.1)
+    assert costs.round(0) == 1.0 and costs.round(4) == 2.0 and costs.round(2) == 1.5
+    assert 2.0 < costs.round(8) < 2.5

@@ -1,0 +1,284 @@
+"""Learning while decoding, on miniatures: it helps, it is undone, it is kept exactly, and the text stays."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import draftlib
+from draftlib import CostAware, FixedLength, NGramCache, OnlineAdapter, SpeculativeDecoder
+from draftlib.learning import online
+from draftlib.learning.lora import LoRALinear, add_lora, folded_copy
+from qlib.errors import DraftError
+from qlib.models.tiny import tiny_llama
+
+PROMPTS = ["the heat at a", "a hat", "at the", "eat the hat", "heat", "a tea", "the the", "that"]
+
+
+def target(seed: int = 5) -> Any:
+    return tiny_llama(seed, max_position_embeddings=96)
+
+
+def draft(seed: int = 1) -> Any:
+    return tiny_llama(seed, max_position_embeddings=96)
+
+
+def decoder(adapter: OnlineAdapter | None = None, **settings: Any) -> SpeculativeDecoder:
+    settings = {"length": FixedLength(4), "cache": NGramCache(), **settings}
+    return SpeculativeDecoder(target(), draft(), adapter=adapter, **settings)
+
+
+def learner(**settings: Any) -> OnlineAdapter:
+    return OnlineAdapter(**{"learning_rate": 1e-2, "update_every": 2, "share": math.inf, **settings})
+
+
+def answer(one: SpeculativeDecoder, rounds: int = 1, **options: Any) -> list[tuple[int, ...]]:
+    return [
+        one.generate(prompt, max_new_tokens=24, seed=seed, **options).tokens
+        for seed in range(rounds)
+        for prompt in PROMPTS
+    ]
+
+
+def weights(one: OnlineAdapter) -> list[torch.Tensor]:
+    return [each.detach().clone() for each in one._trained]
+
+
+def test_the_drafter_becomes_better() -> None:
+    adapter = learner()
+    one = decoder(adapter)
+    first = one.generate(PROMPTS[0], max_new_tokens=24, temperature=1.0).stats
+    answer(one, 4, temperature=1.0)
+    adapter.frozen = True
+    last = one.generate(PROMPTS[0], max_new_tokens=24, temperature=1.0).stats
+    before, after = adapter.losses[0][0], adapter.losses[-1][1]
+    assert adapter.kept > 5 and after < 0.9 * before
+    assert last.accepted_per_round >= first.accepted_per_round
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"background": True}, {"lora_rank": 4}, {"loss": "hybrid"}, {"update_tokens": 8}],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_text_stays_while_the_drafter_learns(settings: dict[str, Any], temperature: float) -> None:
+    adapter = learner(**settings)
+    one = decoder(adapter, cache=NGramCache(max_entries=5), sources=("suffix", "tail"), length=CostAware())
+    for number, prompt in enumerate(PROMPTS * 2):
+        options: draftlib.Options = {"max_new_tokens": 24, "temperature": temperature, "seed": number}
+        if number % 5 == 4:
+            adapter.switch(f"adapter {number % 2}")
+        assert one.generate(prompt, **options).tokens == one.generate_target_only(prompt, **options).tokens
+    adapter.wait()
+    assert adapter.updates > 3 and adapter.dropped == 0
+
+
+def test_an_update_that_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: Iterator[float] = iter([0.5, 0.6, 0.7, 0.8] * 50)
+    monkeypatch.setattr(OnlineAdapter, "_judge", lambda self, held_out: next(losses))
+    adapter = learner()
+    one = decoder(adapter)
+    packed, begin = one.draft, weights(adapter)
+    adapter.buffer.held_out.append(None)  # type: ignore[arg-type]
+    one.generate(PROMPTS[0], max_new_tokens=24)
+    one.generate(PROMPTS[1], max_new_tokens=24)
+    assert (adapter.updates, adapter.kept, adapter.undone) == (1, 0, 1)
+    assert one.draft is packed
+    assert all(torch.equal(a, b) for a, b in zip(begin, weights(adapter), strict=True))
+    assert adapter._rate == 1  # and the learning rate is smaller
+
+
+def test_a_loss_that_is_no_number_drops_the_update(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        online.Teacher, "__call__", lambda self, model, examples: model.lm_head.weight.sum() * math.nan
+    )
+    adapter = learner()
+    one = decoder(adapter)
+    begin = weights(adapter)
+    answer(one)
+    assert adapter.dropped >= 1 and adapter.kept == 0 and "not a number" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(begin, weights(adapter), strict=True))
+
+
+def test_learning_takes_no_more_than_its_share() -> None:
+    adapter = learner(share=1e-9)
+    answer(decoder(adapter))
+    assert adapter.updates <= 1
+
+
+def test_named_adapters_come_back_as_they_were() -> None:
+    adapter = learner()
+    one = decoder(adapter)
+    begin = weights(adapter)
+    answer(one)
+    learned = weights(adapter)
+    adapter.switch("code")
+    assert all(torch.equal(a, b) for a, b in zip(begin, weights(adapter), strict=True))
+    adapter.switch("default")
+    assert all(torch.equal(a, b) for a, b in zip(learned, weights(adapter), strict=True))
+    assert adapter.names == ("code", "default") and not torch.equal(begin[0], learned[0])
+    with pytest.raises(DraftError, match="name"):
+        adapter.switch("")
+
+
+# --- state
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_state_goes_on_exactly(tmp_path: Path, rank: int | None) -> None:
+    adapter = learner(lora_rank=rank)
+    one = decoder(adapter)
+    answer(one)
+    adapter.switch("other")
+    adapter.switch("default")
+    one.save(tmp_path / "state")
+    answer(one)
+    again = learner(lora_rank=rank)
+    two = decoder(again, state=tmp_path / "state")
+    assert again.names == ("default", "other")
+    answer(two)
+    assert again.updates == adapter.updates > 4
+    assert all(torch.equal(a, b) for a, b in zip(weights(adapter), weights(again), strict=True))
+    assert again.losses == adapter.losses
+
+
+def test_sources_n_grams_and_the_length_rule_are_kept(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"sources": ("answers",), "length": CostAware()}
+    one = decoder(**settings)
+    said = one.generate(PROMPTS[0], max_new_tokens=24)
+    one.save(tmp_path / "state")
+    two = decoder(**settings, state=tmp_path / "state")
+    again = two.generate(PROMPTS[0], max_new_tokens=24)
+    assert again.tokens == said.tokens and again.stats.sources["answers"].accepted > 10
+    assert two.cache is not None and one.cache is not None and len(two.cache) == len(one.cache)
+
+
+def refused(*words: str, **settings: Any) -> None:
+    with pytest.raises(DraftError) as caught:
+        decoder(**settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_states_of_others_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    one = decoder(learner(), sources=("answers",))
+    answer(one)
+    one.save(folder)
+    refused("OnlineAdapter()", "frozen", state=folder)
+    refused("lora_rank=None", adapter=learner(lora_rank=4), state=folder)
+    with pytest.raises(DraftError, match="another draft model"):
+        SpeculativeDecoder(target(), draft(2), adapter=learner(), state=folder)
+    content = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**content, "version": 99}))
+    refused("version 99", adapter=learner(), state=folder)
+    (folder / "state.json").write_text(json.dumps({**content, "parts": {}}))
+    refused("state.json", "sha256", adapter=learner(), state=folder)
+    (folder / "state.json").write_text(json.dumps(content))
+    tensors = (folder / "state.safetensors").read_bytes()
+    (folder / "state.safetensors").write_bytes(tensors[:-1] + bytes([tensors[-1] ^ 1]))
+    refused("state.safetensors", "damaged", adapter=learner(), state=folder)
+    refused("no state", adapter=learner(), state=tmp_path / "not there")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(DraftError, match=r"letter\.txt"):
+        one.save(tmp_path / "mine")
+
+
+def test_a_failure_at_any_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "state"
+    adapter = learner()
+    one = decoder(adapter)
+    one.save(folder)
+    old = adapter.updates
+    answer(one)
+    calls = {"count": 0, "fail": -1}
+
+    def breaking(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls["count"] += 1
+            if calls["count"] == calls["fail"]:
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, name in ((Path, "write_bytes"), (Path, "write_text"), (Path, "rename"), (Path, "replace")):
+        monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
+    monkeypatch.setattr("os.fsync", breaking(__import__("os").fsync))
+    for fail in range(1, 100):
+        calls.update(count=0, fail=fail)
+        try:
+            one.save(folder)
+        except draftlib.QlibError:
+            calls["fail"] = -1
+            again = learner()
+            decoder(again, state=folder)
+            assert again.updates in (old, adapter.updates)
+        else:
+            break
+    assert fail > 5
+    calls["fail"] = -1
+    again = learner()
+    decoder(again, state=folder)
+    assert again.updates == adapter.updates > old
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"share": 0}, "frozen"),
+        ({"update_every": 0}, "update_every"),
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"loss": "hybird"}, "Did you mean"),
+        ({"background": 1}, "background"),
+    ],
+)
+def test_settings(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(DraftError, match=words):
+        OnlineAdapter(**settings)
+
+
+def test_drafters_that_cannot_learn() -> None:
+    with pytest.raises(DraftError, match="no draft model"):
+        SpeculativeDecoder(target(), adapter=learner())
+    with pytest.raises(DraftError, match="packed"):
+        SpeculativeDecoder(target(), draft().packed_copy(), adapter=learner())
+    adapter = learner()
+    decoder(adapter)
+    with pytest.raises(DraftError, match="another decoder"):
+        decoder(adapter)
+    with pytest.raises(DraftError, match=r"lora_rank=999: layer model\.layers\.0.*inputs"):
+        decoder(learner(lora_rank=999))
+
+
+# --- LoRA
+
+
+def test_an_adapter_begins_as_no_change_and_folds() -> None:
+    model, tokens = draft().double(), torch.arange(3, 12)[None]
+    before = model(tokens).detach()
+    trained = add_lora(model, 3)
+    assert torch.equal(model(tokens), before)
+    assert all(each.requires_grad for each in trained) and not model.lm_head.weight.requires_grad
+    with torch.no_grad():
+        for each in trained:
+            each += 0.1 * torch.randn(each.shape, generator=torch.Generator().manual_seed(0))
+    changed = model(tokens).detach()
+    plain = folded_copy(model)
+    assert not any(isinstance(each, LoRALinear) for each in plain.modules())
+    assert float((changed - before).abs().max()) > 1e-3
+    assert torch.allclose(plain(tokens), changed, atol=1e-5)
