@@ -30,17 +30,35 @@ def test_generate_streams_the_text(folders: list[str], capsys: pytest.CaptureFix
 
 
 def test_the_length_of_drafts(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A fixed number, a belief of the drafter, or a belief and a largest number."""
+    """A fixed number, a belief of the drafter, or a belief and a largest number; by cost if nothing is said."""
     for arguments, most in [
         (["--length", "4"], {4}),
         (["--confidence", "1"], {1}),
         (["--confidence", "0", "--length", "6"], {6}),
         (["--confidence", "0"], {8}),
-        ([], {5}),
     ]:
         assert main(["generate", "a tea", "--json", *arguments, *folders]) == 0
         rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert {len(each["drafted"]) for each in rounds if each["drafted"]} == most
+
+
+def test_what_was_learned_is_kept(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    for learn in (["--learn"], []):
+        arguments = ["--state", str(state), "--source", "answers", "--length", "2", *learn, *folders]
+        assert main(["generate", "a tea", "--max-new-tokens", "8", *arguments]) == 0
+        assert (state / "state.json").is_file()
+    assert main(["generate", "a tea", "--source", "wrong", *folders]) == 2
+    assert "There is no source 'wrong'" in capsys.readouterr().err
+
+
+def test_without_a_drafter(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    target = folders[folders.index("--target") + 1]
+    assert main(["generate", "a tea", "--json", "--draft", "none", "--target", target]) == 0
+    rounds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rounds and not any(each["drafted"] for each in rounds)
 
 
 def test_comparison_with_the_target_alone(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
