@@ -126,7 +126,7 @@ def test_packed_models_write_the_known_texts(packed: TextModel) -> None:
 def test_drafted_text_is_the_targets_own(packed: TextModel, temperature: float) -> None:
     drafter = load_model(DRAFTER)
     assert isinstance(drafter, TextModel)
-    decoder = draftlib.SpeculativeDecoder(packed, drafter, cache=draftlib.NGramCache())
+    decoder = draftlib.SpeculativeDecoder(packed, drafter, cache=draftlib.NGramCache(), length=4)
     options: draftlib.Options = {"max_new_tokens": 24, "temperature": temperature, "seed": 3}
     for prompt in ("What is gravity?", "Natalia sold clips to 48 of her friends in April. How many?"):
         found = decoder.generate(prompt, **options)

@@ -36,6 +36,7 @@ DEBT = 0.02  # of the time that the target alone would have taken
 ALLOWED = 0.5  # of a pass, which every answer may lose: the first trial has to be possible
 FIRST = 6  # rounds, after which two without a draft measure what the target alone takes
 REFRESH = 128  # rounds, after which one measures it again
+TRIED = 4  # rounds of the drafter, before it is judged
 MEMORY = 16  # rounds that the drafter's expected gain rests on
 CLEARLY = 1.03  # times the target's own rate: a drafter that gained so much lately may get into debt
 
@@ -59,9 +60,11 @@ class Recent:
 
     def __init__(self) -> None:
         self.tokens = self.seconds = 0.0
+        self.rounds = 0
 
     def add(self, tokens: int, seconds: float) -> None:
         """Add a round."""
+        self.rounds += 1
         kept = 1 - 1 / MEMORY
         self.tokens, self.seconds = self.tokens * kept + tokens, self.seconds * kept + seconds
 
@@ -123,7 +126,7 @@ class Choice:
         best = max((self._cut(guess, room) for guess in guesses), key=self.rate_of, default=None)
         plain = 1 / self.costs.round(0)
         if drafter:
-            rate = self._drafter.rate or math.inf  # untried
+            rate = self._drafter_rate
             if self._since_draft >= PAUSE:
                 return DRAFT
             if (rate > plain or not optional) and (best is None or self.rate_of(best) <= rate):
@@ -163,9 +166,15 @@ class Choice:
         if self._since_plain >= (REFRESH if self.costs.plain_rounds > 1 else FIRST):
             return True
         account, plain = self._accounts.get(answer), self.costs.round(0)
-        if account is None or (self._drafter.rate or 0.0) > CLEARLY / plain:
+        if account is None or self._drafter_rate > CLEARLY / plain:
             return False
         return account.in_debt(plain)
+
+    @property
+    def _drafter_rate(self) -> float:
+        """Tokens a second of the drafter's latest rounds; infinite before a few were tried."""
+        rate = self._drafter.rate
+        return math.inf if rate is None or self._drafter.rounds < TRIED else rate
 
     def _cut(self, guess: Guess, room: int) -> Guess:
         """Return the beginning of a guess that promises the most tokens a second."""

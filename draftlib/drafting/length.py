@@ -181,7 +181,7 @@ def as_length(length: Any) -> Length:
     DraftError
         It is no such rule, or allows no token.
     """
-    remedy = "Pass a whole number, FixedLength(5), or Confidence(0.4)."
+    remedy = "Pass a whole number, CostAware(), FixedLength(5), or Confidence(0.4)."
     if isinstance(length, type):
         raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
     if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):

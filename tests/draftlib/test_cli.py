@@ -30,7 +30,7 @@ def test_generate_streams_the_text(folders: list[str], capsys: pytest.CaptureFix
 
 
 def test_the_length_of_drafts(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A fixed number, a belief of the drafter, or a belief and a largest number; by cost if nothing is said."""
+    """A fixed number, a belief of the drafter, or a belief and a largest number."""
     for arguments, most in [
         (["--length", "4"], {4}),
         (["--confidence", "1"], {1}),

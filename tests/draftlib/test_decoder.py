@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -693,24 +694,6 @@ def test_models_with_more_or_fewer_outputs_than_tokens() -> None:
             assert decoder.generate("a", max_new_tokens=20, raw=True, **options).tokens == expected.tokens
 
 
-# --- real weights
-
-
-@pytest.mark.weights
-def test_real_models_write_the_same_text(checkpoint: Callable[[str], Path]) -> None:
-    target = load_model(checkpoint("smollm2-135m-instruct"), dtype=torch.float32)
-    draft = load_model(DRAFTER, dtype=torch.float32)
-    decoder = SpeculativeDecoder(target, draft, cache=NGramCache())  # type: ignore[arg-type]
-    total = draftlib.Stats()
-    for prompt in ("What is gravity?", "Tom has 3 apples and buys 4 more. How many?", "Write a haiku."):
-        for options in ({}, SAMPLED):
-            expected = decoder.generate_target_only(prompt, max_new_tokens=24, **options)
-            found = decoder.generate(prompt, max_new_tokens=24, **options)
-            assert (found.tokens, found.text) == (expected.tokens, expected.text)
-            total += found.stats
-    assert total.tokens_per_target_call > 1.3
-
-
 # --- sources
 
 
@@ -769,3 +752,46 @@ def test_without_a_drafter_there_is_none_to_replace() -> None:
         decoder.replace_draft(draft_model())
     with pytest.raises(DraftError, match="another vocabulary"):
         SpeculativeDecoder(TARGET, draft_model()).replace_draft(target_model())
+
+
+# --- real weights
+
+
+@pytest.mark.weights
+def test_real_models_write_the_same_text(checkpoint: Callable[[str], Path]) -> None:
+    target = load_model(checkpoint("smollm2-135m-instruct"), dtype=torch.float32)
+    draft = load_model(DRAFTER, dtype=torch.float32)
+    decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=4)  # type: ignore[arg-type]
+    total = draftlib.Stats()
+    for prompt in ("What is gravity?", "Tom has 3 apples and buys 4 more. How many?", "Write a haiku."):
+        for options in ({}, SAMPLED):
+            expected = decoder.generate_target_only(prompt, max_new_tokens=24, **options)
+            found = decoder.generate(prompt, max_new_tokens=24, **options)
+            assert (found.tokens, found.text) == (expected.tokens, expected.text)
+            total += found.stats
+    assert total.tokens_per_target_call > 1.3
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_real_models_write_the_same_text_while_the_drafter_learns(
+    checkpoint: Callable[[str], Path], dtype: torch.dtype
+) -> None:
+    """The drafter that has read nothing of its target learns, and the text stays."""
+    target = load_model(checkpoint("smollm2-135m-instruct"), dtype=dtype)
+    draft = load_model(DRAFTER.with_name("drafter-generic-7m"), dtype=dtype)
+    adapter = draftlib.OnlineAdapter(update_every=3, share=math.inf)
+    decoder = SpeculativeDecoder(
+        target,  # type: ignore[arg-type]
+        draft,  # type: ignore[arg-type]
+        cache=NGramCache(max_entries=20),
+        adapter=adapter,
+        sources=ALL_SOURCES,
+    )
+    for number in range(3):
+        for prompt in ("Tom has 3 apples and buys 4 more. How many?", "What is 12 times 4? Explain."):
+            for options in ({}, {"temperature": 0.8, "seed": number}):
+                expected = decoder.generate_target_only(prompt, max_new_tokens=48, **options)
+                found = decoder.generate(prompt, max_new_tokens=48, **options)
+                assert (found.tokens, found.text) == (expected.tokens, expected.text)
+    assert adapter.kept > 1 and adapter.dropped == 0
