@@ -35,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         decoder = make_decoder(options)
-        if options.command == "generate":
-            generate(decoder, options)
-        else:
-            bench(decoder, options)
-        if decoder.cache is not None and options.cache is not None:
-            decoder.cache.save(options.cache)
-        if options.state is not None:
-            decoder.save(options.state)
+        try:
+            if options.command == "generate":
+                generate(decoder, options)
+            else:
+                bench(decoder, options)
+        finally:  # also after Ctrl-C and a bad line: what was learned until then is kept
+            if decoder.cache is not None and options.cache is not None:
+                decoder.cache.save(options.cache)
+            if options.state is not None:
+                decoder.save(options.state)
     except QlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -104,7 +104,7 @@ class Stats:
                 merged=sum(map(step.merged, range(len(step.proposed)))),
                 hits=step.hits,
                 drafting_rounds=int(bool(step.drafted)),
-                rates=step.accepted / len(step.proposed) if step.proposed else 0.0,
+                rates=step.accepted / len(step.proposed) if step.drafted and step.proposed else 0.0,
                 seconds=step.seconds,
                 sources={step.source: Counts(1, len(step.proposed), step.accepted)} if step.proposed else {},
                 positions=tuple(Counts(1, 1, i < step.accepted) for i in range(len(step.proposed))),

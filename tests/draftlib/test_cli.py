@@ -54,6 +54,14 @@ def test_what_was_learned_is_kept(
     assert "There is no source 'wrong'" in capsys.readouterr().err
 
 
+def test_a_bad_line_does_not_lose_what_was_learned(folders: list[str], tmp_path: Path) -> None:
+    prompts, state = tmp_path / "prompts.jsonl", tmp_path / "state"
+    prompts.write_text('{"prompt": "a tea"}\nno prompt\n')
+    arguments = ["--prompts", str(prompts), "--state", str(state), "--learn", "--max-new-tokens", "8"]
+    assert main(["bench", *arguments, *folders]) == 2
+    assert (state / "state.json").is_file()
+
+
 def test_without_a_drafter(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     target = folders[folders.index("--target") + 1]
     assert main(["generate", "a tea", "--json", "--draft", "none", "--target", target]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,3 +100,13 @@ def test_a_round_as_a_line() -> None:
     assert str(MERGED) == "round 1: 'f' 'la' 'ke' -> ['flake'] => 'flake' | 'ke'"
     assert str(NOTHING) == "round 1: 'z' -> - => - | 'ke'"
     assert str(SINGLE) == "round 1: 'f' 'la' 'ke' -> 'f' 'la' 'ke' => 'f' | 'ke'"
+
+
+def test_a_guess_is_no_part_of_the_drafter_s_acceptance_rate() -> None:
+    """A round that drafted, one of two accepted; and one in which a source guessed, all accepted."""
+    drafted = replace(step(((0, 1), (1, 2)), 1), drafted=(1, 2))
+    guessed = replace(step(((0, 0), (0, 0)), 2), drafted=(), source="suffix")
+    total = Stats.of([drafted, guessed])
+    assert total.acceptance_rate == 0.5
+    assert total.sources["suffix"].acceptance_length == 3 and total.sources["draft"].acceptance_length == 2
+    assert total.acceptance_length == 2.5
