@@ -1,7 +1,8 @@
-"""Command line: `python -m draftlib generate|bench`.
+"""Command line: `python -m draftlib generate|chat|bench`.
 
 python -m draftlib generate "What is gravity?" --steps
 python -m draftlib generate "What is gravity?" --compare --confidence 0.4
+python -m draftlib chat --state learned
 python -m draftlib bench --prompts prompts.jsonl --limit 10 --json
 """
 
@@ -36,10 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         decoder = make_decoder(options)
         try:
-            if options.command == "generate":
-                generate(decoder, options)
-            else:
-                bench(decoder, options)
+            commands = {"generate": generate, "chat": chat, "bench": bench}
+            commands[options.command](decoder, options)
         finally:  # also after Ctrl-C and a bad line: what was learned until then is kept
             if decoder.cache is not None and options.cache is not None:
                 decoder.cache.save(options.cache)
@@ -81,7 +80,8 @@ def generate(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
 def colour(step: Step, colours: bool) -> str:
     """Return one round as a line: accepted tokens, [merged] ones, rejected ones, and the target's own.
 
-    Without colours, rejected tokens stand between -dashes- and the target's own behind a plus sign.
+    Without colours, rejected tokens stand between -dashes- and the target's own behind a plus sign. The name
+    of a source comes first, where one proposed.
     """
     pieces = step.vocabulary.target_bytes
     parts = []
@@ -95,7 +95,8 @@ def colour(step: Step, colours: bool) -> str:
     for token in step.tokens[step.accepted :]:
         text = _show(piece_of(pieces, token), token)
         parts.append(f"{BOLD}{text}{RESET}" if colours else f"+{text}")
-    return f"{step.number:4d}  {' '.join(parts)}"
+    source = f"({step.source}) " if step.source not in ("draft", "") else ""
+    return f"{step.number:4d}  {source}{' '.join(parts)}"
 
 
 def _show(piece: bytes, token: int) -> str:
@@ -105,9 +106,89 @@ def _show(piece: bytes, token: int) -> str:
 def step_record(step: Step) -> dict[str, Any]:
     """Return one round as a JSON object."""
     pieces = step.vocabulary.target_bytes
-    names = ("number", "position", "drafted", "proposed", "spans", "accepted", "tokens", "learned")
+    names = ("number", "position", "source", "drafted", "proposed", "spans", "accepted", "tokens", "learned")
     text = b"".join(piece_of(pieces, token) for token in step.tokens).decode(errors="replace")
     return {name: getattr(step, name) for name in names} | {"text": text, "seconds": asdict(step.seconds)}
+
+
+# --- chat
+
+
+PROMPT = "> "
+SHOWN = 8  # answers whose acceptance is shown
+HELP = "Type a message. /new begins another conversation, /quit or Ctrl-D ends."
+
+
+def chat(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
+    """Answer standard input line by line; each answer has read all lines and answers before it.
+
+    Needs no clock to show what was learned: how many drafted tokens are accepted a round becomes larger.
+
+    Parameters
+    ----------
+    decoder : SpeculativeDecoder
+        Who answers.
+    options : argparse.Namespace
+        Those of the command line: settings of the answers, and `json` for one JSON object an answer.
+    """
+    conversation: list[dict[str, str]] = []
+    history: list[float] = []
+    _say(HELP, options)
+    _ask(options)
+    for line in map(str.strip, sys.stdin):
+        if line == "/quit":
+            break
+        if line == "/new":
+            conversation.clear()
+            _say("A new conversation.", options)
+        elif line.startswith("/"):
+            _say(f"There is no command {line.split()[0]}. {HELP}", options)
+        elif line:
+            conversation.append({"role": "user", "content": line})
+            try:
+                found = _answer(decoder, conversation, options)
+            except DraftError as error:  # a conversation that has become too long ends, the chat goes on
+                conversation.pop()
+                _say(f"error: {error} /new begins another conversation.", options)
+            else:
+                conversation.append({"role": "assistant", "content": found.text})
+                history.append(found.stats.accepted_per_round)
+                _report(decoder, found, history, options)
+        _ask(options)
+
+
+def _answer(
+    decoder: SpeculativeDecoder, conversation: list[dict[str, str]], options: argparse.Namespace
+) -> Output:
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    sink = None if options.json else show
+    prompt = conversation[-1]["content"] if options.raw else conversation
+    return decoder.generate(prompt, on_text=sink, **answer_options(options))
+
+
+def _report(
+    decoder: SpeculativeDecoder, found: Output, history: list[float], options: argparse.Namespace
+) -> None:
+    """Say how drafting went, in this answer and in those before it."""
+    stats = found.stats
+    if options.json:
+        print(json.dumps({"text": found.text, **stats.record()}), flush=True)
+        return
+    accepted = " ".join([*(f"{each:.1f}" for each in history[-SHOWN:-1]), f"[{history[-1]:.1f}]"])
+    lines = [f"{stats.tokens} tokens in {stats.rounds} passes of the target; accepted a round: {accepted}"]
+    lines += [str(each) for each in (decoder.cache, decoder.adapter) if each is not None]
+    print("".join(f"\n  {line}" for line in lines), flush=True)
+
+
+def _say(text: str, options: argparse.Namespace) -> None:
+    print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    if not options.json and sys.stdin.isatty():
+        print(PROMPT, end="", flush=True)
 
 
 # --- bench
@@ -128,7 +209,7 @@ def bench(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
             f"{options.prompts} holds no prompts. One JSON object a line, with a field 'prompt'."
         )
     if options.json:
-        print(json.dumps({"identical": same, "prompts": number, "total": stats_record(total)}))
+        print(json.dumps({"identical": same, "prompts": number, "total": total.record()}))
     else:
         print(f"\n{same} of {number} answers are token for token those of the target alone\n{total}")
 
@@ -161,13 +242,7 @@ def read_prompts(path: Path, limit: int) -> Iterator[str]:
 def bench_record(number: int, plain: Output, found: Output) -> dict[str, Any]:
     """Return one comparison as a JSON object."""
     record = {"prompt": number, "identical": plain.tokens == found.tokens}
-    return {**record, "plain_tokens_per_second": plain.stats.tokens_per_second, **stats_record(found.stats)}
-
-
-def stats_record(stats: Stats) -> dict[str, Any]:
-    """Return statistics as a JSON object, with all derived figures."""
-    derived = [name for name, value in vars(Stats).items() if isinstance(value, property)]
-    return asdict(stats) | {name: getattr(stats, name) for name in derived}
+    return {**record, "plain_tokens_per_second": plain.stats.tokens_per_second, **found.stats.record()}
 
 
 def bench_line(row: Mapping[str, Any]) -> str:
@@ -177,9 +252,6 @@ def bench_line(row: Mapping[str, Any]) -> str:
         f"{row['plain_tokens_per_second']:7.1f} -> {row['tokens_per_second']:7.1f} tokens/s  "
         f"{'same text' if row['identical'] else 'OTHER TEXT'}"
     )
-
-
-# --- options
 
 
 if __name__ == "__main__":

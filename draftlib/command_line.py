@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
+from draftlib import state_folder
 from draftlib.arguments import Verify, as_verify
 from draftlib.decoder import SpeculativeDecoder
-from draftlib.drafting.length import Confidence, FixedLength, Length
+from draftlib.drafting.cost_aware import CostAware
+from draftlib.drafting.guess import Source
+from draftlib.drafting.length import Confidence, Entropy, FixedLength, Length
 from draftlib.drafting.sources import as_sources
+from draftlib.learning.acceptance import AcceptanceHead
 from draftlib.learning.online import OnlineAdapter
 from draftlib.settings import DEFAULTS, Options
 from draftlib.vocabulary.ngram_cache import NGramCache
-from qlib.errors import DraftError
+from qlib.errors import DraftError, did_you_mean
 from qlib.models import load_model
 from qlib.models.text import TextModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LENGTHS: dict[str, type[Length]] = {
+    "cost": CostAware,
+    "confidence": Confidence,
+    "entropy": Entropy,
+    "head": AcceptanceHead,
+}
 
 
 def make_decoder(options: argparse.Namespace) -> SpeculativeDecoder:
     """Return the decoder that the options ask for; errors in them come before the models are read."""
-    length, verify = _length(options), as_verify(options.verify)  # errors before the models are read
-    sources = None if options.source is None else as_sources([s for s in options.source if s != "none"])
-    known = options.state is not None and options.state.exists()
-    adapter = OnlineAdapter() if options.learn or known else None
+    length, verify, sources = _length(options), as_verify(options.verify), _sources(options)
+    known = None if options.state is None else state_folder.look(options.state)
+    learn = options.learn if options.learn is not None else _learns(options)
+    adapter = _adapter(options, learn, known or {})
     target = _text_model(options.target, options)
     draft = None if options.draft == "none" else _text_model(options.draft, options)
     decoder = SpeculativeDecoder(
@@ -37,11 +47,11 @@ def make_decoder(options: argparse.Namespace) -> SpeculativeDecoder:
         length=length,
         sources=sources,
         verify=verify,
-        adapter=None if draft is None else adapter,
-        state=options.state if known else None,
+        adapter=adapter,
+        state=None if known is None else options.state,
     )
     if adapter is not None:
-        adapter.frozen = not options.learn
+        adapter.frozen = not learn
     if options.cache is not None and options.cache.exists():
         decoder.cache = NGramCache.load(options.cache, decoder.vocabulary)
     return decoder
@@ -49,10 +59,55 @@ def make_decoder(options: argparse.Namespace) -> SpeculativeDecoder:
 
 def _length(options: argparse.Namespace) -> Length | None:
     """Return how many tokens a round drafts; None leaves it to the decoder."""
-    if options.length is None and options.confidence is None:
+    rule, confidence = options.length, options.confidence
+    if rule is None and confidence is None:
         return None
-    most = {} if options.length is None else {"max_tokens": options.length}
-    return FixedLength(**most) if options.confidence is None else Confidence(options.confidence, **most)
+    if rule is None or rule.lstrip("-").isdecimal():
+        most = {} if rule is None else {"max_tokens": int(rule)}
+        return FixedLength(**most) if confidence is None else Confidence(confidence, **most)
+    if rule not in LENGTHS:
+        raise DraftError(
+            f"--length {rule}: there is no such rule. Pass a number of draft tokens, or one of "
+            f"{', '.join(LENGTHS)}.{did_you_mean(rule, LENGTHS)}"
+        )
+    if confidence is not None and rule != "confidence":
+        raise DraftError(f"--length {rule} and --confidence are two rules. Pass one of them.")
+    return LENGTHS[rule]() if confidence is None else Confidence(confidence)
+
+
+def _sources(options: argparse.Namespace) -> tuple[Source, ...] | None:
+    """Return who guesses; None leaves it to the decoder."""
+    names = options.source
+    if names is not None and "none" in names and len(names) > 1:
+        raise DraftError(f"--source none stands beside {', '.join(set(names) - {'none'})}. Leave one out.")
+    return None if names is None else as_sources([name for name in names if name != "none"])
+
+
+def _learns(options: argparse.Namespace) -> bool:
+    """Return whether the drafter learns where nothing is said: in a conversation."""
+    return bool(options.command == "chat" and options.draft != "none")
+
+
+def _adapter(
+    options: argparse.Namespace, learn: bool, known: dict[str, dict[str, Any]]
+) -> OnlineAdapter | None:
+    """Return what teaches the drafter, or holds what it learned in the state; None where nothing learns."""
+    if options.draft == "none":
+        asked = {"--learn": learn, "--lora-rank": options.lora_rank, "--cache": options.cache}
+        if given := [name for name, value in asked.items() if value]:
+            raise DraftError(
+                f"{given[0]} is for a draft model, and --draft none is none. Leave one of them out."
+            )
+        return None
+    learned = known.get("adapter")
+    if options.lora_rank is not None and not learn and learned is None:
+        raise DraftError("--lora-rank says how the drafter learns. Pass --learn too.")
+    if not learn and learned is None:
+        return None
+    rank = options.lora_rank
+    if rank is None and learned is not None:
+        rank = learned.get("lora_rank")  # an adapter that was saved goes on as it is
+    return OnlineAdapter(lora_rank=rank)
 
 
 def _text_model(name: str, options: argparse.Namespace) -> TextModel:
@@ -77,6 +132,9 @@ def answer_options(options: argparse.Namespace) -> Options:
     }
 
 
+# --- the parser
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m draftlib", description="Lossless speculative decoding.")
@@ -88,41 +146,41 @@ def make_parser() -> argparse.ArgumentParser:
     many = commands.add_parser("bench", help="compare with the target alone on many prompts")
     many.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines with 'prompt'")
     many.add_argument("--limit", type=int, default=10, help="most prompts (10)")
-    for command in (one, many):
-        _common(command)
+    chat = commands.add_parser("chat", help="talk with the target; the drafter learns from its answers")
+    for command in (one, many, chat):
+        _models(command)
+        _drafting(command)
+        _answers(command)
     return parser
 
 
-def _common(command: argparse.ArgumentParser) -> None:
+def _models(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--target", default="smollm2-135m-instruct", help="name or folder (%(default)s)")
     add("--draft", default="drafter-7m", help="name or folder (%(default)s), or none")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     add("--threads", type=int, metavar="N", help="of the processor")
+
+
+def _drafting(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to begin with; written back at the end")
-    add("--learn", action="store_true", help="let the drafter learn from the target")
+    switch = argparse.BooleanOptionalAction
+    add("--learn", action=switch, help="let the drafter learn (in `chat`, if nothing is said)")
+    add("--lora-rank", type=int, metavar="R", help="learn in adapters of this rank, not in all weights")
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
-    add(
-        "--length",
-        type=int,
-        metavar="N",
-        help="draft tokens a round (by cost); with --confidence the most (8)",
-    )
-    add(
-        "--confidence",
-        type=float,
-        metavar="X",
-        help="end a draft that the drafter believes in less; 0.4 did best",
-    )
+    rules = f"draft tokens a round: a number, {', '.join(LENGTHS)} (cost)"
+    add("--length", metavar="RULE", help=rules)
+    belief = "end a draft that the drafter believes in less (0.4); --length N is then the most"
+    add("--confidence", type=float, metavar="X", help=belief)
     rules = ", ".join(get_args(Verify))
-    add(
-        "--verify",
-        default="exact",
-        metavar="RULE",
-        help=f"for sampled tokens: {rules} (exact)",
-    )
+    add("--verify", default="exact", metavar="RULE", help=f"for sampled tokens: {rules} (exact)")
+
+
+def _answers(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add("--max-new-tokens", type=int, default=DEFAULTS["max_new_tokens"], metavar="N")
     add("--temperature", type=float, default=DEFAULTS["temperature"])
     add("--top-k", type=int)

@@ -19,8 +19,9 @@ only; the measured speed-up includes translation, verification and the cache.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import zip_longest
+from typing import Any
 
 from draftlib.seconds import Seconds
 from draftlib.step import Step
@@ -159,6 +160,11 @@ class Stats:
         return _ratio(self.tokens, self.seconds.decoding)
 
     @property
+    def tokens_per_second_without_learning(self) -> float:
+        """Speed without the reading of the prompt and without updates of the drafter."""
+        return _ratio(self.tokens, self.seconds.decoding - self.seconds.learn)
+
+    @property
     def measured_speedup(self) -> float | None:
         """Speed against the target alone; None while that was not measured."""
         return None if self.plain is None or not self.rounds else self.plain * self.tokens_per_second
@@ -169,15 +175,20 @@ class Stats:
         models = self.seconds.draft + self.seconds.target
         return None if self.plain is None or not models else self.tokens * self.plain / models
 
+    def record(self) -> dict[str, Any]:
+        """Return all of it as a JSON object, the derived figures too."""
+        derived = [name for name, value in vars(Stats).items() if isinstance(value, property)]
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
     @property
     def warning(self) -> str | None:
         """Why drafting made it slower, where it did."""
         speedup = self.measured_speedup
-        if self.plain is None or speedup is None or speedup >= 1 or not self.drafted:
+        if self.plain is None or speedup is None or speedup >= 1 or not self.proposed:
             return None
         draft, target, rest = (
             part / self.rounds / self.plain
-            for part in (self.seconds.draft, self.seconds.target, self.seconds.overhead)
+            for part in (self.seconds.draft, self.seconds.target, self.seconds.overhead + self.seconds.learn)
         )
         return (
             f"Drafting is slower than the target alone ({speedup:.2f} times its speed): a round takes "
@@ -192,19 +203,25 @@ class Stats:
             for each in fields(self.seconds)
             if (spent := getattr(self.seconds, each.name)) >= 0.005 or each.name != "learn"
         )
-        speed = f"{self.tokens_per_second:.1f} tokens/s; seconds: {phases}"
+        apart = self.tokens_per_second_without_learning
+        learning = f" ({apart:.1f} without learning)" if self.seconds.learn >= 0.005 else ""
+        speed = f"{self.tokens_per_second:.1f} tokens/s{learning}; seconds: {phases}"
         if not self.drafted and not self.proposed:
             return f"{self.tokens} tokens in {self.rounds} target calls, nothing drafted\n{speed}"
         by_source = ", ".join(
             f"{name} {each.rounds} times, {each.accepted} of {each.proposed} accepted"
             for name, each in self.sources.items()
         )
+        own = self.sources.get("draft", Counts())
+        places = " ".join(f"{each.accepted / each.proposed:.0%}" for each in self.positions[:8])
+        placed = f"; accepted by place in the proposal: {places}" if places else ""
         lines = [
             f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} a call, "
             f"{self.accepted_per_round:.2f} accepted a round",
-            f"acceptance rate {self.acceptance_rate:.1%} ({self.accepted} of {self.proposed} proposed, "
+            f"acceptance rate {self.acceptance_rate:.1%} ({own.accepted} of {own.proposed} proposed, "
             f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} a round, "
             f"{self.hits_per_response:.1f} a response",
+            f"acceptance length {self.acceptance_length:.2f}{placed}",
             *([f"proposed by: {by_source}"] if set(self.sources) - {"draft"} else []),
             speed,
         ]
@@ -219,6 +236,13 @@ def _ratio(part: float, whole: float) -> float:
 
 def _remedy(draft: float, extra: float, rest: float, stats: Stats) -> str:
     """Name the largest part of what drafting costs beyond a plain step."""
+    if stats.seconds.learn > max(stats.seconds.draft, stats.seconds.overhead):
+        return "Learning costs most: give it a smaller `share`, or set `frozen` once it has learned enough."
+    if stats.accepted_per_round < 0.3 and not stats.drafted:
+        return (
+            f"Too few guesses of the sources are accepted ({stats.accepted_per_round:.2f} tokens a round): "
+            "this kind of text does not repeat itself. Take a draft model."
+        )
     if stats.accepted_per_round < 0.3:
         return (
             f"Too little is accepted ({stats.accepted_per_round:.2f} tokens a round): the drafter does not "

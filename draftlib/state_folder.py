@@ -60,6 +60,24 @@ def save(decoder: SpeculativeDecoder, folder: Path) -> None:
         (fresh / _VALUES).write_text(json.dumps(sealed(values), indent=1) + "\n", encoding="utf-8")
 
 
+def look(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return what a folder holds, without any model: the values of each part by name; None for no state yet.
+
+    Raises
+    ------
+    DraftError
+        The state is damaged or of another version, or the folder holds something else.
+    """
+
+    def values(place: Path) -> dict[str, dict[str, Any]] | None:
+        if not place.exists():
+            return None
+        names = [place / name for name in _our_files(place)]
+        return _read_values(place)["parts"] if any(name.exists() for name in names) else None
+
+    return read_whole(folder, _VALUES, values)
+
+
 def load(decoder: SpeculativeDecoder, folder: Path) -> None:
     """Give a decoder what another one has learned. A decoder that raises is not to be used.
 
@@ -100,13 +118,16 @@ def _parts(decoder: SpeculativeDecoder) -> Iterator[tuple[str, Any]]:
 
 
 def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None, dict[str, State]]:
-    path = folder / _VALUES
+    values = _read_values(folder)
     try:
-        values = parse_json(path.read_bytes(), path)
         content = (folder / _TENSORS).read_bytes()
-    except (OSError, ModelError) as error:
+    except OSError as error:
         raise DraftError(f"{folder} holds no state that can be read: {error}") from error
-    _check(values, path, decoder)
+    if values["pair"] != decoder.vocabulary.fingerprint:
+        raise DraftError(
+            f"The state in {folder} belongs to another pair of vocabularies: "
+            f"{values.get('vocabularies', '?')} This pair: {decoder.vocabulary} Choose another folder."
+        )
     if sha256_of(content) != values["sha256"]:
         raise DraftError(
             f"{folder / _TENSORS} is damaged: its {len(content):,} bytes do not have the sha256 that "
@@ -124,8 +145,13 @@ def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None,
     return cache, states
 
 
-def _check(values: dict[str, Any], path: Path, decoder: SpeculativeDecoder) -> None:
-    """Raise a DraftError unless `state.json` is whole, of this version, and belongs to these models."""
+def _read_values(folder: Path) -> dict[str, Any]:
+    """Return `state.json`; raise a DraftError unless it is whole and of this version."""
+    path = folder / _VALUES
+    try:
+        values = parse_json(path.read_bytes(), path)
+    except (OSError, ModelError) as error:
+        raise DraftError(f"{folder} holds no state that can be read: {error}") from error
     kinds = {"version": int, "pair": str, "ngrams": bool, "parts": dict, "sha256": str}
     wrong = [key for key, kind in kinds.items() if type(values.get(key)) is not kind]
     if wrong:
@@ -137,11 +163,7 @@ def _check(values: dict[str, Any], path: Path, decoder: SpeculativeDecoder) -> N
             f"{path} is damaged: it does not have the sha256 that it names. Take an older copy of the "
             "folder, or learn anew."
         )
-    if values["pair"] != decoder.vocabulary.fingerprint:
-        raise DraftError(
-            f"The state in {path.parent} belongs to another pair of vocabularies: "
-            f"{values.get('vocabularies', '?')} This pair: {decoder.vocabulary} Choose another folder."
-        )
+    return values
 
 
 def _our_files(folder: Path) -> list[str]:

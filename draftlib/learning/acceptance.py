@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from draftlib.drafting.length import Drafted, Length, as_length
 from draftlib.learning.labels import Examples, examples_of, weighted_bce
+from draftlib.state import State
 from qlib.errors import DraftError, list_names, real_number, whole_number
 
 if TYPE_CHECKING:
@@ -269,6 +270,14 @@ class AcceptanceHead(Length):
         self.refresh(Examples(*each) for each in zip(*parts, strict=True))
         self._rounds = int(state["rounds"])
         self._generator.set_state(state["generator"])
+
+    def state(self) -> State:
+        """Return what the folder of a decoder keeps: that of `state_dict`."""
+        return State(self.state_dict(), {})
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave. Raises DraftError as `load_state_dict` does."""
+        self.load_state_dict(state.tensors)
 
     def _forget(self) -> None:
         self.net = None

@@ -95,9 +95,8 @@ def add_lora(model: TextModel, rank: int, seed: int = 0) -> list[nn.Parameter]:
 
 
 def folded_copy(model: Text) -> Text:
-    """Return a copy with plain linear layers that computes the same; tokenizer and embedding are shared."""
-    shared = [*model.parameters(), *model.buffers(), model.tokenizer]
-    found = copy.deepcopy(model, {id(each): each for each in shared})
+    """Return a copy with plain linear layers that computes the same; only the tokenizer is shared."""
+    found = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
     for name, layer in list(found.model.layers.named_modules()):
         if isinstance(layer, LoRALinear):
             parent, _, last = name.rpartition(".")

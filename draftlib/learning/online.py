@@ -298,12 +298,7 @@ class OnlineAdapter(Adapter):
     def _packed(self) -> TextModel:
         """Return what drafts from now on: the weights of now, rounded to what packs best."""
         with torch.no_grad():
-            plain = (
-                folded_copy(self._model)
-                if self.lora_rank is not None
-                else copy.deepcopy(self._model, {id(self._model.tokenizer): self._model.tokenizer})
-            )
-            plain.requires_grad_(False)
+            plain = folded_copy(self._model).requires_grad_(False)
             if self._dtype == torch.float32:
                 for each in plain.parameters():  # float16 holds them then, and products read half the bytes
                     each.copy_(each.half())

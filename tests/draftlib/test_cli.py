@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from draftlib import (
+    AcceptanceHead,
+    Confidence,
+    CostAware,
+    Entropy,
+    FixedLength,
+    OnlineAdapter,
+    SpeculativeDecoder,
+)
 from draftlib.__main__ import colour, main
+from draftlib.command_line import make_decoder, make_parser
 from draftlib.seconds import Seconds
 from draftlib.step import Step
 from draftlib.vocabulary.mapping import VocabularyMap
@@ -52,6 +64,72 @@ def test_what_was_learned_is_kept(
         assert (state / "state.json").is_file()
     assert main(["generate", "a tea", "--source", "wrong", *folders]) == 2
     assert "There is no source 'wrong'" in capsys.readouterr().err
+
+
+def test_rules_for_the_length_by_name(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, kind in [
+        ([], CostAware),
+        (["--length", "cost"], CostAware),
+        (["--length", "3"], FixedLength),
+        (["--length", "entropy"], Entropy),
+        (["--length", "head"], AcceptanceHead),
+        (["--length", "confidence"], Confidence),
+        (["--length", "confidence", "--confidence", "0.2"], Confidence),
+    ]:
+        options = make_parser().parse_args(["generate", "a tea", *arguments, *folders])
+        assert type(make_decoder(options).length) is kind
+
+
+def test_adapters_of_low_rank_go_on_from_their_state(folders: list[str], tmp_path: Path) -> None:
+    """A state is taken up with the rank that it has, and an empty folder is no state yet."""
+    state = tmp_path / "state"
+    state.mkdir()
+    arguments = ["a tea", "--state", str(state), *folders]
+    assert main(["generate", "--learn", "--lora-rank", "2", *arguments]) == 0
+    assert main(["generate", "--learn", *arguments]) == 0
+    decoder = make_decoder(make_parser().parse_args(["generate", *arguments]))
+    assert isinstance(decoder.adapter, OnlineAdapter) and decoder.adapter.frozen
+    assert decoder.adapter.lora_rank == 2
+
+
+def test_a_conversation(
+    folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each answer reads all that was said before it, until a new conversation begins."""
+    lines = ["a tea", "", "the heat", "/new", "a hat", "/what", "/quit", "never"]
+    seen: list[Any] = []
+    generate = SpeculativeDecoder.generate
+
+    def watched(self: SpeculativeDecoder, prompt: Any, **options: Any) -> Any:
+        seen.append([dict(each) for each in prompt])
+        return generate(self, prompt, **options)
+
+    monkeypatch.setattr(SpeculativeDecoder, "generate", watched)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    state = tmp_path / "state"
+    assert main(["chat", "--state", str(state), *folders, "--max-new-tokens", "3"]) == 0
+    out = capsys.readouterr().out
+    assert [[each["content"] for each in prompt if each["role"] == "user"] for prompt in seen] == [
+        ["a tea"],
+        ["a tea", "the heat"],
+        ["a hat"],
+    ]
+    assert out.count("accepted a round: ") == 3 and "There is no command /what" in out
+    assert "n-grams" in out and "OnlineAdapter" in out  # the drafter learns if nothing else is said
+    assert (state / "state.json").is_file()
+    monkeypatch.setattr("sys.stdin", io.StringIO("a tea"))
+    assert main(["chat", "--no-learn", "--json", *folders]) == 0
+    assert {"text", "acceptance_length"} <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_a_conversation_that_becomes_too_long(
+    folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a tea\n" + "a tea " * 500 + "\nthe heat\n"))
+    assert main(["chat", *folders, "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "error: " in out and "/new begins another conversation" in out
+    assert out.count("accepted a round: ") == 2
 
 
 def test_a_bad_line_does_not_lose_what_was_learned(folders: list[str], tmp_path: Path) -> None:
@@ -129,6 +207,14 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
     for arguments, words in [
         (["generate", ""], "prompt is empty"),
         (["generate", "a", "--length", "0"], "at least 1 token"),
+        (["generate", "a", "--length", "entropi"], "Did you mean 'entropy'?"),
+        (["generate", "a", "--length", "head", "--confidence", "0.3"], "are two rules"),
+        (["generate", "a", "--source", "none", "--source", "suffix"], "--source none stands beside suffix"),
+        (["generate", "a", "--draft", "none", "--learn"], "--learn is for a draft model"),
+        (["chat", "--draft", "none", "--learn"], "--learn is for a draft model"),
+        (["generate", "a", "--draft", "none", "--cache", "x"], "--cache is for a draft model"),
+        (["generate", "a", "--lora-rank", "4"], "Pass --learn too"),
+        (["generate", "a", "--state", __file__], "is a file"),
         (["generate", "a", "--confidence", "2"], "Confidence(threshold=2.0)"),
         (["generate", "a", "--verify", "loose"], "verify='loose' is unknown"),
         (["generate", "a", "--temperature", "-1"], "temperature=-1"),
@@ -136,7 +222,7 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
         (["bench", "--prompts", str(empty)], "no prompts"),
         (["bench", "--prompts", str(odd)], "field 'prompt'"),
     ]:
-        assert main([*arguments, *folders]) == 2
+        assert main([arguments[0], *folders, *arguments[1:]]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and "Traceback" not in error
     assert main(["generate", "a", *folders, "--draft", speech]) == 2

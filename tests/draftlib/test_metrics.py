@@ -83,6 +83,7 @@ def test_nothing_at_all() -> None:
         ({"draft": 1.5, "target": 1.0}, 1, "Drafting costs most"),
         ({"draft": 0.2, "target": 2.5}, 1, "Verifying several tokens"),
         ({"draft": 0.2, "target": 1.0, "verify": 1.0}, 1, "Translation and verification"),
+        ({"draft": 0.2, "target": 1.0, "learn": 3.0}, 1, "Learning costs most"),
     ],
 )
 def test_a_warning_names_the_reason(seconds: Any, accepted: int, reason: str) -> None:
@@ -94,6 +95,20 @@ def test_a_warning_names_the_reason(seconds: Any, accepted: int, reason: str) ->
 
 def test_no_warning_where_nothing_was_drafted() -> None:
     assert Stats.of([WITHOUT], plain=0.1).warning is None
+
+
+def test_a_warning_of_sources_alone() -> None:
+    guessed = replace(step(((0, 0),), 0, target=1.5), drafted=(), source="suffix")
+    warning = Stats.of([guessed], plain=1.0).warning
+    assert warning is not None and "guesses of the sources" in warning
+
+
+def test_learning_is_shown_apart() -> None:
+    stats = Stats.of([step(((0, 1), (1, 2)), 2, target=1.0, learn=0.5)], plain=1.0)
+    assert stats.tokens_per_second == 2.0 and stats.tokens_per_second_without_learning == 3.0
+    assert "2.0 tokens/s (3.0 without learning)" in str(stats)
+    assert "acceptance length 3.00; accepted by place in the proposal: 100% 100%" in str(stats)
+    assert stats.record()["acceptance_length"] == 3.0 and stats.record()["positions"][1]["accepted"] == 1
 
 
 def test_a_round_as_a_line() -> None:

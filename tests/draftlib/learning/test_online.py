@@ -50,6 +50,20 @@ def weights(one: OnlineAdapter) -> list[torch.Tensor]:
     return [each.detach().clone() for each in one._trained]
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_drafts_is_a_copy_of_what_learns(rank: int | None, dtype: torch.dtype) -> None:
+    """Rounding the drafter to what packs best leaves the weights that learn as they are."""
+    adapter = learner(lora_rank=rank)
+    one = SpeculativeDecoder(target(), draft().to(dtype), adapter=adapter, length=FixedLength(4))
+    before = {name: each.clone() for name, each in adapter._model.state_dict().items()}
+    adapter._packed()
+    assert all(torch.equal(each, before[name]) for name, each in adapter._model.state_dict().items())
+    assert all(each.dtype == torch.float32 for each in adapter._model.parameters())
+    answer(one, 2)
+    assert adapter.updates > 3 and adapter.dropped == 0
+
+
 def test_the_drafter_becomes_better() -> None:
     adapter = learner()
     one = decoder(adapter)
