@@ -42,8 +42,9 @@ class Example:
         int64 [N]; indices of the draft tokens that are predicted, 1 or more.
     soft_tokens, soft_probabilities : Tensor
         int64 and float32 [N, K], the target's distribution in draft tokens (`spelled.Soft`).
-    direct : Tensor
-        bool [N]; whether the target's token there is this one draft token (the others are pieces).
+    owners, left : Tensor
+        int64 [N]; the target token of which the draft token there is a piece, and the pieces of it from there
+        on (`distill.Written`).
     rows : TopK
         [N]; the target's row where the token begins: the same for all pieces of a token.
     """
@@ -52,7 +53,8 @@ class Example:
     positions: Tensor
     soft_tokens: Tensor
     soft_probabilities: Tensor
-    direct: Tensor
+    owners: Tensor
+    left: Tensor
     rows: TopK
 
 
@@ -92,7 +94,12 @@ def make_example(
         if place is not None
         for i in range(place.start, place.stop or place.start + 1)
     }
-    alone = {place.start for place in aligned if place is not None and place.stop == place.start + 1}
+    left = {
+        i: place.stop - i
+        for place in aligned
+        if place is not None and place.stop is not None and place.stop - 1 in soft
+        for i in range(place.start, place.stop)
+    }
     soft_tokens, soft_probabilities = torch.zeros(2, len(places), KEPT, dtype=torch.float64)
     for n, i in enumerate(places):
         for k, (token, p) in enumerate(list(soft[i].items())[:KEPT]):
@@ -103,7 +110,8 @@ def make_example(
         torch.tensor([i - first for i in places]),
         soft_tokens.long(),
         soft_probabilities.float(),
-        torch.tensor([i in alone for i in places]),
+        torch.tensor(target)[chosen],
+        torch.tensor([left.get(i, 0) for i in places]),
         TopK(*(part[chosen] for part in rows)),
     )
 
@@ -225,7 +233,7 @@ class Buffer:
 
 def _fields(examples: Sequence[Example]) -> dict[str, list[Tensor]]:
     """Return the tensors of examples by the name that a saved state gives them."""
-    names = "tokens", "positions", "soft_tokens", "soft_probabilities", "direct"
+    names = "tokens", "positions", "soft_tokens", "soft_probabilities", "owners", "left"
     found: dict[str, list[Tensor]] = {name: [getattr(each, name) for each in examples] for name in names}
     for k, name in enumerate(("row_tokens", "row_logprobs", "row_rest")):
         found[name] = [each.rows[k] for each in examples]

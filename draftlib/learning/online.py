@@ -36,7 +36,7 @@ from torch import Tensor
 from draftlib.adapter import Adapter
 from draftlib.learning.buffer import Buffer, Example
 from draftlib.learning.lora import add_lora, folded_copy
-from draftlib.learning.train import Loss, Teacher, train_step
+from draftlib.learning.train import Loss, Teacher, Weight, train_step
 from draftlib.round import Round
 from draftlib.state import State
 from qlib.errors import DraftError, describe, did_you_mean, real_number, true_or_false, whole_number
@@ -92,8 +92,8 @@ class OnlineAdapter(Adapter):
         I, requests between two updates.
     update_tokens : int
         Tokens of one answer after which it is learned from though it goes on.
-    ngram_weight : float
-        lambda of the "hybrid" loss.
+    ngram_weight : float or "probability"
+        lambda of the "hybrid" loss; "probability" is the target's of each token.
     lora_rank : int, optional
         Train adapters of this rank; None trains all weights.
     loss : {"acceptance", "forward_kl", "hybrid"}
@@ -126,7 +126,7 @@ class OnlineAdapter(Adapter):
         learning_rate: float = 1e-3,
         update_every: int = 8,
         update_tokens: int = 128,
-        ngram_weight: float = 0.2,
+        ngram_weight: Weight = 0.2,
         lora_rank: int | None = None,
         loss: Loss = "acceptance",
         share: float = 0.2,
@@ -137,7 +137,11 @@ class OnlineAdapter(Adapter):
         self.update_every = whole_number(update_every, "update_every", DraftError, 1, remedy=remedy)
         remedy = "It counts tokens of an answer: 128 is usual."
         self.update_tokens = whole_number(update_tokens, "update_tokens", DraftError, 8, remedy=remedy)
-        self.ngram_weight = _positive(ngram_weight, "ngram_weight", "The paper has 0.2.")
+        self.ngram_weight: Weight = (
+            "probability"
+            if ngram_weight == "probability"
+            else _positive(ngram_weight, "ngram_weight", "The paper has 0.2, or 'probability'.")
+        )
         if lora_rank is not None:
             remedy = "None trains all weights."
             lora_rank = whole_number(lora_rank, "lora_rank", DraftError, 1, remedy=remedy)

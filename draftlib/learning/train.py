@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from draftlib.learning.buffer import Example
-from draftlib.learning.distill import TopK, hybrid_loss
+from draftlib.learning.distill import TopK, Written, hybrid_loss
 from draftlib.learning.spelled import Soft, acceptance_loss, forward_kl
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.models.fast.products import arithmetic_dtype
 from qlib.models.text import TextModel
 
 Loss = Literal["acceptance", "forward_kl", "hybrid"]
+Weight = float | Literal["probability"]
 LONGEST_GRADIENT = 1.0  # the gradient is scaled down to this length: one odd text must not undo the rest
 
 
@@ -27,7 +28,7 @@ class Teacher:
     loss : {"acceptance", "forward_kl", "hybrid"}
         The first two compare in the drafter's vocabulary (`spelled.py`), the last is the paper's
         (`distill.py`).
-    ngram_weight : float
+    ngram_weight : float or "probability"
         lambda of "hybrid".
     vocabulary : VocabularyMap
         The pair.
@@ -35,7 +36,7 @@ class Teacher:
         V, outputs of the target.
     """
 
-    def __init__(self, loss: Loss, ngram_weight: float, vocabulary: VocabularyMap, vocab_size: int):
+    def __init__(self, loss: Loss, ngram_weight: Weight, vocabulary: VocabularyMap, vocab_size: int):
         self.loss, self.ngram_weight = loss, ngram_weight
         self._vocabulary, self._vocab_size = vocabulary, vocab_size
 
@@ -65,14 +66,15 @@ class Teacher:
         direct = torch.full((logits.shape[1],), -1)
         known = self._vocabulary.direct[: len(direct)]
         direct[: len(known)] = known.masked_fill(known >= self._vocab_size, -1)
+        tokens = torch.cat([each.tokens[each.positions] for each in examples])
+        owners, left = (torch.cat([getattr(e, name) for e in examples]) for name in ("owners", "left"))
         return hybrid_loss(
             logits,
-            torch.cat([each.tokens[each.positions] for each in examples]).to(device),
-            torch.cat([each.direct for each in examples]).to(device),
+            Written(*(part.to(device) for part in (tokens, owners, left))),
             TopK(*(torch.cat(parts).to(device) for parts in zip(*(e.rows for e in examples), strict=True))),
             direct.to(device),
             self._vocab_size,
-            self.ngram_weight,
+            ngram_weight=self.ngram_weight,
         )
 
 

@@ -78,7 +78,14 @@ def test_the_drafter_becomes_better() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"background": True}, {"lora_rank": 4}, {"loss": "hybrid"}, {"update_tokens": 8}],
+    [
+        {},
+        {"background": True},
+        {"lora_rank": 4},
+        {"loss": "hybrid"},
+        {"loss": "hybrid", "ngram_weight": "probability"},
+        {"update_tokens": 8},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

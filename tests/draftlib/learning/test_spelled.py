@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from draftlib.learning.alignment import Aligned, align
 from draftlib.learning.distill import (
     TopK,
+    Written,
     compress,
     forward_kl,
     hybrid_loss,
     log_probabilities,
-    ngram_nll,
+    ngram_kl,
+    ngram_probability,
     reverse_kl,
+    target_probability,
 )
 from draftlib.learning.spelled import Soft, acceptance_loss, next_pieces, spelled_positions, speller_of
 from draftlib.learning.spelled import forward_kl as spelled_kl
@@ -140,14 +143,71 @@ def test_the_loss_is_finite_where_probabilities_are_zero() -> None:
     assert logits.grad is not None and bool(torch.isfinite(logits.grad[0, :1]).all())
 
 
+# Positions of a text: one draft token alone, a token of three pieces, one of which the end is not there.
+TEXT = Written(torch.tensor([0, 3, 2, 4, 1]), torch.tensor([0, 5, 5, 5, 6]), torch.tensor([1, 3, 2, 1, 0]))
+
+
+def text_rows() -> tuple[torch.Tensor, TopK, torch.Tensor]:
+    """Draft logits of five positions, the target's rows, and its probabilities."""
+    generator = torch.Generator().manual_seed(4)
+    logits, full = torch.randn(5, 5, generator=generator), torch.randn(5, 7, generator=generator)
+    return logits, compress(full, 7), full.double().softmax(-1)
+
+
+def test_positions_of_a_text() -> None:
+    assert TEXT.is_direct.tolist() == [True, False, False, False, False]
+    assert TEXT.begins.tolist() == [False, True, False, False, False]
+
+
+def test_the_probability_of_an_n_gram_is_a_product() -> None:
+    logits, rows, p = text_rows()
+    q = logits.double().softmax(-1)
+    chain = [q[1, 3] * q[2, 2] * q[3, 4], q[2, 2] * q[3, 4], q[3, 4]]
+    assert ngram_probability(logits, TEXT).tolist() == pytest.approx(
+        [float(x) for x in (q[0, 0], *chain, q[4, 1])], rel=1e-5
+    )
+    expected = [float(p[n, t]) for n, t in enumerate(TEXT.owners.tolist())]
+    assert target_probability(rows, TEXT.owners, 7).tolist() == pytest.approx(expected, rel=2e-3)
+    few = compress(p.float().log(), 2)  # two kept tokens, five that share the rest
+    kept = few.tokens[0].tolist()
+    assert float(target_probability(few, torch.tensor([kept[1]] * 5), 7)[0]) == pytest.approx(
+        float(p[0, kept[1]]), rel=2e-3
+    )
+    unkept = next(t for t in range(7) if t not in kept)
+    share = (1 - float(p[0, kept[0]] + p[0, kept[1]])) / 5
+    assert float(target_probability(few, torch.tensor([unkept] * 5), 7)[0]) == pytest.approx(share, rel=1e-2)
+
+
+@pytest.mark.parametrize("owner", [5, 4], ids=["unmapped", "a mapped token"])
+def test_the_kl_of_an_n_gram_by_loops(owner: int) -> None:
+    """Equation 2 where a token of three pieces begins: 3, which alone is target token 1, then 2 and 4."""
+    logits, rows, p = text_rows()
+    written = TEXT._replace(owners=torch.where(TEXT.owners == 5, owner, TEXT.owners))
+    q = logits.double().softmax(-1)
+    whole = float(q[1, 3] * q[2, 2] * q[3, 4])
+    mass = {0: q[1, 0], 1: q[1, 1] + q[1, 3] - whole, 4: q[1, 4], "other": q[1, 2]}
+    mass[owner] = float(mass.get(owner, 0.0)) + whole
+    named = [t for t in mass if t != "other"]
+    p_of = {t: float(p[1, t]) for t in named} | {"other": 1 - sum(float(p[1, t]) for t in named)}
+    expected = sum(float(mass[t]) * math.log(float(mass[t]) / p_of[t]) for t in mass)
+    assert float(ngram_kl(logits, written, rows, DIRECT, 7)[1]) == pytest.approx(expected, abs=3e-3)
+
+
 def test_the_hybrid_loss_by_hand() -> None:
-    logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(4))
-    rows = compress(torch.randn(2, 7, generator=torch.Generator().manual_seed(5)), 7)
-    written, is_direct = torch.tensor([0, 3]), torch.tensor([True, False])
-    kl, nll = reverse_kl(logits, rows, DIRECT, 7)[0], ngram_nll(logits, written)[1]
-    assert float(nll) == pytest.approx(-math.log(float(logits[1].softmax(-1)[3])), abs=1e-6)
-    found = hybrid_loss(logits, written, is_direct, rows, DIRECT, 7, ngram_weight=0.2)
-    assert float(found) == pytest.approx(float(kl + 0.2 * nll) / 2, abs=1e-6)
+    logits, rows, p = text_rows()
+    q = logits.double().softmax(-1)
+    nll = [-math.log(float(q[n, d])) for n, d in enumerate(TEXT.tokens.tolist())]
+    p_t = [float(p[n, t]) for n, t in enumerate(TEXT.owners.tolist())]
+    reverse, forward = (float(kl(logits, rows, DIRECT, 7)[0]) for kl in (reverse_kl, forward_kl))
+    eq2 = float(ngram_kl(logits, TEXT, rows, DIRECT, 7)[1])
+    for settings, expected in [
+        ({}, reverse + 0.2 * sum(nll[1:])),
+        ({"ngram_weight": 0.5, "divergence": "forward"}, forward + 0.5 * sum(nll[1:])),
+        ({"ngram_weight": "probability"}, reverse + sum(p_t[n] * nll[n] for n in range(1, 5))),
+        ({"ngram_weight": 1.0, "ngram": "kl"}, reverse + eq2),
+    ]:
+        found = hybrid_loss(logits, TEXT, rows, DIRECT, 7, **settings)  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(expected / 5, rel=1e-3)
 
 
 def test_gradients_by_finite_differences() -> None:
@@ -155,8 +215,11 @@ def test_gradients_by_finite_differences() -> None:
         *(part for part in compress(torch.randn(1, 7, generator=torch.Generator().manual_seed(6)), 7))
     )
     soft = Soft(torch.tensor([[0, 2, 4]]), torch.tensor([[0.5, 0.2, 0.1]]))
+    two_rows = TopK(*(torch.cat([part, part]) for part in rows))
+    pieces = Written(torch.tensor([3, 4]), torch.tensor([5, 5]), torch.tensor([2, 1]))
     losses = [
         lambda x: reverse_kl(x, rows, DIRECT, 7).sum(),
+        lambda x: ngram_kl(x.expand(2, 5), pieces, two_rows, DIRECT, 7)[0],
         lambda x: acceptance_loss(x, soft).sum(),
         lambda x: spelled_kl(x, soft).sum(),
     ]
