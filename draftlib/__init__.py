@@ -13,6 +13,7 @@ from draftlib.drafting.cost_aware import CostAware
 from draftlib.drafting.guess import Guess, Source
 from draftlib.drafting.length import Confidence, Entropy, FixedLength
 from draftlib.learning.acceptance import AcceptanceHead
+from draftlib.learning.head_training import HeadTraining
 from draftlib.learning.online import OnlineAdapter
 from draftlib.metrics import Stats
 from draftlib.output import Output
@@ -32,6 +33,7 @@ __all__ = [
     "FileError",
     "FixedLength",
     "Guess",
+    "HeadTraining",
     "ModelError",
     "NGramCache",
     "OnlineAdapter",

@@ -88,8 +88,8 @@ class OnlineAdapter(Adapter):
     ----------
     learning_rate : float
         The largest of three learning rates that are kept alive; the others are 0.3 and 0.1 of it.
-    update_every : int
-        I, requests between two updates.
+    update_every : int, optional
+        I, requests between two updates. None: only when `learn` is called.
     update_tokens : int
         Tokens of one answer after which it is learned from though it goes on.
     ngram_weight : float or "probability"
@@ -124,7 +124,7 @@ class OnlineAdapter(Adapter):
     def __init__(
         self,
         learning_rate: float = 1e-3,
-        update_every: int = 8,
+        update_every: int | None = 8,
         update_tokens: int = 128,
         ngram_weight: Weight = 0.2,
         lora_rank: int | None = None,
@@ -133,8 +133,10 @@ class OnlineAdapter(Adapter):
         background: bool = False,
     ):
         self.learning_rate = _positive(learning_rate, "learning_rate", "1e-4 to 1e-3 are usual.")
-        remedy = "It counts requests: 8 is usual."
-        self.update_every = whole_number(update_every, "update_every", DraftError, 1, remedy=remedy)
+        if update_every is not None:
+            remedy = "It counts requests: 8 is usual. None: only when `learn` is called."
+            update_every = whole_number(update_every, "update_every", DraftError, 1, remedy=remedy)
+        self.update_every = update_every
         remedy = "It counts tokens of an answer: 128 is usual."
         self.update_tokens = whole_number(update_tokens, "update_tokens", DraftError, 8, remedy=remedy)
         self.ngram_weight: Weight = (
@@ -216,8 +218,16 @@ class OnlineAdapter(Adapter):
 
     def _due(self) -> bool:
         """Return whether there is something to learn, and time for it."""
+        if self.update_every is None:
+            return False
         enough = self.buffer.requests >= self.update_every or self.buffer.cut
         return enough and bool(self.buffer.fresh) and self._time_left() > 0
+
+    def learn(self) -> None:
+        """Learn now from what has come since the last update, if anything has."""
+        self.wait()
+        if self.buffer.fresh and not self.frozen:
+            self._start()
 
     def _time_left(self) -> float:
         return math.inf if math.isinf(self.share) else self.share * self._decoding - self.seconds

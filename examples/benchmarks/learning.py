@@ -12,7 +12,7 @@ Results are one JSON object a line in RUNS/MODE.jsonl; what is there already is 
 run that was stopped goes on. At the end come a table and, with the `plots` extra, RUNS/MODE.svg.
 
     methods     direct map, + n-gram cache, + distillation, both, the paper's loss, LoRA, + sources
-    lengths     fixed lengths, confidence, entropy, trained head, cost-aware
+    lengths     fixed lengths, confidence, entropy, trained head (alone, joint, interleaved), cost-aware
     sources     one by one and together, with and without a drafter
     cache       its effect with 3 and 4 draft tokens, and with a quarter and a half of its entries
     quantized   a target of 4-bit weights (GPTQ) with the drafter, and a drafter of 8-bit weights
@@ -53,6 +53,14 @@ def adapter(**settings: Any) -> Callable[[], draftlib.OnlineAdapter]:
     return lambda: draftlib.OnlineAdapter(**settings)
 
 
+def with_head(schedule: Any) -> Settings:
+    """Return the settings that train drafter and acceptance head together."""
+    return {
+        "length": lambda: draftlib.AcceptanceHead(train_every=0),
+        "adapter": lambda: draftlib.HeadTraining(draftlib.OnlineAdapter(update_every=None), schedule),
+    }
+
+
 def cache(**settings: Any) -> Callable[[], draftlib.NGramCache]:
     """Return a function that makes a new n-gram cache."""
     return lambda: draftlib.NGramCache(**settings)
@@ -74,6 +82,9 @@ LENGTHS: dict[str, Settings] = {
     "confidence": {"length": draftlib.Confidence, "sources": (), "cache": cache()},
     "entropy": {"length": draftlib.Entropy, "sources": (), "cache": cache()},
     "head": {"length": draftlib.AcceptanceHead, "sources": (), "cache": cache()},
+    "head, learning": {"length": draftlib.AcceptanceHead, "sources": (), **BOTH},
+    "head, joint": {"sources": (), "cache": cache(), **with_head("joint")},
+    "head, interleaved": {"sources": (), "cache": cache(), **with_head("interleaved")},
     "cost-aware": {"sources": (), "cache": cache()},
     "cost-aware, learning": {"sources": (), **BOTH},
 }
@@ -155,11 +166,19 @@ def learn(name: str, settings: Settings, prompts: list[str], seed: int, options:
         total += found
         curve.append((found.accepted, found.rounds))
     record = {"kind": "learning", "curve": curve, **_record(total)}
-    if decoder.adapter is not None:
-        record |= {"updates": decoder.adapter.updates, "undone": decoder.adapter.undone}
+    if (online := learner(decoder)) is not None:
+        record |= {"updates": online.updates, "undone": online.undone}
     write(options, {"task": options.task, "setting": name, "draft": options.draft, "seed": seed, **record})
     decoder.save(folder)
     return folder
+
+
+def learner(decoder: draftlib.SpeculativeDecoder) -> draftlib.OnlineAdapter | None:
+    """Return what teaches a decoder's drafter."""
+    adapter = decoder.adapter
+    adapter = adapter.adapter if isinstance(adapter, draftlib.HeadTraining) else adapter
+    assert adapter is None or isinstance(adapter, draftlib.OnlineAdapter)
+    return adapter
 
 
 def measure(
@@ -167,8 +186,8 @@ def measure(
 ) -> dict[str, Any]:
     """Answer prompts by the target alone and by drafting, in turn, and return the comparison."""
     decoder = make(settings, options, state)
-    if decoder.adapter is not None:
-        decoder.adapter.frozen = True
+    if (online := learner(decoder)) is not None:
+        online.frozen = True
     decoder.generate_target_only("Hello", max_new_tokens=16)  # warm up
     decoder.generate("Hello", max_new_tokens=16)
     total, alone, same, ratios = Stats(), Stats(), 0, []
