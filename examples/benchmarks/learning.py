@@ -17,6 +17,7 @@ run that was stopped goes on. At the end come a table and, with the `plots` extr
     cache       its effect with 3 and 4 draft tokens, and with a quarter and a half of its entries
     quantized   a target of 4-bit weights (GPTQ) with the drafter, and a drafter of 8-bit weights
     shift       the first file, then the second, then the first again, while learning goes on
+    targets     the same file with the float target, one of 3-bit weights (GPTQ), and the float one again
     long        one answer of 1,000 tokens, with and without learning
 """
 
@@ -27,7 +28,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def learn(name: str, settings: Settings, prompts: list[str], seed: int, options:
         curve.append((found.accepted, found.rounds))
     record = {"kind": "learning", "curve": curve, **_record(total)}
     if (online := learner(decoder)) is not None:
-        record |= {"updates": online.updates, "undone": online.undone}
+        record |= {"updates": online.updates, "undone": online.undone, "megabytes": megabytes(online)}
     write(options, {"task": options.task, "setting": name, "draft": options.draft, "seed": seed, **record})
     decoder.save(folder)
     return folder
@@ -179,6 +180,13 @@ def learner(decoder: draftlib.SpeculativeDecoder) -> draftlib.OnlineAdapter | No
     adapter = adapter.adapter if isinstance(adapter, draftlib.HeadTraining) else adapter
     assert adapter is None or isinstance(adapter, draftlib.OnlineAdapter)
     return adapter
+
+
+def megabytes(online: draftlib.OnlineAdapter) -> dict[str, float]:
+    """Return what learning holds: weights with AdamW's moments, and the buffer."""
+    sizes = {name: each.nbytes / 1e6 for name, each in online.state().tensors.items()}
+    buffer = sum(size for name, size in sizes.items() if name.startswith("buffer/"))
+    return {"weights and moments": sum(sizes.values()) - buffer, "buffer": buffer}
 
 
 def measure(
@@ -276,22 +284,36 @@ def _row(options: argparse.Namespace, task: str, name: str) -> tuple[str, ...]:
 def shift(options: argparse.Namespace) -> list[tuple[str, ...]]:
     """Answer the first file, the second, and the first again, learning, with and without cache."""
     tasks = [list(read_prompts(path, options.learn)) for path in options.prompts[:2]]
+    return parts(options, [({}, tasks[0]), ({}, tasks[1]), ({}, tasks[0])])
+
+
+def targets(options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Answer a file by one target, by another, and by the first again, while one drafter learns."""
+    prompts = list(read_prompts(options.prompts[0], options.learn))
+    return parts(options, [({}, prompts), ({"target": ("gptq", 3)}, prompts), ({}, prompts)])
+
+
+def parts(options: argparse.Namespace, plan: Sequence[tuple[Settings, list[str]]]) -> list[tuple[str, ...]]:
+    """Learn in several parts, with and without cache; return how acceptance falls and recovers."""
     rows = [
-        ("setting", "task", "accepted a round: first 20", "last 20", "requests until 90 % of the last 20")
+        ("setting", "part", "accepted a round: first 20", "last 20", "requests until 90 % of the last 20")
     ]
     for name, setting in (("cache", BOTH), ("no cache", {"adapter": adapter()})):
-        decoder = make({**setting, **FOUR}, options)
-        for part, task in enumerate([tasks[0], tasks[1], tasks[0]]):
+        state = None
+        for part, (changed, prompts) in enumerate(plan, 1):
+            decoder = make({**setting, **FOUR, **changed}, options, state)
             curve = [
                 decoder.generate(prompt, max_new_tokens=options.tokens).stats.accepted_per_round
-                for prompt in tqdm(task, desc=f"{name}, part {part + 1}", disable=None)
+                for prompt in tqdm(prompts, desc=f"{name}, part {part}", disable=None)
             ]
+            state = options.out / "states" / f"{options.mode}-{name}-{part}"
+            decoder.save(state)
             write(options, {"setting": name, "part": part, "curve": curve})
             last = sum(curve[-20:]) / 20
             recovered = next(
                 (i for i in range(len(curve) - 10) if sum(curve[i : i + 10]) / 10 >= 0.9 * last), len(curve)
             )
-            rows.append((name, str(part + 1), f"{sum(curve[:20]) / 20:.2f}", f"{last:.2f}", str(recovered)))
+            rows.append((name, str(part), f"{sum(curve[:20]) / 20:.2f}", f"{last:.2f}", str(recovered)))
     return rows
 
 
@@ -364,7 +386,7 @@ def plot(options: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("mode", choices=[*MODES, "shift", "long"])
+    parser.add_argument("mode", choices=[*MODES, "shift", "targets", "long"])
     parser.add_argument("prompts", nargs="*", type=Path)
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--draft", default="drafter-7m")
@@ -376,10 +398,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of settings")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and states")
     options = parse(parser)
-    if options.mode == "shift":
-        rows = shift(options)
-    elif options.mode == "long":
-        rows = long(options)
+    others = {"shift": shift, "targets": targets, "long": long}
+    if options.mode in others:
+        rows = others[options.mode](options)
     else:
         rows = compare(options, MODES[options.mode])
     models = f"{options.target}, {options.draft}, {options.dtype}"
