@@ -399,10 +399,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results and states")
     options = parse(parser)
     others = {"shift": shift, "targets": targets, "long": long}
-    if options.mode in others:
-        rows = others[options.mode](options)
-    else:
-        rows = compare(options, MODES[options.mode])
+    mode = options.mode
+    rows = others[mode](options) if mode in others else compare(options, MODES[mode])
     models = f"{options.target}, {options.draft}, {options.dtype}"
     print(f"\n{models}, {torch.get_num_threads()} threads\n{align(rows)}")
     plot(options)
