@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from drawing import BLUE, GREY, ORANGE, canvas, save
+from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 
 
 def draw_learning(prompts: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
@@ -23,3 +23,20 @@ def draw_learning(prompts: Sequence[int], curves: Mapping[str, Sequence[float]])
     )
     axes.legend()
     save(figure, "15_a_drafter_that_learns")
+
+
+def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple[float, float]]) -> None:
+    """Draw tokens per pass over draft tokens per round: a line of fixed lengths, a point for each rule."""
+    figure = canvas(7, 4.5)
+    axes = figure.subplots()
+    axes.plot(*zip(*fixed, strict=True), color=GREY, marker=".", label="fixed length")
+    for (name, point), color in zip(rules.items(), (BLUE, PURPLE, RED, GREEN, INK), strict=True):
+        axes.plot(*point, color=color, marker="o", linestyle="", label=name)
+    axes.axhline(1, color=GREY, linestyle="--")
+    axes.set(
+        title="It pays to stop where the drafter is unsure",
+        xlabel="draft tokens per round",
+        ylabel="tokens in the time of one pass (dashed: target alone)",
+    )
+    axes.legend()
+    save(figure, "16_how_far_to_draft")
