@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 
+from draftlib import Step
+
 
 def draw_learning(prompts: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
     """Draw accepted tokens per round over prompts learned from, a line for each loss."""
@@ -34,9 +36,23 @@ def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple
         axes.plot(*point, color=color, marker="o", linestyle="", label=name)
     axes.axhline(1, color=GREY, linestyle="--")
     axes.set(
-        title="It pays to stop where the drafter is unsure",
+        title="Five rules against fixed lengths",
         xlabel="draft tokens per round",
-        ylabel="tokens in the time of one pass (dashed: target alone)",
+        ylabel="tokens per time of a pass (dashed: target alone)",
     )
     axes.legend()
     save(figure, "16_how_far_to_draft")
+
+
+def draw_speakers(answers: Mapping[str, Sequence[Step]]) -> None:
+    """Draw a bar for each round of some answers: its tokens, in the colour of who proposed."""
+    colors = {"draft": BLUE, "suffix": GREEN, "answers": PURPLE, "recycle": ORANGE, "tail": RED, "": GREY}
+    figure = canvas(10, 5)
+    for axes, (title, steps) in zip(figure.subplots(2, 2, sharey=True).flat, answers.items(), strict=True):
+        for who, color in colors.items():
+            bars = {step.number: len(step.tokens) for step in steps if step.source == who}
+            if bars:
+                axes.bar(bars.keys(), bars.values(), color=color, label=who or "nobody")
+        axes.set(title=title, xlabel="round", ylabel="tokens")
+        axes.legend()
+    save(figure, "17_drafts_for_nothing")

@@ -13,9 +13,9 @@ def real_pair() -> tuple[TextModel, TextModel]:
     """Return SmolLM2 and `drafter-7m`, or two models of this repository where SmolLM2 was not fetched."""
     try:
         target, draft = load_model(TARGET), load_model("drafter-7m")
-        print(f"target {TARGET}, drafter drafter-7m\n")
+        print(f"\ntarget {TARGET}, drafter drafter-7m\n")
     except ModelError:
         target, draft = load_model("drafter-7m"), load_model("drafter-generic-7m")
-        print(f"{TARGET} is not here (python -m qlib.models fetch {TARGET}).")
+        print(f"\n{TARGET} is not here (python -m qlib.models fetch {TARGET}).")
         print("Instead: target drafter-7m, drafter drafter-generic-7m, both of 7 million parameters.\n")
     return target, draft
