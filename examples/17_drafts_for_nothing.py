@@ -7,7 +7,8 @@ What you will learn
 - in each round the one speaks that promises the most tokens per second: a guess of n tokens, each right with
   probability r, (1 + r + ... + r^n) / t(n); the drafter what its latest rounds gave; nobody 1 / t(0);
 - a guess counts as certain (a point mass) in verification. It is accepted exactly as often as the target
-  writes that token by itself, so no token changes.
+  writes that token by itself, so no token changes. Who speaks depends on measured times and may differ from
+  run to run; the text may not.
 
 Papers: prompt lookup (Saxena 2023), SuffixDecoding (arXiv 2411.04975), Token Recycling (arXiv 2408.08696),
 SpecASR (arXiv 2507.18181). Page: docs/drafting/learning.md#guesses-that-cost-nothing
