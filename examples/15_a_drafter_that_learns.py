@@ -7,7 +7,7 @@ What you will learn
       L = KL(q' || p) at direct tokens  +  lambda * (-log q(piece)) at pieces,  lambda = 0.2
 - or minimise the probability of a rejection itself, 1 - sum of min(p~, q), with p~ the target's distribution
   spelled in draft tokens: the default of `OnlineAdapter`;
-- online, acceptance doubles within 24 similar prompts, and the text stays the target's.
+- online, acceptance doubles within 16 similar prompts, and the text stays the target's.
 
 Paper: OmniDraft (arXiv 2507.02659), equations 3 and 4, algorithm 2. Page: docs/drafting/learning.md
 Source: draftlib/learning/distill.py, spelled.py, online.py
@@ -24,7 +24,7 @@ from drafting_pictures import draw_learning
 from torch import Tensor
 
 from draftlib import NGramCache, OnlineAdapter, SpeculativeDecoder, Stats
-from draftlib.learning.distill import compress, hybrid_loss, reverse_kl
+from draftlib.learning.distill import Written, compress, hybrid_loss, reverse_kl
 from draftlib.learning.spelled import Soft, acceptance_loss, next_pieces
 from qlib.models import load_model
 
@@ -33,7 +33,8 @@ DRAFT = [" on", " tra", "veled", " went"]
 SPELLING = {0: (0,), 1: (1, 2), 2: (3,)}  # of the target's three tokens, in draft tokens
 DIRECT = torch.tensor([0, -1, -1, 2])  # the target token with the same bytes as each draft token
 P, Q = torch.tensor([0.2, 0.6, 0.2]), torch.tensor([0.4, 0.1, 0.1, 0.4])  # of the target, of the drafter
-WRITTEN = torch.tensor([0, 1, 1, 1, 3])  # how five texts go on, as P says: their first draft tokens
+# Five texts go on as P says: " on", three times " tra" of " traveled", " went". Draft and target tokens:
+WRITTEN = Written(*torch.tensor([[0, 1, 1, 1, 3], [0, 1, 1, 1, 2], [1, 0, 0, 0, 1]]))
 
 
 def spelled(before: list[int]) -> Tensor:
@@ -54,13 +55,13 @@ def descend(loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 def one_position() -> None:
     """Print what each loss makes of the drafter."""
-    rows, wanted, direct = compress(P.log().expand(5, 3), 3), spelled([]), DIRECT[WRITTEN] >= 0
+    rows, wanted = compress(P.log().expand(5, 3), 3), spelled([])
     soft = Soft(torch.arange(4).expand(5, 4), wanted.expand(5, 4))
     found = {
         "wanted, p~": wanted,
         "before learning": Q,
         "reverse KL only": descend(lambda q: reverse_kl(q, rows, DIRECT, 3).mean()),
-        "hybrid": descend(lambda q: hybrid_loss(q, WRITTEN, direct, rows, DIRECT, 3, ngram_weight=0.2)),
+        "hybrid": descend(lambda q: hybrid_loss(q, WRITTEN, rows, DIRECT, 3, ngram_weight=0.2)),
         "acceptance": descend(lambda q: acceptance_loss(q, soft).mean()),
     }
     print("One position: probabilities of the next draft token; how often it is accepted at best\n")
@@ -74,11 +75,10 @@ def one_position() -> None:
 # %% 2. Online: questions of one kind, an update after every eight of them
 NAMES, GOODS = ("Anna", "Tom", "Maria", "Omar", "Lucy"), ("apples", "books", "coins", "pens", "eggs", "cards")
 QUESTIONS = [
-    f"{NAMES[i % 5]} has {7 + 3 * i % 41} {GOODS[i % 6]} and buys {2 + 5 * i % 29} more. "
-    f"Then {2 + i % 8} are sold for {2 + i % 7} dollars each. How many {GOODS[i % 6]} are left?"
-    for i in range(32)
+    f"{NAMES[i % 5]} has {7 + 3 * i % 41} {GOODS[i % 6]} and sells {2 + i % 5} of them. How many are left?"
+    for i in range(24)
 ]
-TEST, STREAM, COUNTS = QUESTIONS[:8], QUESTIONS[8:], (0, 8, 16, 24)
+TEST, STREAM, COUNTS = QUESTIONS[:8], QUESTIONS[8:], (0, 8, 16)
 
 
 def learn(adapter: OnlineAdapter) -> list[float]:
@@ -87,12 +87,12 @@ def learn(adapter: OnlineAdapter) -> list[float]:
     decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=4, adapter=adapter)
     for start in COUNTS:
         adapter.frozen = True  # nothing is learned from the test questions
-        tests = [list(decoder.steps(prompt, max_new_tokens=48)) for prompt in TEST]
+        tests = [list(decoder.steps(prompt, max_new_tokens=32)) for prompt in TEST]
         curve.append(sum(map(Stats.of, tests), Stats()).accepted_per_round)
         adapter.frozen = False
         for prompt in STREAM[start : start + 8]:
-            list(decoder.steps(prompt, max_new_tokens=48))
-    alone = decoder.generate_target_only(TEST[-1], max_new_tokens=48).tokens
+            list(decoder.steps(prompt, max_new_tokens=32))
+    alone = decoder.generate_target_only(TEST[-1], max_new_tokens=32).tokens
     assert alone == tuple(token for step in tests[-1] for token in step.tokens)  # the target's own text
     return curve
 
