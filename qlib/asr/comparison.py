@@ -1,4 +1,4 @@
-"""Two systems on the same clips: is one of them worse, and on how many clips?
+"""Two systems on the same clips: whether one of them is worse, and on how many clips.
 
 Both are drawn with the same clips (a paired bootstrap), so what is hard for both cancels out: that shows
 differences which two separate intervals hide.
@@ -47,8 +47,8 @@ class Comparison:
         (low, high), (least, most) = self.interval, self.no_regression_interval
         verdict = "significant" if self.significant else "not significant"
         return (
-            f"{self.measure} difference {self.difference:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}; worse in "
-            f"{100 * self.probability_worse:.1f} % of the resamples of {self.utterances} utterances; "
+            f"{self.measure} difference {self.difference:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}; "
+            f"worse in {100 * self.probability_worse:.1f} % of the resamples of {self.utterances} utterances; "
             f"{self.substitutions:+d} substitutions, {self.deletions:+d} deletions, "
             f"{self.insertions:+d} insertions; "
             f"no more errors on {self.no_regression:.1f} % of the utterances [{least:.1f}, {most:.1f}]"

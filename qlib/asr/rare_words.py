@@ -133,7 +133,9 @@ def rare_words(
         The result has no texts or several normalizers, the corpus has no word, or no reference word is rare.
     """
     if not isinstance(result, WerResult):
-        raise DataError(f"rare_words: {describe(result)} is no WerResult. Pass that of evaluate_wer or score.")
+        raise DataError(
+            f"rare_words: {describe(result)} is no WerResult. Pass that of evaluate_wer or score."
+        )
     common = whole_number(common, "rare_words: common", DataError, 1, remedy="1000 is usual.")
     alignments = result.alignments()
     texts = result.normalized_references if corpus is None else _normalized(corpus, result)
