@@ -48,7 +48,8 @@ class Comparison:
         verdict = "significant" if self.significant else "not significant"
         return (
             f"{self.measure} difference {self.difference:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}; "
-            f"worse in {100 * self.probability_worse:.1f} % of the resamples of {self.utterances} utterances; "
+            f"worse in {100 * self.probability_worse:.1f} % of the resamples of {self.utterances} "
+            "utterances; "
             f"{self.substitutions:+d} substitutions, {self.deletions:+d} deletions, "
             f"{self.insertions:+d} insertions; "
             f"no more errors on {self.no_regression:.1f} % of the utterances [{least:.1f}, {most:.1f}]"

@@ -77,8 +77,8 @@ class InventedText:
         wordy = sorted((each for each in self.clips if each.words), key=lambda each: -each.words)
         more = [f"({len(wordy) - SHOWN} more)"] if len(wordy) > SHOWN else []
         lines = [
-            f"{self.words_per_minute:.2f} invented words a minute [{low:.2f}, {high:.2f}]: {self.words} words "
-            f"on {len(wordy)} of {len(self.clips)} sounds without speech ({self.seconds:.0f} s), "
+            f"{self.words_per_minute:.2f} invented words a minute [{low:.2f}, {high:.2f}]: {self.words} "
+            f"words on {len(wordy)} of {len(self.clips)} sounds without speech ({self.seconds:.0f} s), "
             f"{self.loops} loops",
             *map(str, wordy[:SHOWN]),
             *more,

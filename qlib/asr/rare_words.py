@@ -145,8 +145,8 @@ def rare_words(
     counts = counts[:, counts.sum(axis=0) > 0]
     if not counts.size:
         raise DataError(
-            f"rare_words: none of {result.words} reference words is rare: all occur more than {at_most} times "
-            f"in the corpus of {len(occurrences)} distinct words. Lower common={common}, or score more."
+            f"rare_words: none of {result.words} reference words is rare: all occur more than {at_most} "
+            f"times in the corpus of {len(occurrences)} distinct words. Lower common={common}, or score more."
         )
     _, substitutions, deletions = (int(n) for n in counts.sum(axis=1))
     words, errors = counts.sum(axis=0), counts[1:].sum(axis=0)

@@ -1,4 +1,4 @@
-"""Samples in memory, as tensors or NumPy arrays: what may be in them, and the sound at 16 kHz they stand for."""
+"""Samples in memory, as tensors or NumPy arrays: what is allowed, and how they become sound at 16 kHz."""
 
 from __future__ import annotations
 

@@ -31,20 +31,21 @@ def white(samples: int, generator: Generator) -> Tensor:
 
 
 def pink(samples: int, generator: Generator) -> Tensor:
-    """Return noise of equal power in each octave: its power falls with 1 / frequency, as that of wind or traffic."""
+    """Return noise of equal power in each octave, power falling with 1 / frequency, as of wind or traffic."""
     spectrum = torch.fft.rfft(white(samples, generator))
     bins = torch.arange(len(spectrum))
     scale = bins.clamp(min=1).rsqrt() * (bins > 0)  # no constant part
-    return torch.fft.irfft(spectrum * scale, n=samples)
+    noise: Tensor = torch.fft.irfft(spectrum * scale, n=samples)
+    return noise
 
 
 def hum(samples: int, generator: Generator) -> Tensor:
     """Return the hum of the mains at 50 Hz with its first harmonics, at phases that are drawn."""
-    return sum((_tone(samples, 50.0 * k, generator) / k for k in range(1, 6)), torch.zeros(samples))
+    return torch.stack([_tone(samples, 50.0 * k, generator) / k for k in range(1, 6)]).sum(0)
 
 
 def clicks(samples: int, generator: Generator) -> Tensor:
-    """Return about two clicks a second at times that are drawn, short bursts of noise, and nothing between."""
+    """Return two clicks a second at times that are drawn: short bursts of noise, and nothing between."""
     sound, width = torch.zeros(samples), int(CLICK_SECONDS * SAMPLE_RATE)
     count = max(1, round(2 * samples / SAMPLE_RATE))
     for start in torch.randint(samples - width, (count,), generator=generator).tolist():

@@ -69,7 +69,9 @@ class WerResult:
     hypotheses: tuple[str, ...] = field(default=(), repr=False)
     normalized_references: tuple[str, ...] = field(default=(), repr=False)  # what is compared
     normalized_hypotheses: tuple[str, ...] = field(default=(), repr=False)
-    signature: str = ""  # the settings behind the figure: equal ones, equal line
+    signature: str = field(
+        default="", compare=False
+    )  # the settings behind the figure: equal ones, equal line
 
     def errors(self) -> list[WordError]:
         """Return which words went wrong, in the order of the utterances.
