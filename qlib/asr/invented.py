@@ -2,7 +2,8 @@
 
 A word error rate does not see it: recordings without a word are left out of the score. The sounds are made by
 `sounds.py`; all that a model writes on them, after normalization, is invented. The normalizer removes
-punctuation and anything in brackets, such as "[music]", and a broken byte counts as a word, as in `wer.py`.
+punctuation and anything in brackets, such as "[music]", and a broken byte counts as a word, as in `wer.py`;
+dots do not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from qlib.models.structure import Model
 from qlib.models.waveform import SAMPLE_RATE
 
 MINUTE = 60.0 * SAMPLE_RATE  # samples
+DOTS = frozenset(".")
 SHOWN = 5  # texts in the printed result
 
 
@@ -154,5 +156,6 @@ def invented_text(
 
 
 def _clip(sound: Utterance, heard: Transcript, normalize: Normalizer) -> InventedClip:
-    words = normalize.hypothesis(heard.text).split()
+    # Of "...", which a model may write for noise, the English normalizer leaves a dot.
+    words = [word for word in normalize.hypothesis(heard.text).split() if not DOTS.issuperset(word)]
     return InventedClip(sound.id, heard.seconds, heard.text, len(words), find_loop(words))

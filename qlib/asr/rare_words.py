@@ -25,7 +25,7 @@ import numpy as np
 from qlib.asr.alignment import Alignment, kind_of
 from qlib.asr.bootstrap import PERCENT, ClipCounts, Counts, percentile_interval, resampled_rates
 from qlib.asr.normalizers import normalizer
-from qlib.asr.signature import short, signature
+from qlib.asr.signature import short
 from qlib.asr.wer import WerResult
 from qlib.errors import DataError, describe, whole_number
 
@@ -151,7 +151,8 @@ def rare_words(
     _, substitutions, deletions = (int(n) for n in counts.sum(axis=1))
     words, errors = counts.sum(axis=0), counts[1:].sum(axis=0)
     digest = short(hashlib.sha256(repr(sorted(occurrences.items())).encode()).hexdigest())
-    rare = {"common": common, "rare": f"at-most-{at_most}", "corpus": digest, "drawn": f"{seed}x{resamples}"}
+    rare = f"rare-wer|common:{common}|rare:at-most-{at_most}|corpus:{digest}"
+    _, _, settings = result.signature.partition("|")
     return RareWords(
         wer=float(PERCENT * errors.sum() / words.sum()),
         interval=percentile_interval(resampled_rates(errors, words, resamples, seed)),
@@ -166,7 +167,7 @@ def rare_words(
         utterance_words=tuple(words.tolist()),
         references_sha256=result.references_sha256,
         rule=f"normalizer {result.normalizer}, rare at most {at_most} times in corpus {digest}",
-        signature=signature("rare-wer", {**rare, "of": result.signature}),
+        signature=f"{rare}|rare-seed:{seed}|rare-resamples:{resamples}|{settings}",
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -289,6 +290,34 @@ def test_a_result_survives_json() -> None:
 
 def test_names_of_utterances_do_not_make_results_differ() -> None:
     assert score(["alpha"], ["alpha"], ids=["a"]) == score(["alpha"], ["alpha"])
+
+
+# --- the signature
+
+
+def test_a_signature_names_every_setting() -> None:
+    wer = score(["alpha bravo", "", "delta"], ["alpha", "x", "lima"], seed=3, resamples=50, decoding="greedy")
+    name, package_version = str(normalizer()).split()
+    start = f"wer|norm:{name}|whisper-normalizer:{package_version}|jiwer:{version('jiwer')}|dec:greedy"
+    middle = f"|clips:2|words:3|refs:{wer.references_sha256[:8]}|seed:3|resamples:50|qlib:"
+    assert wer.signature.startswith(start + middle)
+    assert str(wer).endswith(f"\n{wer.signature}")
+    assert json.loads(json.dumps(dataclasses.asdict(wer)))["signature"] == wer.signature
+
+
+def test_equal_settings_have_equal_signatures_whatever_was_heard() -> None:
+    one = score(["alpha", "bravo"], ["alpha", "bravo"])
+    assert one.signature == score(["alpha", "bravo"], ["lima", ""]).signature
+    others = [
+        score(["alpha", "lima"], ["alpha", "bravo"]),
+        score(["alpha", "bravo"], ["alpha", "bravo"], seed=1),
+        score(["alpha", "bravo"], ["alpha", "bravo"], resamples=10),
+        score(["alpha", "bravo"], ["alpha", "bravo"], decoding="beam 5"),
+        score(["alpha", "bravo"], ["alpha", "bravo"], languages="de"),
+        score(["alpha", "bravo"], ["alpha", "bravo"], languages=["de", "en"]),
+    ]
+    assert len({each.signature for each in [one, *others]}) == 7
+    assert "norm:whisper-basic+whisper-english|" in others[-1].signature
 
 
 # --- intervals
