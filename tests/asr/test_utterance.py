@@ -1,4 +1,4 @@
-"""Utterances whose sound is in memory: read, told apart, transcribed and calibrated with as those in files."""
+"""Utterances whose sound is in memory: all that can be done with those in files."""
 
 from __future__ import annotations
 
