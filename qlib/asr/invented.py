@@ -28,6 +28,7 @@ from qlib.models.waveform import SAMPLE_RATE
 
 MINUTE = 60.0 * SAMPLE_RATE  # samples
 DOTS = frozenset(".")
+WIDTH = 80  # characters of a printed text
 SHOWN = 5  # texts in the printed result
 
 
@@ -43,7 +44,8 @@ class InventedClip:
 
     def __str__(self) -> str:
         loop = f", loop: {self.loop}" if self.loop else ""
-        return f"{self.id}: {self.text!r} ({self.words} words{loop})"
+        text = self.text if len(self.text) <= WIDTH else f"{self.text[:WIDTH]}..."
+        return f"{self.id}: {text!r} ({self.words} words{loop})"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from speech_fixtures import noise
 import qlib
 from qlib.asr import invented, sounds
 from qlib.asr.comparison import compare
-from qlib.asr.invented import InventedText, invented_text
+from qlib.asr.invented import InventedClip, InventedText, invented_text
 from qlib.asr.sounds import at_level, sounds_without_speech
 from qlib.asr.transcribe import Transcript
 from qlib.asr.utterance import Utterance
@@ -125,6 +125,8 @@ def test_a_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "8 words on 2 of 3 sounds without speech (60 s), 1 loops" in lines[0]
     assert lines[1] == "s0: ' Thank you. Thank you! thank you' (6 words, loop: 'thank you' 3 times)"
     assert lines[-1] == result.signature
+    long = InventedClip("s", 1.0, "so " * 100, 100, None)
+    assert str(long) == f"s: {('so ' * 27)[:80] + '...'!r} (100 words)"
     low, high = result.interval
     assert low == 0 and high == pytest.approx(36), "all draws are of the second, or of the first, sound"
 
@@ -138,6 +140,9 @@ def test_two_models_are_compared_on_the_same_sounds(monkeypatch: pytest.MonkeyPa
     comparison = compare(before, after)
     assert comparison.difference == pytest.approx(3)
     assert (comparison.insertions, comparison.deletions, comparison.utterances) == (3, 0, 3)
+    assert comparison.interval == pytest.approx((-2, 9), abs=1), (
+        "all draws of the second, or of the third, sound"
+    )
     assert comparison.no_regression == pytest.approx(100 / 3)
     assert str(comparison).startswith("invented words a minute difference +3.00")
     with pytest.raises(DataError, match="different sounds"):
