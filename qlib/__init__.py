@@ -11,9 +11,14 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
-from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
+from qlib.asr.comparison import Comparison, compare
+from qlib.asr.datasets import read_librispeech, read_manifest
+from qlib.asr.invented import InventedText, invented_text
+from qlib.asr.rare_words import RareWords, rare_words
+from qlib.asr.sounds import sounds_without_speech
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
-from qlib.asr.wer import Comparison, WerResult, compare
+from qlib.asr.utterance import Utterance
+from qlib.asr.wer import WerResult
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.errors import (
     DataError,
@@ -46,6 +51,7 @@ __all__ = [
     "FetchError",
     "FileError",
     "Grid",
+    "InventedText",
     "LayerReport",
     "MissingExtraError",
     "ModelError",
@@ -56,6 +62,7 @@ __all__ = [
     "QuantError",
     "QuantReport",
     "QuantizedWeight",
+    "RareWords",
     "Result",
     "SmoothQuant",
     "SpQR",
@@ -65,12 +72,15 @@ __all__ = [
     "compare",
     "evaluate_wer",
     "exceeded",
+    "invented_text",
     "layers",
     "load_model",
     "load_quantized",
     "quantize",
+    "rare_words",
     "read_librispeech",
     "read_manifest",
     "save_quantized",
+    "sounds_without_speech",
     "transcribe",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qlib.activation import FixedRange, PerTensor, PerToken
-from qlib.asr.datasets import Utterance
+from qlib.asr.utterance import Utterance
 from qlib.errors import DataError, QuantError, as_whole, describe, list_names
 from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns

@@ -18,7 +18,7 @@ from typing import Any
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import reset_counts
-from qlib.asr.datasets import Utterance
+from qlib.asr.utterance import Utterance
 from qlib.calibrate import count_blocks, walk_blocks
 from qlib.chain import Method
 from qlib.checkpoint import save_quantized

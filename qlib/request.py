@@ -11,7 +11,7 @@ from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import describe
 from qlib.arguments import as_activation, as_calibration, as_folder, as_grids, as_model, as_patterns
 from qlib.asr.calibration import fingerprint, speech_batches
-from qlib.asr.datasets import Utterance
+from qlib.asr.utterance import Utterance
 from qlib.chain import Chain, make_chain
 from qlib.errors import QuantError, list_names, true_or_false
 from qlib.grid import Grid

@@ -66,7 +66,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32 convolutions, as on the CPU
     model = qlib.load_model(options.model, device=options.device)
     calib = recordings(options.calib)[:: options.every]
-    test = read_test(options.test, {each.audio.resolve() for each in calib})
+    test = read_test(options.test, {each.path.resolve() for each in calib})
     folder = options.out / options.model
     cells = load(folder / "wer.json")
     if "float" not in cells:
@@ -103,7 +103,7 @@ def read_test(manifests: Sequence[Path], calibrates: set[Path]) -> Sources:
     """Return the test recordings of each source, without those that calibrate."""
     sources = {
         manifest.parent.name: [
-            each for each in qlib.read_manifest(manifest) if each.audio.resolve() not in calibrates
+            each for each in qlib.read_manifest(manifest) if each.path.resolve() not in calibrates
         ]
         for manifest in manifests
     }

@@ -96,8 +96,12 @@ def audio_seconds(path: Path) -> float:
         return float(file.frames / file.samplerate)
 
 
-def segment_seconds(path: Path, length: float, offset: float | None, duration: float | None) -> float | None:
-    """Check that a segment lies in a file of so many seconds; return how many to read, None for all left.
+def segment_seconds(
+    path: Path | str, length: float, offset: float | None, duration: float | None
+) -> float | None:
+    """Check that a segment lies in a recording; return how many seconds to read, None for all left.
+
+    `path` is the recording's name, for messages, and `length` its seconds.
 
     Raises
     ------

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from qlib.asr.audio import is_silent, stream_windows
-from qlib.asr.datasets import Utterance, check_utterances, require_text
+from qlib.asr.datasets import check_utterances, require_text
 from qlib.asr.languages import language_code
 from qlib.asr.recordings import Recording, Source, as_sources
+from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult, score
 from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError, describe, whole_number
@@ -146,6 +147,7 @@ def evaluate_wer(
         [transcript.text for transcript in transcripts],
         languages=[language_of(each, language) for each in listed],
         ids=[each.id for each in listed],
+        decoding="greedy",
     )
 
 

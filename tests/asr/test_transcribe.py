@@ -288,6 +288,7 @@ def test_wer_of_a_model(model: Whisper, tmp_path: Path) -> None:
     result = evaluate_wer(model, listed, batch_size=3)
     assert result == score([each.text or "" for each in listed], heard)
     assert result.words == 11 and result.wer > 50
+    assert "|dec:greedy|" in result.signature
 
 
 def test_errors_name_the_cause(model: Whisper, tmp_path: Path) -> None:
