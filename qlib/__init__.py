@@ -11,6 +11,7 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
+from qlib.analysis.cost import Cost, cost
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare
@@ -41,6 +42,7 @@ __all__ = [
     "QUIK",
     "RTN",
     "Comparison",
+    "Cost",
     "DataError",
     "FakeQuantLinear",
     "FetchError",
@@ -63,6 +65,7 @@ __all__ = [
     "Utterance",
     "WerResult",
     "compare",
+    "cost",
     "evaluate_wer",
     "exceeded",
     "layers",

@@ -156,7 +156,7 @@ class Size:
     parameters : int
         Of the whole model; a tied table counts once.
     file_bytes : int
-        Data of model.safetensors as `save` writes it. Its header (names and shapes) and the manifest are extra.
+        Data of model.safetensors as `save` writes it; its header (names, shapes) and the manifest are extra.
     quantized_weights, quantized_bits : int
         Weights on grids, and all bits that they take there; biases are extra.
     """
