@@ -11,6 +11,7 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
+from qlib.analysis.allocate import Plan, allocate
 from qlib.analysis.cost import Cost, cost
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
@@ -54,6 +55,7 @@ __all__ = [
     "OmniQuant",
     "PerTensor",
     "PerToken",
+    "Plan",
     "QlibError",
     "QuantError",
     "QuantReport",
@@ -64,6 +66,7 @@ __all__ = [
     "Transcript",
     "Utterance",
     "WerResult",
+    "allocate",
     "compare",
     "cost",
     "evaluate_wer",

@@ -10,6 +10,7 @@ The formulas are in `qlib/analysis/cost_formulas.py`, what a layer holds in `qli
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ def _part(weight: HeldWeight) -> str:
 
 def _weight_amounts(
     model: Model, weights: Sequence[HeldWeight], window: Window
-) -> Iterable[tuple[str, str, Amount]]:
-    """Yield when a weight is used, its part, and its cost in one window."""
+) -> Iterable[tuple[HeldWeight, str, str, Amount]]:
+    """Yield each weight, when it is used, its part, and its cost in one window."""
     reads_states = {layer for group in model.groups() if group.source == "encoder" for layer in group.layers}
     width, length = float_bits(model), window.samples
     for weight in weights:
@@ -84,7 +85,7 @@ def _weight_amounts(
             amount = lookup_amount(weight, rows, width)
         else:  # the head reads the last position of each pass
             amount = product_amount(weight, window.written if part == "head" else rows, passes)
-        yield AUDIO if once else TOKEN, part, amount
+        yield weight, AUDIO if once else TOKEN, part, amount
 
 
 def _positions_after(convolution: nn.Module, positions: int) -> int:
@@ -257,8 +258,8 @@ def cost(
     attentions = _attentions(model, weights)
     sums: dict[tuple[str, str], Amount] = {}
     for window in windows:
-        found = [*_weight_amounts(model, weights, window), *_attention_amounts(attentions, window, width)]
-        for when, part, amount in found:
+        found = [(when, part, a) for _, when, part, a in _weight_amounts(model, weights, window)]
+        for when, part, amount in [*found, *_attention_amounts(attentions, window, width)]:
             sums[when, part] = sums.get((when, part), Amount()) + amount
     order = sorted(sums, key=lambda each: (each[0], PARTS.index(each[1])))
     fullest = windows[0]  # none has more tokens
@@ -278,6 +279,17 @@ def cost(
         cache_size=remembered,
         size=size_of(model),
     )
+
+
+def multiplications(model: Model, audio_seconds: float | None = None, tokens: int = 40) -> dict[str, int]:
+    """Return N I O of every weight in a run, by name of its module; arguments and errors as for `cost`."""
+    weights, sums = held_weights(model), Counter[str]()
+    for window in _windows(model, audio_seconds, tokens, None):
+        for weight, _, _, amount in _weight_amounts(model, weights, window):
+            if weight.bit_operations:
+                rows = round(amount.bit_operations) // weight.bit_operations
+                sums[weight.name] += rows * weight.outputs * weight.inputs
+    return dict(sums)
 
 
 def _seconds(model: Model, audio_seconds: object) -> float | None:
