@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from speech_fixtures import utterances
+from safetensors.torch import load_file
 from storage_cases import results
 from torch import nn
 
@@ -23,6 +24,9 @@ from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisp
 FAMILIES = {
     "whisper": tiny_whisper, "moonshine": tiny_moonshine, "llama": tiny_llama, "gemma3": tiny_gemma3,
 }  # fmt: skip
+TEXTS = ["the heart of the matter", "at a heath there was a hat"]
+WEIGHTS = "model.safetensors"
+STORED = functools.cache(results)
 
 
 # --- by hand
@@ -102,10 +106,9 @@ def test_a_moonshine_decoder_block_at_4_bits() -> None:
 
 
 def test_kept_columns_and_outliers_count_at_their_own_width() -> None:
-    texts = ["the heart of the matter", "at a heath there was a hat"]
     grid, act = qlib.Grid(4, None, True), qlib.PerToken(8)
     quik, spqr = (
-        qlib.quantize(tiny_llama(), [method], weight=g, activation=act, calib=texts, progress=False).model
+        qlib.quantize(tiny_llama(), [method], weight=g, activation=act, calib=TEXTS, progress=False).model
         for method, g in ((qlib.QUIK(columns=2), grid), (qlib.SpQR(second_group=4), qlib.Grid(3, 8)))
     )
     held = {weight.name: weight for weight in held_weights(quik)}["model.layers.0.mlp.up_proj"]
@@ -183,13 +186,13 @@ def test_rows_and_passes_are_those_of_a_run(family: str) -> None:
 
 def data_bytes(folder: Path) -> int:
     """Return the bytes of all tensors: the file without the length of its header and the header."""
-    content = (folder / "model.safetensors").read_bytes()
+    content = (folder / WEIGHTS).read_bytes()
     return len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
 @pytest.mark.parametrize("case", ["rtn whisper", "hqq moonshine", "spqr llama", "quik llama", "gptq gemma3"])
 def test_the_predicted_file_is_the_one_that_save_writes(case: str, tmp_path: Path) -> None:
-    result = results(0)[case]
+    result = STORED(0)[case]
     folder = result.save(tmp_path / "saved")
     for model in (result.model, qlib.load_quantized(folder)):
         size = size_of(model)
@@ -200,9 +203,8 @@ def test_the_predicted_file_is_the_one_that_save_writes(case: str, tmp_path: Pat
 
 def test_dynamic_groups_of_gptq_are_counted(tmp_path: Path) -> None:
     method = qlib.GPTQ(act_order=True, static_groups=False)
-    result = qlib.quantize(
-        tiny_whisper(), [method], weight=qlib.Grid(3, 6), calib=utterances(tmp_path), progress=False
-    )
+    result = qlib.quantize(tiny_llama(), [method], weight=qlib.Grid(3, 6), calib=TEXTS, progress=False)
+    assert any(name.endswith(".index") for name in load_file(result.save(tmp_path / "s") / WEIGHTS))
     assert size_of(result.model).file_bytes == data_bytes(result.save(tmp_path / "saved"))
 
 
