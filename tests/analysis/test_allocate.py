@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qlib
+from qlib.analysis.allocate import _most
 from qlib.analysis.knapsack import least_loss
 from qlib.errors import QuantError
 from qlib.models.structure import Model
@@ -111,6 +112,11 @@ def test_the_budget_of_a_plan_gives_that_plan_again() -> None:
     for budget in ({"bits_per_weight": plan.bits_per_weight}, {"file_bytes": plan.file_bytes}):
         assert dict(qlib.allocate(losses, model, **budget)) == dict(plan)  # type: ignore[arg-type]
     assert dict(qlib.allocate(losses, model, file_bytes=plan.file_bytes - 1)) != dict(plan)
+
+
+@given(st.integers(1, 10**10), st.integers(2, 10**9))
+def test_an_average_stands_for_the_bits_that_it_was_computed_from(bits: int, weights: int) -> None:
+    assert _most("bits_per_weight", bits / weights, weights, 0) == bits
 
 
 def test_the_best_of_all_plans_of_a_small_model() -> None:

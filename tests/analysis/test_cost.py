@@ -283,6 +283,8 @@ def test_a_window_more_reads_the_prompt_once_more() -> None:
     found = qlib.cost(tiny_moonshine(), 45, 9)  # 5 and 4 tokens
     assert (found.windows, found.tokens) == (2, 9)
     assert found.sum_of("token", "embedding").weight_bytes == (5 + 4) * 16 * 4
+    longest = qlib.cost(tiny_moonshine(), 22.5, 5)
+    assert found.cache_size == longest.cache_size  # windows are forgotten one by one
 
 
 def test_shares_add_up() -> None:
