@@ -201,7 +201,8 @@ class Cost:
     def _heading(self) -> str:
         run = f"{self.tokens} tokens written behind a prompt of {self.prompt_tokens}"
         if self.audio_seconds is not None:
-            run = f"{self.audio_seconds:g} s of audio in {self.windows} window(s), {run}"
+            windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
+            run = f"{self.audio_seconds:g} s of audio in {windows}, {run}"
         return f"{self.family}: {run}; float numbers have {self.float_bits} bits"
 
     def _size(self) -> str:
@@ -217,7 +218,7 @@ class Cost:
 
 def _cells(amount: Amount) -> list[str]:
     moved = amount.weight_bytes, amount.activation_bytes, amount.cache_bytes
-    return [*(f"{each / 1e6:,.3f}" for each in moved), f"{amount.bit_operations / 1e9:,.2f}"]
+    return [*(f"{each / 1e6:,.3f}" for each in moved), f"{amount.bit_operations / 1e9:,.3f}"]
 
 
 def cost(
