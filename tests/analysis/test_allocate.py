@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,24 @@ def test_greedy_by_gain_would_fail() -> None:
     """The best ratio (6 for 3) fills the budget badly: 5 + 5 for 2 + 2 is better."""
     costs, losses = [[0, 3], [0, 2], [0, 2]], [[6.0, 0.0], [5.0, 1.0], [5.0, 1.0]]
     assert least_loss(costs, losses, 4) == [0, 1, 1]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_against_all_sums_of_costs(seed: int) -> None:
+    """Twelve layers, losses that are no whole numbers: a table over all budgets, filled layer by layer."""
+    random = np.random.default_rng(seed)
+    costs = [random.integers(0, 9, 3).tolist() for _ in range(12)]
+    losses = [(random.random(3) * 10.0 ** random.integers(-12, 6)).tolist() for _ in range(12)]
+    budget = sum(map(min, costs)) + int(random.integers(0, 40))
+    best = [0.0] * (budget + 1)  # the least loss within each budget
+    for options, own in zip(costs, losses, strict=True):
+        best = [
+            min((best[room - c] + e for c, e in zip(options, own, strict=True) if c <= room), default=np.inf)
+            for room in range(budget + 1)
+        ]
+    chosen = least_loss(costs, losses, budget)
+    assert sum(costs[i][o] for i, o in enumerate(chosen)) <= budget
+    assert sum(losses[i][o] for i, o in enumerate(chosen)) == pytest.approx(best[budget], rel=1e-12)
 
 
 # --- plans
