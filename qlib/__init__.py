@@ -11,6 +11,8 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
+from qlib.analysis.allocate import Plan, allocate
+from qlib.analysis.cost import Cost, cost
 from qlib.asr.comparison import Comparison, compare
 from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.invented import InventedText, invented_text
@@ -46,6 +48,7 @@ __all__ = [
     "QUIK",
     "RTN",
     "Comparison",
+    "Cost",
     "DataError",
     "FakeQuantLinear",
     "FetchError",
@@ -58,6 +61,7 @@ __all__ = [
     "OmniQuant",
     "PerTensor",
     "PerToken",
+    "Plan",
     "QlibError",
     "QuantError",
     "QuantReport",
@@ -69,7 +73,9 @@ __all__ = [
     "Transcript",
     "Utterance",
     "WerResult",
+    "allocate",
     "compare",
+    "cost",
     "evaluate_wer",
     "exceeded",
     "invented_text",

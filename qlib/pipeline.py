@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlib.activation import PerTensor, PerToken
+from qlib.activation import Rounding
 from qlib.activation_state import reset_counts
 from qlib.asr.utterance import Utterance
 from qlib.calibrate import count_blocks, walk_blocks
@@ -61,7 +61,7 @@ def quantize(
     methods: Method | Iterable[Method] = (),
     *,
     weight: Grid | Mapping[str, Grid],
-    activation: PerToken | PerTensor | None = None,
+    activation: Rounding | Mapping[str, Rounding] = None,
     calib: Iterable[Utterance] | Iterable[str] | None = None,
     skip: str | Iterable[str] = (),
     work: str | Path | None = None,
@@ -80,8 +80,9 @@ def quantize(
         Bits, group and symmetry of the weights. A mapping of patterns, as for `skip`, gives a grid to
         the layers of each: ``{"*": Grid(3, 64), "fc2": Grid(8)}``. The last pattern that covers a layer wins,
         and a full name wins over all patterns.
-    activation : PerToken or PerTensor, optional
-        Rounds the input of every quantized layer while the model runs.
+    activation : PerToken or PerTensor, or mapping of patterns to them, optional
+        Rounds the input of every quantized layer while the model runs. A mapping goes by the rules of
+        `weight`, and None leaves inputs in float: ``{"*": PerToken(8), "fc2": None}``.
     calib : iterable of Utterance, or of str for a text model
         Recordings and transcripts, or texts, for methods that look at the inputs. Keep them apart from test
         data.
@@ -99,10 +100,10 @@ def quantize(
     QuantError
         Anything that cannot be done as asked, before the work begins: arguments of another type, unknown
         methods or an impossible chain, a grid or layer that a method cannot round, a pattern that matches
-        nothing, a layer without a grid, nothing left to quantize, a group larger than a layer, a NaN weight,
-        a missing calibration list, a work folder of another run or in use by one, a method that does not
-        tell runs apart. The message names the layers. Later: a method that returns something else than it
-        promised.
+        nothing, a layer without a grid or rounding, nothing left to quantize, a group larger than a layer,
+        a NaN weight, a missing calibration list, a work folder of another run or in use by one, a method that
+        does not tell runs apart. The message names the layers. Later: a method that returns something else
+        than it promised.
     DataError
         A calibration entry of another kind, or a recording that cannot be used; the message counts from 1.
     """
@@ -123,7 +124,7 @@ def _run(request: Request, settings: Mapping[str, Any]) -> tuple[Model, list[Lay
             progress_bar(show=request.progress, total=count_blocks(model), desc=request.title, unit="block")
         )
         quantizer = BlockQuantizer(
-            chain, request.grids, request.activation, lambda loss: bar.set_postfix(loss=f"{loss:.3g}")
+            chain, request.grids, request.activations, lambda loss: bar.set_postfix(loss=f"{loss:.3g}")
         )
         for visit in walk_blocks(quantized, batches, model if chain.learns else None):
             known = None if finished is None else finished.load(visit.name, quantized)

@@ -1,4 +1,4 @@
-"""Which layers of a model are quantized, and which grid each of them takes.
+"""Which layers of a model are quantized, which grid each of them takes, and how its input is rounded.
 
 A pattern covers the modules whose path ends with it, and all that lies inside of them: ``fc2`` covers every
 fc2, ``encoder_attn`` all of cross-attention. ``*`` stands for any characters and ``?`` for one.
@@ -7,14 +7,19 @@ fc2, ``encoder_attn`` all of cross-attention. ``*`` stands for any characters an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import TypeVar
 
 from torch import nn
 
+from qlib.activation import Rounding
 from qlib.errors import QuantError, did_you_mean, list_names
 from qlib.grid import Grid, check_weight
 from qlib.linear import FakeQuantLinear
 from qlib.models.structure import Model
+
+T = TypeVar("T")
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -78,6 +83,25 @@ def _layers_are(known: Sequence[str], pattern: str) -> str:
     return f"Layers are named {list_names(known)}.{did_you_mean(pattern, names)}"
 
 
+@dataclass(frozen=True)
+class _Argument:
+    """What messages say of an argument of `quantize` that may be a mapping of patterns."""
+
+    name: str
+    gives: str  # to a layer
+    remedy: str  # where it gives nothing to some layers
+
+
+_WEIGHT = _Argument(
+    "weight",
+    "grid",
+    "Put '*': qlib.Grid(...) in front for all others, or leave these layers in float by skip=[...].",
+)
+_ACTIVATION = _Argument(
+    "activation", "rounding", "Put '*': None in front to leave the inputs of all others in float."
+)
+
+
 def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str, Grid]) -> dict[str, Grid]:
     """Return the grid of each layer, from one grid for all or from a mapping of patterns.
 
@@ -89,40 +113,54 @@ def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str
         A pattern covers no linear layer, all layers of a pattern go to a wider one behind it, or a layer has
         no grid.
     """
-    layers = list(layers)
     if isinstance(weight, Grid):
         return dict.fromkeys(layers, weight)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for pattern in weight:
-        if not any(matches(name, pattern) for name in linears):
+    return _choose(model, list(layers), weight, _WEIGHT)
+
+
+def choose_roundings(
+    model: Model, layers: Iterable[str], activation: Rounding | Mapping[str, Rounding]
+) -> dict[str, Rounding]:
+    """Return how the input of each layer is rounded; rules and errors as in `choose_grids`."""
+    if not isinstance(activation, Mapping):
+        return dict.fromkeys(layers, activation)
+    return _choose(model, list(layers), activation, _ACTIVATION)
+
+
+def _choose(model: Model, layers: Sequence[str], given: Mapping[str, T], argument: _Argument) -> dict[str, T]:
+    """Return what a mapping of patterns gives to each layer."""
+    name, gives = argument.name, argument.gives
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for pattern in given:
+        if not any(matches(path, pattern) for path in linears):
             raise QuantError(
-                f"weight gives a grid to {pattern!r}, which matches no linear layer. "
+                f"{name} gives a {gives} to {pattern!r}, which matches no linear layer. "
                 f"{_layers_are(layers, pattern)}"
             )
-    patterns = [pattern for pattern in weight if pattern not in layers]
-    _check_order(patterns, layers)
-    grids: dict[str, Grid] = {}
-    for name in layers:
-        covering = [name] if name in weight else [each for each in patterns if matches(name, each)]
+    patterns = [pattern for pattern in given if pattern not in layers]
+    _check_order(patterns, layers, argument)
+    found: dict[str, T] = {}
+    for layer in layers:
+        covering = [layer] if layer in given else [each for each in patterns if matches(layer, each)]
         if covering:
-            grids[name] = weight[covering[-1]]
-    if missing := [name for name in layers if name not in grids]:
+            found[layer] = given[covering[-1]]
+    if missing := [layer for layer in layers if layer not in found]:
         raise QuantError(
-            f"weight gives no grid to {len(missing)} of {len(layers)} layers: {list_names(missing)}. Put "
-            "'*': qlib.Grid(...) in front for all others, or leave these layers in float by skip=[...]."
+            f"{name} gives no {gives} to {len(missing)} of {len(layers)} layers: {list_names(missing)}. "
+            f"{argument.remedy}"
         )
-    return grids
+    return found
 
 
-def _check_order(patterns: Sequence[str], layers: Sequence[str]) -> None:
+def _check_order(patterns: Sequence[str], layers: Sequence[str], argument: _Argument) -> None:
     """Refuse a pattern without effect: one that stands in front of a wider one."""
     covered = [{name for name in layers if matches(name, pattern)} for pattern in patterns]
     for number, (pattern, own) in enumerate(zip(patterns, covered, strict=True)):
         for other, wider in zip(patterns[number + 1 :], covered[number + 1 :], strict=True):
             if own and own < wider:
                 raise QuantError(
-                    f"weight gives a grid to {pattern!r}, but the later {other!r} covers all its layers, and "
-                    f"the last pattern wins. Put {pattern!r} behind {other!r}."
+                    f"{argument.name} gives a {argument.gives} to {pattern!r}, but the later {other!r} "
+                    f"covers all its layers, and the last pattern wins. Put {pattern!r} behind {other!r}."
                 )
 
 
