@@ -1,4 +1,4 @@
-"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|ls`.
+"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|benchmark|ls`.
 
 python -m qlib quantize --model whisper-tiny.en --method gptq --calib speech.jsonl --output out/w4
 python -m qlib evaluate --model whisper-tiny.en out/w4 --data test.jsonl --output-path out --log-samples
@@ -23,6 +23,8 @@ from qlib.asr.hypotheses import Hypothesis, read_hypotheses, score_hypotheses, w
 from qlib.asr.transcribe import transcribe as transcribe_recordings
 from qlib.asr.wer import WerResult
 from qlib.asr.wer import compare as compare_results
+from qlib.benchmark.config import Study, read_study
+from qlib.benchmark.runner import run_study
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
 from qlib.errors import DataError, QlibError
@@ -200,6 +202,48 @@ def file_name(model: str) -> str:
     return f"{Path(model).resolve().name}.jsonl"
 
 
+# --- studies
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Run a study, from a file or from options."""
+    outcome = run_study(
+        study_of(options),
+        options.output,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        progress=not options.quiet,
+    )
+    print(json.dumps(asdict(outcome)) if options.json else outcome)
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """Return the study that the options name."""
+    if options.study is not None:
+        if options.model or options.data:
+            raise DataError(f"{options.study} names models and data already. Leave --model and --data out.")
+        return read_study(options.study)
+    if not options.model or not options.data:
+        raise DataError("benchmark: name a study file, or --model and --data.")
+    return Study(
+        models=tuple(options.model),
+        data={data_name(path): path for path in options.data},
+        methods=tuple(options.method),
+        schemes=tuple(options.scheme),
+        calib=options.calib,
+        calib_limit=options.calib_limit,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        language=options.language,
+    )
+
+
+def data_name(path: str) -> str:
+    """Return what a test set is called: a folder by its name, `manifest.jsonl` by that of its folder."""
+    place = Path(path).resolve()
+    return place.parent.name if place.stem == "manifest" else place.stem
+
+
 # --- what there is
 
 
@@ -222,6 +266,7 @@ COMMANDS: Mapping[str, Any] = {
     "evaluate": evaluate,
     "compare": compare,
     "score": score,
+    "benchmark": benchmark,
     "ls": ls,
 }
 

@@ -117,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("evaluate", "word error rate of models on recordings with transcripts", _evaluate),
         ("compare", "two models or two files of hypotheses on the same recordings", _compare),
         ("score", "word error rate of files of hypotheses", _score),
+        ("benchmark", "run a study: models by methods by schemes, stopped and resumed", _benchmark),
         ("ls", "models that are known by name, or the layers of one", _ls),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -189,6 +190,24 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("hypotheses", nargs="+", type=Path, help="JSON lines with 'text' and 'pred_text'")
     add("--language", help="of the texts that do not say it (English)")
     add("--marked", type=int, metavar="N", help="show N texts with their errors marked")
+
+
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", nargs="?", type=Path, help="TOML file; or name models and data by options")
+    add("--output", "--output-path", type=Path, required=True, help="folder of the results")
+    add("--model", nargs="+", help="names or folders of float models")
+    names = ", ".join(METHODS)
+    add("--method", nargs="+", default=[], metavar="CHAIN", help=f"{names}; chains as awq+gptq")
+    add("--scheme", nargs="+", default=["W4A16"], help=f"{GRAMMAR} (%(default)s)")
+    _data(parser, required=False)
+    add("--calib", default="", metavar="FILE", help="manifest of recordings")
+    add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
+    add("--language", default="", help="of the recordings, for multilingual checkpoints")
+    add("--batch-size", type=int, default=8, metavar="N", help="(%(default)s)")
+    add("--workers", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
+    add("--scheduler", metavar="ADDRESS", help="of Dask, tcp://host:port: its workers compute")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def _ls(parser: argparse.ArgumentParser) -> None:
