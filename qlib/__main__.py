@@ -1,4 +1,4 @@
-"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|benchmark|ls`.
+"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|benchmark|report|ls`.
 
 python -m qlib quantize --model whisper-tiny.en --method gptq --calib speech.jsonl --output out/w4
 python -m qlib evaluate --model whisper-tiny.en out/w4 --data test.jsonl --output-path out --log-samples
@@ -24,6 +24,7 @@ from qlib.asr.transcribe import transcribe as transcribe_recordings
 from qlib.asr.wer import WerResult
 from qlib.asr.wer import compare as compare_results
 from qlib.benchmark.config import Study, read_study
+from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import run_study
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
@@ -217,6 +218,12 @@ def benchmark(options: argparse.Namespace) -> None:
     print(json.dumps(asdict(outcome)) if options.json else outcome)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write a study as a page and as tables."""
+    found = write_report(options.study, options.output)
+    print(json.dumps([str(path) for path in found]) if options.json else "\n".join(map(str, found)))
+
+
 def study_of(options: argparse.Namespace) -> Study:
     """Return the study that the options name."""
     if options.study is not None:
@@ -267,6 +274,7 @@ COMMANDS: Mapping[str, Any] = {
     "compare": compare,
     "score": score,
     "benchmark": benchmark,
+    "report": report,
     "ls": ls,
 }
 

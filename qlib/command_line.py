@@ -118,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("compare", "two models or two files of hypotheses on the same recordings", _compare),
         ("score", "word error rate of files of hypotheses", _score),
         ("benchmark", "run a study: models by methods by schemes, stopped and resumed", _benchmark),
+        ("report", "a study as a page (report.html) and as tables (report.md)", _report),
         ("ls", "models that are known by name, or the layers of one", _ls),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -208,6 +209,11 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
     add("--scheduler", metavar="ADDRESS", help="of Dask, tcp://host:port: its workers compute")
     add("--quiet", action="store_true", help="no progress bar")
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="folder of a study")
+    parser.add_argument("--output", "--output-dir", type=Path, metavar="FOLDER", help="the study's own")
 
 
 def _ls(parser: argparse.ArgumentParser) -> None:
