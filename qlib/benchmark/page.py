@@ -110,11 +110,13 @@ def html(study: Path, records: Sequence[Record]) -> str:
             f"{intervals(rest, f'{title}: difference to float')}"
             f"<h3>Clips that changed</h3>{''.join(clips)}</section>"
         )
+    style, script = _file("page.css"), _file("page.js")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Word error rates</title><style>{_file('page.css')}</style></head>"
-        f"<body><main><h1>Word error rates</h1>{''.join(sections)}</main><script>{_file('page.js')}</script></body></html>\n"
+        f"<title>Word error rates</title><style>{style}</style></head>"
+        f"<body><main><h1>Word error rates</h1>{''.join(sections)}</main><script>{script}</script>"
+        "</body></html>\n"
     )
 
 

@@ -35,6 +35,7 @@ from qlib.models.files import atomic_file, parse_json, write_json
 from qlib.models.progress import progress_bar
 
 log = logging.getLogger(__name__)
+TIMEOUT = 10  # seconds to wait for a scheduler
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
     if scheduler is not None:
         distributed = require_extra("distributed", "dask", "A scheduler on other machines")
         try:
-            client = distributed.Client(scheduler, timeout=10)
+            client = distributed.Client(scheduler, timeout=TIMEOUT)
         except OSError as error:
             raise DataError(
                 f"No scheduler answers at {scheduler}: {error}. Start one, or leave it out."

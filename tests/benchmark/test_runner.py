@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,36 @@ def test_a_lost_process_is_one_failed_cell(
     assert [error for _, error in outcome.failed] == [
         "its process was killed, twice: by the system for want of memory, or by somebody"
     ]
+
+
+def run_slowly(cell: cells.Cell, *task: Any) -> Any:
+    """A task that takes long enough to be killed in the middle, on the worker that does it first."""
+    time.sleep(1.0)
+    return cells.run(cell, *task)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_which_a_worker_is_lost(
+    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(runner, "run", run_slowly)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        pids = list(distributed.Client(cluster).run(os.getpid).values())
+        timer = threading.Timer(3.0, os.kill, (pids[0], signal.SIGKILL))
+        timer.start()
+        outcome = run_study(study(place), tmp_path, scheduler=cluster.scheduler_address, progress=False)
+        timer.join()
+    assert (outcome.computed, outcome.failed) == (10, ())
+    assert (tmp_path / "results.jsonl").read_bytes() == (finished / "results.jsonl").read_bytes()
+
+
+def test_no_scheduler_answers(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    one = study(place, models=(str(place / "whisper"),), methods=())
+    with pytest.raises(DataError, match="No scheduler answers"):
+        run_study(one, tmp_path, scheduler="tcp://127.0.0.1:1", progress=False)
 
 
 # --- errors
