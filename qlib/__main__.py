@@ -13,16 +13,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from qlib.asr.datasets import Utterance, require_text
-from qlib.asr.hypotheses import Hypothesis, read_hypotheses, score_hypotheses, write_hypotheses
+from qlib.asr.comparison import compare as compare_results
+from qlib.asr.datasets import require_text
+from qlib.asr.hypotheses import (
+    Hypothesis,
+    read_hypotheses,
+    recognize,
+    score_hypotheses,
+    write_hypotheses,
+)
 from qlib.asr.transcribe import transcribe as transcribe_recordings
+from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
-from qlib.asr.wer import compare as compare_results
 from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import run_study
@@ -108,7 +114,7 @@ def evaluate(options: argparse.Namespace) -> None:
     require_text(data)
     rows: list[str] = []
     for name in options.model:
-        hypotheses = recognize(name, data, options)
+        hypotheses = recognized(name, data, options)
         result = score_hypotheses(hypotheses, options.language)
         row = result_row(name, result, hypotheses)
         rows.append(json.dumps(row, ensure_ascii=False))
@@ -121,31 +127,15 @@ def evaluate(options: argparse.Namespace) -> None:
                 fresh.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def recognize(name: str, data: Sequence[Utterance], options: argparse.Namespace) -> list[Hypothesis]:
-    """Return what a model writes, with the time that it took."""
-    model = load(name, options)
-    started = perf_counter()
-    found = transcribe_recordings(
-        model,
+def recognized(name: str, data: Sequence[Utterance], options: argparse.Namespace) -> list[Hypothesis]:
+    """Return what the model of a name writes."""
+    return recognize(
+        load(name, options),
         data,
         batch_size=options.batch_size,
         language=options.language,
         progress=not options.quiet,
     )
-    # Recordings are decoded side by side: the time of each is its share by length.
-    share = (perf_counter() - started) / max(sum(each.seconds for each in found), 1e-9)
-    return [
-        Hypothesis(
-            each.id,
-            str(each.audio),
-            transcript.seconds,
-            share * transcript.seconds,
-            each.text or "",
-            transcript.text,
-            each.language,
-        )
-        for each, transcript in zip(data, found, strict=True)
-    ]
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -155,7 +145,7 @@ def compare(options: argparse.Namespace) -> None:
     data = [] if all(files) else _data_of(options)
     results = [
         score_hypotheses(
-            read_hypotheses(Path(name)) if is_file else recognize(name, data, options), options.language
+            read_hypotheses(Path(name)) if is_file else recognized(name, data, options), options.language
         )
         for name, is_file in zip(names, files, strict=True)
     ]

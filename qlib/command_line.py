@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
+from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.manifest_rows import lines_of, rows_of_json
+from qlib.asr.utterance import Utterance
 from qlib.checkpoint import MANIFEST, load_quantized
 from qlib.errors import DataError, QuantError, did_you_mean
 from qlib.grid import Grid

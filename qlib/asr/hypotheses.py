@@ -12,11 +12,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from qlib.asr.manifest_rows import rows_of_json
+from qlib.asr.transcribe import transcribe
+from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError, describe
 from qlib.models.files import atomic_file
+from qlib.models.structure import Model
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,35 @@ class Hypothesis:
             "pred_text": self.pred_text,
             **named,
         }
+
+
+def recognize(
+    model: Model,
+    utterances: Sequence[Utterance],
+    *,
+    batch_size: int = 8,
+    language: str | None = None,
+    progress: bool = True,
+) -> list[Hypothesis]:
+    """Return what a model writes, with the time that it took; arguments and errors are `transcribe`'s.
+
+    Windows are decoded side by side, so the time of an utterance is its share by length.
+    """
+    started = perf_counter()
+    found = transcribe(model, utterances, batch_size=batch_size, language=language, progress=progress)
+    share = (perf_counter() - started) / max(sum(each.seconds for each in found), 1e-9)
+    return [
+        Hypothesis(
+            id=each.id,
+            audio_filepath=str(each.audio) if isinstance(each.audio, Path) else "",
+            duration=text.seconds,
+            time=share * text.seconds,
+            text=each.text or "",
+            pred_text=text.text,
+            language=each.language,
+        )
+        for each, text in zip(utterances, found, strict=True)
+    ]
 
 
 def write_hypotheses(hypotheses: Iterable[Hypothesis], path: Path) -> None:

@@ -8,7 +8,6 @@ that no old number stands under new settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 
 from qlib.asr.calibration import fingerprint
-from qlib.asr.datasets import Utterance, require_text
-from qlib.asr.hypotheses import Hypothesis, score_hypotheses
-from qlib.asr.transcribe import transcribe
+from qlib.asr.datasets import require_text
+from qlib.asr.hypotheses import recognize, score_hypotheses
+from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.memory import check_memory
@@ -28,7 +27,6 @@ from qlib.command_line import methods, utterances
 from qlib.errors import DataError
 from qlib.models.disk.hashes import digest_of
 from qlib.models.hub.load import load_model
-from qlib.models.structure import Model
 from qlib.pipeline import quantize
 from qlib.scheme import parse_scheme
 from qlib.version import library_version
@@ -84,16 +82,21 @@ class Data:
             A list cannot be read, has no transcripts, or is empty once the calibration is taken out.
         """
         calib = utterances([study.calib], study.calib_limit) if study.calib else None
-        used = {each.audio.resolve() for each in calib or []}
+        used = {_file(each) for each in calib or []} - {None}
         tests = {}
         for name, place in study.data.items():
             listed = utterances([place], None)
-            tests[name] = [each for each in listed if each.audio.resolve() not in used][: study.limit]
+            tests[name] = [each for each in listed if _file(each) not in used][: study.limit]
             require_text(tests[name])
             if not tests[name]:
                 raise DataError(f"{place}: all {len(listed)} recordings calibrate, and none is left to test.")
         hashes = {name: fingerprint(listed) for name, listed in tests.items()}
         return cls(tests, calib, {**hashes, "calibration": "" if calib is None else fingerprint(calib)})
+
+
+def _file(utterance: Utterance) -> Path | None:
+    """Return the file of a recording; None where the sound is in memory."""
+    return utterance.audio.resolve() if isinstance(utterance.audio, Path) else None
 
 
 def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
@@ -155,31 +158,17 @@ def run(cell: Cell, study: Study, key: str, folder: Path, threads: int) -> Row:
     quantized = perf_counter()
     row["tests"], texts = {}, {}
     for name, listed in data.tests.items():
-        hypotheses = recognize(model, listed, study)
+        hypotheses = recognize(
+            model,
+            listed,
+            batch_size=study.batch_size,
+            language=study.language or None,
+            progress=False,
+        )
         row["tests"][name] = rates(score_hypotheses(hypotheses, study.language or None))
         texts[name] = [each.row() for each in hypotheses]
     times = {"quantize": quantized - started, "recognize": perf_counter() - quantized, "threads": threads}
     return {"row": row, "texts": texts, "times": times}
-
-
-def recognize(model: Model, listed: Sequence[Utterance], study: Study) -> list[Hypothesis]:
-    """Return what a model writes; the time of a recording is its share by length."""
-    started = perf_counter()
-    language = study.language or None
-    found = transcribe(model, listed, batch_size=study.batch_size, language=language, progress=False)
-    share = (perf_counter() - started) / max(sum(each.seconds for each in found), 1e-9)
-    return [
-        Hypothesis(
-            each.id,
-            str(each.audio),
-            text.seconds,
-            share * text.seconds,
-            each.text or "",
-            text.text,
-            each.language,
-        )
-        for each, text in zip(listed, found, strict=True)
-    ]
 
 
 def rates(result: WerResult) -> Row:
