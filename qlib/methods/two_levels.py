@@ -61,11 +61,11 @@ def second_level(levels: Sequence[QuantizedWeight], grid: Grid) -> SecondLevel:
     grid : Grid
         The one that they were rounded on.
     """
-    return SecondLevel(grid, _of_all_groups(levels, 0), _of_all_groups(levels, 1))
+    return SecondLevel(grid, of_all_groups(levels, 0), of_all_groups(levels, 1))
 
 
-def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
-    """Return the rounded scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
+def of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
+    """Return what was rounded in one row of the codes of each group, for all groups, [groups, rows]."""
     codes, scales, zeros = (
         torch.cat([getattr(level, name)[row : row + 1] for level in levels])
         for name in ("codes", "scale", "zero")
