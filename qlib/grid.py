@@ -19,9 +19,9 @@ survive exactly. Rounding is half to even. A group of zeros takes the range [-1,
 
 Shapes: weight [rows, columns] = (out, in); scale and zero [rows, groups]; groups run along the columns.
 Numbers: float32 whatever the weight's dtype, except that float64 stays float64.
-Scales in fewer bits (`scale_bits`): a float32 scale costs 32 bits a group, half a bit per weight at a group of
-64. `short_scales` rounds it to 16 bits, or to 2 .. 8 in two levels, before any code is chosen: a value then
-carries one error, that of its code. Every fit ends there.
+Scales in fewer bits (`scale_bits`): in float32 a scale costs 32 bits a group, half a bit per weight at a
+group of 64. `short_scales` rounds it to 16 bits, or to 2 .. 8 in two levels, before any code is chosen: a
+value then carries one error, that of its code. Every fit ends there.
 Left out: zero points in two levels. Whole ones take b bits anyway; those of `fit_float_zero` take 16.
 """
 
@@ -183,7 +183,7 @@ def _check_group(group: object, bits: int) -> int:
 def _check_scale_bits(scale_bits: object) -> int:
     """Return 32, 16 or 2 .. 8 as an int."""
     number = as_whole(scale_bits)
-    if number not in (*range(2, 9), 16, 32):
+    if number is None or number not in (*range(2, 9), 16, 32):
         raise QuantError(
             f"scale_bits={scale_bits!r} in Grid is none of 32, 16 and 2 to 8. Use scale_bits=16, or "
             "scale_bits=4 for scales in two levels."
@@ -485,8 +485,8 @@ def to_bfloat16(scale: Tensor) -> Tensor:
     """Return the nearest numbers of 16 bits, in the dtype of the scale.
 
     bfloat16 has the range of float32, so no scale becomes 0 or infinite; float16 would lose those below 6e-8.
-    Its 8 digits move a scale by 1/512 at most: the largest weight of 8 bits is clipped by half a step, and of 4
-    bits by a thirtieth. Near the end of the range a scale is rounded down, so that all values stay finite.
+    Its 8 binary digits move a scale by 1/512 at most: that clips the largest weight by half a step of 8 bits,
+    by 1/34 of a step of 4. Near the end of the range a scale is rounded down, so that all values stay finite.
 
     Raises
     ------
@@ -522,9 +522,9 @@ def short_zero(zero: Tensor, grid: Grid) -> Tensor:
 def two_levels(scale: Tensor, empty: Tensor, grid: Grid) -> RoundedScales:
     """Round the scales of neighbouring rows as weights are rounded: to codes with a scale and a zero point.
 
-    Paper: SpQR (Dettmers et al. 2023, arXiv 2306.03078), whose scales of 3 bits these are, with one change: the
-    code above the nearest one is taken where the nearest would narrow the range by more than one step of the
-    weights' own grid. With 3 or 4 bits a weight this is rare; with 8 the nearest code would multiply the error.
+    Paper: SpQR (Dettmers et al. 2023, arXiv 2306.03078), with one change: where the nearest code would narrow
+    the range by more than one step of the weights' own grid, the next one above is taken. With 3 or 4 bits a
+    weight that is rare; with 8, where a step is small, the nearest code would multiply the error.
 
     Parameters
     ----------

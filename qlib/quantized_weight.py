@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlib.errors import QuantError
 from qlib.grid import Grid, QuantParams, RoundedScales, decode
 
 
@@ -64,7 +65,7 @@ class QuantizedWeight:
             parts.append(f"{len(self.columns)} columns in float")
         if self.outliers is not None:
             parts.append(f"{len(self.outliers)} outliers in float")
-        scale_bits = 16 if torch.equal(self.scale.to(torch.bfloat16).to(self.scale), self.scale) else 32
+        scale_bits = 16 if _fits(self.scale, torch.bfloat16) else 32
         per_weight = self._bits_without_index(bits, scale_bits) / self.codes.numel()
         return f"QuantizedWeight({', '.join(parts)}, about {per_weight:.2f} bits per weight)"
 
@@ -135,6 +136,35 @@ class QuantizedWeight:
         if second is not None:
             own["second"] = SecondLevel.from_tensors(tensors, second)
         return cls(notes=notes, **own)
+
+
+def check_scale_bits(weight: QuantizedWeight, grid: Grid) -> None:
+    """Refuse scales and float zeros that do not have the bits that the grid gives them.
+
+    Raises
+    ------
+    QuantError
+        Scales that are no bfloat16, float zeros that are no float16, or scales that should be codes of
+        `scale_bits` and are none.
+    """
+    if grid.scale_bits == 32:
+        return
+    second = weight.second
+    remedy = "Fit scales by qlib.grid.fit_scale or fit_float_zero, which round them, or use scale_bits=32."
+    if grid.scale_bits < 16 and (second is None or second.grid.bits != grid.scale_bits):
+        raise QuantError(
+            f"the scales are no codes of {grid.scale_bits} bits, as on the grid {grid}. {remedy}"
+        )
+    if second is None and not _fits(weight.scale, torch.bfloat16):
+        raise QuantError(f"the scales are not in bfloat16, as on the grid {grid}. {remedy}")
+    zero = weight.zero if second is None or second.zero is None else None
+    if zero is not None and zero.is_floating_point() and not _fits(zero, torch.float16):
+        raise QuantError(f"the zero points are not in float16, as on the grid {grid}. {remedy}")
+
+
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a shorter dtype holds exactly these values."""
+    return torch.equal(values.to(dtype).to(values.dtype), values)
 
 
 def _bits_of(codes: Tensor) -> int:

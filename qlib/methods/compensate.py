@@ -212,6 +212,7 @@ class Compensated:
 
 # --- the ordinary grid, of GPTQ and QUIK
 
+
 class Scale(NamedTuple):
     """Scale and zero point of one group, [rows] each, and the codes of the scales if these were rounded."""
 
@@ -228,6 +229,14 @@ def fit_groups(weight: Tensor, grid: Grid, fit: Fit) -> list[Scale]:
         zero = None if fitted.zero is None else fitted.zero[:, 0].to(weight.dtype)
         scales.append(Scale(fitted.scale[:, 0].contiguous(), zero, fitted.second))
     return scales
+
+
+def _second_level(rounded: Sequence[RoundedScales]) -> SecondLevel | None:
+    """Return the scales of all groups, from those of each."""
+    if not rounded:
+        return None
+    levels = [SecondLevel.of(each).scale for each in rounded]
+    return SecondLevel(rounded[0].grid, of_all_groups(levels, 0))
 
 
 def assemble(
@@ -252,12 +261,12 @@ def assemble(
     """
     place = order.argsort()
     zeros = [each.zero for each in scales if each.zero is not None]
-    rounded = [SecondLevel.of(each.second) for each in scales if each.second is not None]
+    rounded = [each.second for each in scales if each.second is not None]
     return QuantizedWeight(
         codes.to(grid.code_dtype)[place].T.contiguous(),
         torch.stack([each.scale for each in scales], dim=1),
         torch.stack(zeros, dim=1).to(torch.uint8) if zeros else None,
         index[place] if len(scales) > 1 else None,
         notes,
-        second=SecondLevel(rounded[0].grid, of_all_groups([each.scale for each in rounded], 0)) if rounded else None,
+        second=_second_level(rounded),
     )

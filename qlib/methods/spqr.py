@@ -43,7 +43,7 @@ from qlib.methods.checks import (
 )
 from qlib.methods.compensate import Compensated, visiting_order
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.two_levels import round_scales, second_level
+from qlib.methods.two_levels import check_first_level, round_scales, second_level
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
@@ -107,7 +107,7 @@ def spqr(
     threshold, second_bits, second_group, damping, act_order = _checked(
         threshold, second_bits, second_group, damping, act_order
     )
-    _check_levels(grid)
+    check_first_level(grid)
     H = check_layer(weight, hessian, grid)
     order = visiting_order(H, act_order)
     compensated = Compensated(weight, H, order, damping)
@@ -255,7 +255,7 @@ class SpQR:
                 f"SpQR rounds zero points with the scales, and {grid} has none: it needs an asymmetric grid. "
                 "Use Grid(..., symmetric=False), or another method."
             )
-        _check_levels(grid)
+        check_first_level(grid)
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer by its Hessian; `notes` also say when there were too few tokens.
@@ -267,15 +267,6 @@ class SpQR:
         """
         (H,) = check_layer_stats(stats, weight, self.needs, "SpQR")
         return with_token_note(spqr(weight, H, grid, **asdict(self)), stats.tokens)
-
-
-def _check_levels(grid: Grid) -> None:
-    """Refuse a grid that rounds scales in two levels itself."""
-    if isinstance(grid, Grid) and grid.scale_bits < 16:
-        raise QuantError(
-            f"scale_bits={grid.scale_bits} for SpQR, which rounds scales to second_bits and no further. "
-            f"Use SpQR(second_bits={grid.scale_bits}) and Grid(..., scale_bits=16)."
-        )
 
 
 def _checked(

@@ -1,4 +1,6 @@
-"""Scales and zero points that are rounded themselves: the second level of SpQR.
+"""Scales and zero points that are rounded together: the second level of SpQR.
+
+Any other method rounds its scales alone, on a grid with `scale_bits` of 2 to 8: `qlib.grid.two_levels`.
 
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Rule: within a group of columns, the scales of 16 neighbouring rows are rounded as 16 weights would be: to
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qlib.errors import QuantError
 from qlib.grid import Grid, encode, fit_float_zero
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
@@ -49,6 +52,15 @@ def round_scales(
     level = QuantizedWeight(encode(both, fitted, grid), fitted.scale, fitted.zero, fitted.index)
     rounded_scale, rounded_zero = level.decode()
     return rounded_scale, rounded_zero, level
+
+
+def check_first_level(grid: Grid) -> None:
+    """Refuse a grid that rounds scales in two levels by itself."""
+    if isinstance(grid, Grid) and grid.scale_bits < 16:
+        raise QuantError(
+            f"scale_bits={grid.scale_bits} for SpQR, which rounds its scales to second_bits by itself. "
+            f"Use SpQR(second_bits={grid.scale_bits}) and Grid(..., scale_bits=16)."
+        )
 
 
 def second_level(levels: Sequence[QuantizedWeight], grid: Grid) -> SecondLevel:
