@@ -46,7 +46,6 @@ NORM = 2.4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
 ROWS_TOGETHER = 16  # rows whose scales share a grid, with scale_bits of 2 to 8: those of SpQR
 MOST_STEPS = 1024  # a float16 counts whole steps up to 2048
-HALF_TINY = float(torch.finfo(torch.bfloat16).tiny) / 2  # below it, a scale would lose its digits
 CHUNK = 1 << 17  # numbers handled at once by fit_mse and HQQ: 0.5 MB of float32 stay in a processor's cache
 
 
@@ -471,39 +470,29 @@ def short_scales(scale: Tensor, empty: Tensor, grid: Grid) -> tuple[Tensor, Roun
     empty : Tensor
         Groups of zeros, [rows, groups], bool; any scale suits them.
     grid : Grid
-        With its `scale_bits`: 32, nothing is done; 16, `to_bfloat16`; 2 to 8, `two_levels`.
-    """
-    if grid.scale_bits == 32:
-        return scale, None
-    if grid.scale_bits == 16:
-        return to_bfloat16(scale), None
-    second = two_levels(scale, empty, grid)
-    return second.decode(), second
+        With its `scale_bits`: 32, nothing is done; 16, the nearest bfloat16; 2 to 8, `two_levels`.
 
-
-def to_bfloat16(scale: Tensor) -> Tensor:
-    """Return the nearest numbers of 16 bits, in the dtype of the scale.
-
-    bfloat16 has the range of float32, so no scale becomes 0 or infinite; float16 would lose those below 6e-8.
+    Why bfloat16: it has the range of float32, so no scale becomes 0; float16 would lose those below 6e-8.
     Its 8 binary digits move a scale by 1/512 at most: that clips the largest weight by half a step of 8 bits,
-    by 1/34 of a step of 4. Near the end of the range a scale is rounded down, so that all values stay finite.
+    and by 1/34 of a step of 4.
 
     Raises
     ------
     QuantError
-        A scale beyond bfloat16, of weights in float64.
+        A scale at the end of the range of float32, or beyond it (of weights in float64).
     """
-    huge = torch.finfo(torch.bfloat16).max / 512
-    if scale.dtype == torch.float64 and bool(((scale > 2 * huge) | (scale < HALF_TINY)).any()):
+    if grid.scale_bits == 32:
+        return scale, None
+    numbers = torch.finfo(torch.bfloat16)
+    if bool(((scale > numbers.max / 2048) | (scale < numbers.tiny / 2)).any()):
         raise QuantError(
-            f"scales from {float(scale.min()):.3g} to {float(scale.max()):.3g} do not fit into 16 bits. "
-            "Use Grid(..., scale_bits=32) for this layer."
+            f"scales from {float(scale.min()):.3g} to {float(scale.max()):.3g} do not fit into "
+            f"{grid.scale_bits} bits. Use Grid(..., scale_bits=32) for this layer."
         )
-    nearest = scale.to(torch.bfloat16).to(scale.dtype)
-    if not bool((scale > huge).any()):
-        return nearest
-    below = (scale.float().view(torch.int32) & -0x10000).view(torch.float32).to(scale.dtype)
-    return torch.where(scale > huge, below, nearest)
+    if grid.scale_bits == 16:
+        return scale.to(torch.bfloat16).to(scale.dtype), None
+    second = two_levels(scale, empty, grid)
+    return second.decode(), second
 
 
 def short_zero(zero: Tensor, grid: Grid) -> Tensor:
