@@ -206,6 +206,13 @@ class TestTwoLevels:
         assert (result.scale > 0).all() and result.decode().isfinite().all()
         assert ((result.decode() - weight).abs() <= result.scale.repeat_interleave(16, 1)).all()
 
+    def test_the_same_in_spqr(self) -> None:
+        """Its second level rounds to the nearest code, so the smallest scale may be the zero point alone."""
+        weight = layer(rows=16)
+        weight[3] *= 1e-12
+        result = spqr(weight, hessian(inputs()), Grid(4, 16, scale_bits=16), threshold=torch.inf)
+        assert (result.scale > 0).all() and result.decode().isfinite().all()
+
     def test_costs_little_at_4_bits(self) -> None:
         weight = layer(256, 256, seed=3)
         errors = {
