@@ -5,9 +5,9 @@
     model.safetensors       NAME.codes (packed bits), NAME.scale, NAME.zero, NAME.index, and float tensors
     config.json, generation_config.json, tokenizer.json
 
-Reading gives the same model bit for bit: scales are stored in float32 as they are used, zero points as
-packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
-16-bit checkpoint and were not changed).
+Reading gives the same model bit for bit: scales are stored as they are used, in float32 or in the bits that
+their grid gives them, zero points as packed integers, and a float tensor in 16 bits only where that loses
+nothing (weights that came from a 16-bit checkpoint and were not changed).
 
 A folder is the old checkpoint or the new one, whatever happens while it is written: see
 `qlib.models.disk`. Whatever is read is hashed, so a checkpoint that was changed does not load.
@@ -48,8 +48,8 @@ from qlib.stored_layer import pack_layer, unpack_layer
 from qlib.stored_weight import to_16_bits
 from qlib.version import library_version
 
-FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone
-READABLE = (2, 3)
+FORMAT, VERSION = "quantdraft", 4  # 3 had scales of 32 bits alone, 2 a hash of the weights alone
+READABLE = (2, 3, 4)
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
 DTYPES = {str(each).removeprefix("torch."): each for each in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,

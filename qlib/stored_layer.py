@@ -21,7 +21,7 @@ from qlib.grid import Grid
 from qlib.linear import FakeQuantLinear
 from qlib.quantized_weight import TENSORS
 from qlib.stored_checks import check_consistent, check_kept_columns, expect_tensor
-from qlib.stored_weight import pack_weight, to_16_bits, unpack_weight
+from qlib.stored_weight import complete, pack_weight, to_16_bits, unpack_weight
 
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, QlibError)
 """What reading a damaged entry may raise."""
@@ -51,17 +51,18 @@ class Entry:
             rows, columns = written["shape"]
             second = written["second"]
             entry = cls(
-                Grid(**written["grid"]),
+                Grid(**complete(written["grid"])),
                 restore(written["activation"]),
                 (rows, columns),
-                None if second is None else Grid(**second),
+                None if second is None else Grid(**complete(second)),
                 tuple(written["tensors"]),
                 tuple(written["notes"]),
             )
         except DAMAGE as error:
             raise ModelError(f"its entry is damaged ({type(error).__name__}: {error})") from error
         # What was read must be written the same way again: no other kind of number, no key that does nothing.
-        plain = entry.describe()
+        plain, written = entry.describe(), {**written, "grid": complete(written["grid"])}
+        written["second"] = None if second is None else complete(second)
         if wrong := [
             key for key in plain if _text(plain[key]) != _text(written[key]) or not _kinds(plain[key])
         ]:
@@ -92,7 +93,8 @@ class Entry:
 
 
 KINDS: dict[str, tuple[type, ...]] = {
-    **{"bits": (int,), "group": (int, type(None)), "symmetric": (bool,), "dynamic": (bool,)},
+    **{"bits": (int,), "group": (int, type(None)), "symmetric": (bool,), "scale_bits": (int,)},
+    "dynamic": (bool,),
     **{"low": (float,), "high": (float,), "percentile": (int, float)},
 }
 
@@ -165,7 +167,7 @@ def unpack_layer(
     if (bias is None) != (like.bias is None):
         raise ModelError(f"it has {'no' if bias is None else 'a'} bias, unlike in this architecture")
     try:
-        weight = unpack_weight(stored, written)
+        weight = unpack_weight(stored, written, dtype)
         check_consistent(weight, entry.grid, entry.shape)
         if bias is not None:
             expect_tensor("bias", bias, entry.shape[:1], None)

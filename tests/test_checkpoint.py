@@ -140,7 +140,8 @@ def test_manifest_says_how_the_model_was_made(tmp_path: Path) -> None:
     manifest = json.loads((result.save(tmp_path / "saved") / "manifest.json").read_text())
     settings = manifest["settings"]
     assert settings["methods"][0]["name"] == "gptq" and settings["methods"][0]["damping"] == 0.02
-    assert settings["weight"] == {"bits": 4, "group": None, "symmetric": False} and "seed" not in settings
+    assert settings["weight"] == {"bits": 4, "group": None, "symmetric": False, "scale_bits": 32}
+    assert "seed" not in settings
     assert settings["calibration"]["utterances"] == 4 and len(settings["calibration"]["sha256"]) == 64
     assert manifest["versions"]["torch"] == torch.__version__
 
@@ -259,8 +260,8 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, result: qlib.Result) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, r"format and version \('other', 3\); this library reads 'quantdraft', .* 2, 3"),
-        ({"version": 4}, r"\('quantdraft', 4\); this library reads 'quantdraft', versions 2, 3"),
+        ({"format": "other"}, r"format and version \('other', 4\); this library reads 'quantdraft', .* 3, 4"),
+        ({"version": 5}, r"\('quantdraft', 5\); this library reads 'quantdraft', versions 2, 3, 4"),
         ({"version": True}, r"\('quantdraft', True\)"),
         ({"files": None}, "lacks 'files'"),
         ({"digest": None}, "lacks 'digest'"),
@@ -338,6 +339,21 @@ def test_own_files_in_a_checkpoint_survive_and_nothing_else_goes(tmp_path: Path,
     qlib.load_quantized(folder)
 
 
+def test_version_3_which_knew_no_scale_bits_loads(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["layers"].values():
+        del entry["grid"]["scale_bits"]
+    del manifest["digest"]
+    old = sealed({**manifest, "version": 3})
+    (folder / "manifest.json").write_text(json.dumps(old))
+    again = qlib.load_quantized(folder)
+    assert torch.equal(logits(again), logits(result.model))
+    assert {each.grid.scale_bits for each in again.modules() if isinstance(each, qlib.FakeQuantLinear)} == {
+        32
+    }
+
+
 def test_an_older_format_loads_and_is_replaced(tmp_path: Path, result: qlib.Result) -> None:
     """Version 2 hashed the weights alone; what can be checked without a hash is."""
     folder = result.save(tmp_path / "saved")
@@ -371,7 +387,7 @@ def test_an_older_format_loads_and_is_replaced(tmp_path: Path, result: qlib.Resu
             qlib.load_quantized(folder)
     write()
     result.save(folder)
-    assert json.loads((folder / "manifest.json").read_text())["version"] == 3
+    assert json.loads((folder / "manifest.json").read_text())["version"] == 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

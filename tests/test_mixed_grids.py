@@ -299,7 +299,9 @@ def test_texts_and_settings_name_every_grid(tmp_path: Path) -> None:
     assert "14 layers quantized by rtn to w3 g8 asymmetric (9 layers), w6" in str(result)
     assert "to w3 g8 asymmetric (9 layers), w6 g4 asymmetric (5 layers), " in repr(result)
     weight = json.loads((result.save(tmp_path / "saved") / "manifest.json").read_text())["settings"]["weight"]
-    fine, coarse = ({"bits": g.bits, "group": g.group, "symmetric": False} for g in (FINE, COARSE))
+    fine, coarse = (
+        {"bits": g.bits, "group": g.group, "symmetric": False, "scale_bits": 32} for g in (FINE, COARSE)
+    )
     assert weight == [["*", coarse], ["v_proj", fine], ["model.layers.0.mlp", fine]]
     assert run(qlib.RTN(), COARSE).settings["weight"] == coarse
 
