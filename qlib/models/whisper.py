@@ -28,7 +28,7 @@ from qlib.models.layers import embedding
 from qlib.models.log_mel import FRAMES_PER_SECOND, HOP, log_mel_batch
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import Cross, SpeechAttention, SpeechCache, causal_mask
-from qlib.models.structure import LayerGroup, write_description
+from qlib.models.structure import LayerGroup, TokenLayers, write_description
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 from qlib.models.whisper_structure import DecoderStage, EncoderStage, whisper_groups
@@ -172,6 +172,7 @@ class Whisper(SpeechModel):
     """A Whisper model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "whisper"
+    token_layers = TokenLayers("model.decoder.embed_tokens", "model.decoder.layer_norm", "proj_out")
     generation: WhisperGeneration
 
     def __init__(
