@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, list_names
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantWeight
 from qlib.models.disk.disk_errors import disk_errors
 from qlib.models.disk.folders import atomic_folder
 from qlib.models.disk.hashes import (
@@ -65,7 +65,7 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
     Parameters
     ----------
     model : Model
-        With at least one `FakeQuantLinear`.
+        With at least one `FakeQuantLinear` or `FakeQuantEmbedding`.
     folder : str or Path
         Created; an older quantized checkpoint there is replaced once the new one is complete, and files in it
         that are not the checkpoint's stay.
@@ -124,7 +124,7 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 def _write(
-    model: Model, layers: dict[str, FakeQuantLinear], fresh: Path, settings: Mapping[str, Any]
+    model: Model, layers: dict[str, FakeQuantWeight], fresh: Path, settings: Mapping[str, Any]
 ) -> None:
     tensors: dict[str, Tensor] = {}
     entries = {}
@@ -152,8 +152,8 @@ def _write(
     (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
-def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
+def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantWeight]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantWeight)}
 
 
 def _our_files(folder: Path) -> list[str]:
@@ -229,12 +229,14 @@ def _read(folder: Path) -> Model:
 
 def _read_layer(
     file: Any, tensors: dict[str, Any], model: Model, name: str, entry: Any, dtype: torch.dtype
-) -> FakeQuantLinear:
+) -> FakeQuantWeight:
     """Return one layer; its tensors are taken out of `tensors`."""
     try:
         like = model.get_submodule(name)
     except AttributeError as error:
         raise ModelError("this architecture does not have it") from error
+    if isinstance(like, nn.Embedding) and name not in model.tables:
+        raise ModelError("this architecture has no table of its own there that could be quantized")
     if not isinstance(entry, dict) or not isinstance(entry.get("tensors"), list):
         raise ModelError("its entry is damaged: check tensors")
     parts = [str(part) for part in entry["tensors"]]

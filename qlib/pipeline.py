@@ -2,7 +2,7 @@
 
 1. check everything that can be checked: methods, patterns, grids, weights, calibration list
 2. write down the settings: what the manifest keeps, and what tells one run from another
-3. copy the model and quantize it block by block, in order of computation
+3. copy the model and quantize it block by block, in order of computation; then the token tables
 4. report each layer's error, and what was left in float and why
 """
 
@@ -12,7 +12,7 @@ import copy
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,23 @@ def _run(request: Request, settings: Mapping[str, Any]) -> tuple[Model, list[Lay
     with finished_blocks(request.folder, settings, model) as finished, ExitStack() as held:
         batches, quantized = request.batches(), copy.deepcopy(model)
         bar = held.enter_context(
-            progress_bar(show=request.progress, total=count_blocks(model), desc=request.title, unit="block")
+            progress_bar(
+                show=request.progress,
+                total=count_blocks(model) + len(request.tables),
+                desc=request.title,
+                unit="block",
+            )
         )
-        quantizer = BlockQuantizer(
+        blocks = BlockQuantizer(
             chain, request.grids, request.activation, lambda loss: bar.set_postfix(loss=f"{loss:.3g}")
         )
-        for visit in walk_blocks(quantized, batches, model if chain.learns else None):
+        head = replace(blocks, chain=chain.for_table(multiplied=True))
+        lookup = replace(blocks, chain=chain.for_table(multiplied=False), activation=None)
+        tables = {model.token_layers.head: head, model.token_layers.embedding: lookup}
+        for visit in walk_blocks(quantized, batches, model if chain.learns else None, request.tables):
             known = None if finished is None else finished.load(visit.name, quantized)
             if known is None:
-                block = quantizer.quantize(visit)
+                block = tables.get(visit.name, blocks).quantize(visit)
                 known = list(block.reports)
                 if finished is not None:
                     finished.save(visit.name, quantized, block.changed, known)
