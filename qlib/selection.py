@@ -147,8 +147,8 @@ def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str
     for pattern in weight:
         if not any(matches(name, pattern) for name in names):
             raise QuantError(
-                f"weight gives a grid to {pattern!r}, which matches no linear layer. "
-                f"{_layers_are(layers, pattern)}"
+                f"weight gives a grid to {pattern!r}, which matches no linear layer and no token table. "
+                f"{_layers_are([*layers, *model.tables], pattern)}"
             )
     tables = table_grids(model, weight)
     outside = [name for name in layers if name not in tables]
