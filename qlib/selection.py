@@ -88,7 +88,7 @@ def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[s
         return f"{type(module).__name__}, not a linear layer"
     if any(matches(name, pattern) for pattern in skip):
         return "skipped as asked"
-    return "" if inside else "a token table, rounded only where a pattern of weight names it"
+    return "" if inside else "token table, which weight does not name"
 
 
 def _layers_are(known: Sequence[str], pattern: str) -> str:
