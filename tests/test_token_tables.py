@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from speech_fixtures import utterances
 from storage_cases import TEXTS, print_of
 from torch import Tensor, nn
@@ -19,15 +19,18 @@ import qlib
 from draftlib import SpeculativeDecoder
 from qlib.asr.calibration import speech_batches
 from qlib.asr.datasets import Utterance
+from qlib.calibrate import walk_blocks
 from qlib.errors import ModelError, QuantError
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
+from qlib.methods.contracts import Needs
 from qlib.methods.gptq import gptq
 from qlib.methods.rtn import rtn
-from qlib.models.disk.hashes import sealed
+from qlib.models.disk.hashes import sealed, sha256_of
 from qlib.models.quantized_linear import TiedEmbedding
 from qlib.models.speech import SpeechModel
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
+from qlib.models.text_structure import TextBatch
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper
 from qlib.quantize_block import BlockQuantizer
 from qlib.text import text_batches
@@ -198,9 +201,19 @@ def test_gptq_of_the_head_sees_its_inputs_behind_quantized_blocks(
     assert error(found.weight) < 0.9 * error(rtn(table, COARSE).decode())
 
 
+def test_padding_is_no_input_of_the_head() -> None:
+    model = tiny_llama(2)
+    tokens = torch.tensor([[1, 5, 9, 200, 7, 0, 0]])
+    batches = [TextBatch(tokens, tokens > 0)], [TextBatch(tokens[:, :5], tokens[:, :5] > 0)]
+    padded, plain = ([*walk_blocks(model, each, tables=["lm_head"])][-1].collect(Needs.HESSIAN)["lm_head"]
+                     for each in batches)  # fmt: skip
+    assert padded.tokens == plain.tokens == 5
+    torch.testing.assert_close(padded.hessian, plain.hessian)
+
+
 @pytest.mark.parametrize("method", [qlib.GPTQ(), qlib.SpQR(), qlib.QUIK(columns=2)], ids=lambda m: m.name)
 def test_an_embedding_of_its_own_is_rounded_to_nearest_and_says_so(method: Any) -> None:
-    result = both("untied llama", [method])
+    result = both("untied llama", [method], activation=qlib.PerTensor(8))
     model, (embedding, _) = FAMILIES["untied llama"](), names(result.model)
     layer = result.model.get_submodule(embedding)
     assert isinstance(layer, FakeQuantEmbedding)
@@ -292,8 +305,7 @@ def test_a_checkpoint_holds_each_table_once_and_gives_it_back(family: str, bits:
     again = qlib.load_quantized(folder)
     assert print_of(again) == print_of(result.model)
     assert torch.equal(logits(again), logits(result.model))
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stored = load_file(folder / "model.safetensors")
     rows, columns = result.model.get_submodule(names(again)[1]).codes.shape
     tables = [name for name, value in stored.items() if value.numel() >= rows * columns * bits // 8
               and name.startswith(tuple(names(again)))]  # fmt: skip
@@ -301,15 +313,30 @@ def test_a_checkpoint_holds_each_table_once_and_gives_it_back(family: str, bits:
     assert all(stored[name].nbytes == rows * columns * bits / 8 for name in tables)
 
 
-def test_an_entry_in_the_place_of_a_tied_embedding_is_refused(tmp_path: Path) -> None:
-    folder = table_alone(tiny_llama()).save(tmp_path / "saved")
-    for name in ("model.embed_tokens", "model.norm"):
-        path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["layers"] = {name: next(iter(manifest["layers"].values()))}
-        path.write_text(json.dumps(sealed(manifest)))
-        with pytest.raises(ModelError, match=rf"do not give the layer {name}: .*"):
-            qlib.load_quantized(folder)
+@pytest.mark.parametrize(
+    ("family", "start", "name", "message"),
+    [
+        ("llama", "lm_head", "model.embed_tokens", r"no table of its own there"),
+        ("llama", "lm_head", "model.norm", r"a RMSNorm, neither a linear layer nor an embedding"),
+        ("whisper", "proj_out", "model.decoder.embed_positions", r"no table of its own there"),
+        ("untied llama", "lm_head", "model.embed_tokens", r"reads whole numbers: check activation"),
+    ],
+)
+def test_an_entry_in_a_place_that_holds_no_such_table(
+    family: str, start: str, name: str, message: str, tmp_path: Path
+) -> None:
+    """A head's entry and tensors under another name; the hashes are right."""
+    result = table_alone(FAMILIES[family](), activation=qlib.PerToken(8))
+    folder = result.save(tmp_path / "saved")
+    weights, path = folder / "model.safetensors", folder / "manifest.json"
+    tensors = {key.replace(start, name): value for key, value in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    manifest = json.loads(path.read_text())
+    manifest["files"][weights.name] = sha256_of(weights)
+    manifest["layers"] = {name: manifest["layers"][start]}
+    path.write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(ModelError, match=rf"do not give the layer {name}: .*{message}"):
+        qlib.load_quantized(folder)
 
 
 @pytest.mark.parametrize("family", ["llama", "untied llama"])
@@ -346,7 +373,7 @@ def test_packed_copies_compute_the_same(family: str) -> None:
     assert packed.model.embed_tokens.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-@pytest.mark.parametrize("activation", [None, qlib.PerToken(8)])
+@pytest.mark.parametrize("activation", [None, qlib.PerToken(2)])
 @pytest.mark.parametrize("family", SPEECH)
 def test_speech_is_transcribed_alike_packed_or_not(
     family: str, activation: Any, recordings: list[Utterance]
@@ -355,9 +382,9 @@ def test_speech_is_transcribed_alike_packed_or_not(
     quantized = table_alone(model, qlib.Grid(8), activation=activation).model
     assert isinstance(quantized, SpeechModel)
     texts = [each.tokens for each in qlib.transcribe(quantized, recordings)]
-    if activation is None:
-        by_hand = rounded_by_hand(model, qlib.Grid(8))
-        assert texts == [each.tokens for each in qlib.transcribe(by_hand, recordings)]
+    by_hand = rounded_by_hand(model, qlib.Grid(8))
+    same = texts == [each.tokens for each in qlib.transcribe(by_hand, recordings)]
+    assert same == (activation is None)
     assert texts == [each.tokens for each in qlib.transcribe(quantized.pack(), recordings)]
     assert any(texts)
 
@@ -397,6 +424,8 @@ def test_the_plan_as_text() -> None:
     assert lines[-1].endswith("float: token table, which weight does not name")
     with pytest.raises(QuantError, match=r"no grid to 14 of 15 layers"):
         qlib.layers(model, weight={"lm_head": GRID})
+    with pytest.raises(QuantError, match=r"group=32 .* of lm_head"):
+        qlib.layers(model, weight={"*": GRID, "lm_head": qlib.Grid(4, 32)})
 
 
 def test_a_float_table_is_still_an_embedding() -> None:
