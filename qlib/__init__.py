@@ -25,7 +25,7 @@ from qlib.errors import (
     QuantError,
 )
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
 from qlib.overview import layers
@@ -42,6 +42,7 @@ __all__ = [
     "RTN",
     "Comparison",
     "DataError",
+    "FakeQuantEmbedding",
     "FakeQuantLinear",
     "FetchError",
     "FileError",

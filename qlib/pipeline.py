@@ -79,29 +79,40 @@ def quantize(
     weight : Grid, or mapping of patterns to grids
         Bits, group and symmetry of the weights. A mapping of patterns, as for `skip`, gives a grid to
         the layers of each: ``{"*": Grid(3, 64), "fc2": Grid(8)}``. The last pattern that covers a layer wins,
-        and a full name wins over all patterns.
+        and a full name wins over all patterns. Token embedding and head stay in float unless a pattern other
+        than the bare ``*`` covers them: ``{"*": Grid(4, 64), "embed_tokens": Grid(4, 64)}``. Where the two
+        are tied, both compute with one quantized table, named by either. ``"decoder"`` covers all that is in
+        the decoder, its embedding too. `qlib.layers` with the same mapping shows what it does.
     activation : PerToken or PerTensor, optional
-        Rounds the input of every quantized layer while the model runs.
+        Rounds the input of every quantized layer while the model runs, of a quantized head too. An embedding
+        has no input to round.
     calib : iterable of Utterance, or of str for a text model
         Recordings and transcripts, or texts, for methods that look at the inputs. Keep them apart from test
         data.
     skip : str or iterable of str
         Layers to leave in float: names or patterns (``*``, ``?``) of whole paths, or of a path's end
-        (``fc2``, ``encoder_attn.*``). A head that is tied to the embedding always stays.
+        (``fc2``, ``encoder_attn.*``).
     work : str or Path, optional
         Folder for finished blocks: a killed run with the same arguments goes on from there, to the same
         codes.
     progress : bool
         Show a progress bar over the blocks.
 
+    Notes
+    -----
+    Token tables are rounded behind the last block. A head is rounded by the method, with the statistics of
+    the hidden states that the quantized blocks give it, but transformations leave it as it is. The rows of
+    an embedding that is not tied to a head are looked up, not multiplied: methods that need inputs have
+    none, and it is rounded to nearest.
+
     Raises
     ------
     QuantError
         Anything that cannot be done as asked, before the work begins: arguments of another type, unknown
         methods or an impossible chain, a grid or layer that a method cannot round, a pattern that matches
-        nothing, a layer without a grid, nothing left to quantize, a group larger than a layer, a NaN weight,
-        a missing calibration list, a work folder of another run or in use by one, a method that does not
-        tell runs apart. The message names the layers. Later: a method that returns something else than it
+        nothing, a layer without a grid, two grids for one table, nothing left to quantize, a group larger
+        than a layer, a NaN weight, a missing calibration list, a work folder of another run or in use by one,
+        a method that does not tell runs apart. The message names the layers. Later: a method that returns something else than it
         promised.
     DataError
         A calibration entry of another kind, or a recording that cannot be used; the message counts from 1.
