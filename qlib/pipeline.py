@@ -112,8 +112,8 @@ def quantize(
         methods or an impossible chain, a grid or layer that a method cannot round, a pattern that matches
         nothing, a layer without a grid, two grids for one table, nothing left to quantize, a group larger
         than a layer, a NaN weight, a missing calibration list, a work folder of another run or in use by one,
-        a method that does not tell runs apart. The message names the layers. Later: a method that returns something else than it
-        promised.
+        a method that does not tell runs apart. The message names the layers. Later: a method that returns
+        something else than it promised.
     DataError
         A calibration entry of another kind, or a recording that cannot be used; the message counts from 1.
     """
