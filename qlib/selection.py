@@ -59,9 +59,9 @@ def choose_layers(
         for layer in table_grids(model, weight)
         if not any(matches(name, pattern) for name in model.tables[layer] for pattern in skip)
     }
-    inside = {*known, *(name for names in tables.values() for name in names)}
+    rounded = {*known, *(name for names in tables.values() for name in names)}
     reasons = {
-        name: "" if name in tables else _reason_to_skip(model, name, module, skip, name in inside)
+        name: _reason_to_skip(model, name, module, skip, name in rounded)
         for name, module in modules.items()
         if list(module.parameters(recurse=False))
     }
@@ -77,10 +77,10 @@ def choose_layers(
     return layers, tuple((name, reason) for name, reason in reasons.items() if reason)
 
 
-def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], inside: bool) -> str:
-    """Return why a module with weights stays in float, or nothing."""
+def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], rounded: bool) -> str:
+    """Return why a module with weights stays in float, or nothing; `skip` still counts for layers of blocks."""
     table = any(name in names for names in model.tables.values())
-    if inside and table:  # the second name of a table that is rounded
+    if rounded and table:
         return ""
     if f"{name}.weight" in model.tied:
         return "shares its weight with the token embedding"
@@ -88,7 +88,9 @@ def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[s
         return f"{type(module).__name__}, not a linear layer"
     if any(matches(name, pattern) for pattern in skip):
         return "skipped as asked"
-    return "" if inside else "token table, which weight does not name"
+    if rounded:
+        return ""
+    return "token table, which weight does not name" if table else "stands outside the blocks"
 
 
 def _layers_are(known: Sequence[str], pattern: str) -> str:
