@@ -78,7 +78,7 @@ def choose_layers(
 
 
 def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], rounded: bool) -> str:
-    """Return why a module with weights stays in float, or nothing; `skip` still counts for layers of blocks."""
+    """Return why a module with weights stays in float, or nothing."""
     table = any(name in names for names in model.tables.values())
     if rounded and table:
         return ""
