@@ -7,7 +7,8 @@
 
 Reading gives the same model bit for bit: scales are stored in float32 as they are used, zero points as
 packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
-16-bit checkpoint and were not changed).
+16-bit checkpoint and were not changed). Parameters that a formula gives are computed again: see
+`Model.computed`.
 
 A folder is the old checkpoint or the new one, whatever happens while it is written: see
 `qlib.models.disk`. Whatever is read is hashed, so a checkpoint that was changed does not load.
@@ -131,8 +132,10 @@ def _write(
     for name, layer in layers.items():
         stored, entries[name] = pack_layer(name, layer)
         tensors |= stored
-    for name, value in model.state_dict().items():
-        if name.rpartition(".")[0] not in layers and name not in model.tied:
+    state = model.state_dict()
+    computed = [name for name, value in model.computed().items() if _is(state[name], value)]
+    for name, value in state.items():
+        if name.rpartition(".")[0] not in layers and name not in (*model.tied, *computed):
             tensors[name] = to_16_bits(value.detach().cpu()).contiguous()
     save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
     model.save_description(fresh)
@@ -148,8 +151,14 @@ def _write(
             "quantdraft": library_version(),
         },
         "layers": entries,
+        "computed": computed,
     }
     (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
+
+
+def _is(tensor: Tensor, value: Tensor) -> bool:
+    """Return whether a parameter has this value, in its own dtype."""
+    return torch.equal(tensor.cpu(), value.to(tensor.dtype))
 
 
 def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantWeight]:
@@ -221,6 +230,9 @@ def _read(folder: Path) -> Model:
                 ) from error
             model.replace(name, layer)
             placed |= {f"{name}.{key}" for key in layer.state_dict()}
+    for name, value in _computed(path, manifest, model).items():
+        model.put(name, nn.Parameter(value.to(dtype), requires_grad=False))
+        placed.add(name)
     fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
     if changed := [name for name in seen if identity(folder / name) != seen[name]]:
         raise ModelError(f"{folder / changed[0]} was changed while it was read. Load the checkpoint again.")
@@ -243,6 +255,20 @@ def _read_layer(
     if missing := sorted(part for part in parts if tensors.pop(f"{name}.{part}", None) is None):
         raise ModelError(f"{WEIGHTS} lacks the {list_names(missing)} of {name}")
     return unpack_layer({part: file.get_tensor(f"{name}.{part}") for part in parts}, entry, like, dtype)
+
+
+def _computed(path: Path, manifest: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
+    """Return the parameters that are not stored, because a formula gives them."""
+    names = manifest.get("computed", [])
+    if not names:
+        return {}
+    known = model.computed()
+    if not isinstance(names, list) or not {*map(str, names)} <= {*known}:
+        raise ModelError(
+            f"{path}: computed is {names}, and this architecture computes {list_names(known) or 'nothing'}. "
+            "Copy or make the checkpoint again."
+        )
+    return {name: known[name] for name in names}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -159,17 +159,18 @@ class Model(nn.Module):
 
         An embedding that is tied to it reads its rows from the new layer.
         """
-        self._set(name, layer)
+        self.put(name, layer)
         if (other := self.tied.get(f"{name}.weight")) is not None:
-            self._set(other.removesuffix(".weight"), TiedEmbedding(layer))
+            self.put(other.removesuffix(".weight"), TiedEmbedding(layer))
 
     def tie(self) -> None:
         """Make tied parameters the same tensor again, after new ones were put in place."""
         for name, other in self.tied.items():
             if not isinstance(self.get_submodule(name.rpartition(".")[0]), QuantizedLinear):
-                self._set(name, self.get_parameter(other))
+                self.put(name, self.get_parameter(other))
 
-    def _set(self, path: str, value: nn.Module | nn.Parameter) -> None:
+    def put(self, path: str, value: nn.Module | nn.Parameter) -> None:
+        """Put a module or a parameter in the place of the one of that path, and do nothing else."""
         parent, _, child = path.rpartition(".")
         setattr(self.get_submodule(parent), child, value)
 
@@ -187,6 +188,13 @@ class Model(nn.Module):
             "one for both. Remove the first from the file if it is a leftover; else this checkpoint cannot "
             "be used."
         )
+
+    def computed(self) -> dict[str, Tensor]:
+        """Return the parameters that published checkpoints took from a formula, by name, as those hold them.
+
+        A quantized checkpoint need not store them where they are as the formula says.
+        """
+        return {}
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""

@@ -107,6 +107,17 @@ class DecoderLayer(nn.Module):
         return hidden + call(self.fc2, F.gelu(self.fc1(x)))
 
 
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Return the encoder's position vectors [positions, width]: sines, then cosines, from fast to slow.
+
+    The formula is that of Vaswani et al. 2017, arXiv 1706.03762, section 3.5, with the slowest period 10,000
+    times the fastest. In float64, rounded to float16, they are those of OpenAI's checkpoints bit for bit.
+    """
+    speed = 10_000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2 - 1))
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * speed
+    return torch.cat([angles.sin(), angles.cos()], 1).half()
+
+
 class WhisperEncoder(nn.Module):
     """Convolution stem, sinusoid positions (stored in the checkpoint), layers, final norm."""
 
@@ -185,6 +196,11 @@ class Whisper(SpeechModel):
         self.model: WhisperCore = WhisperCore(config)
         self.proj_out: nn.Module = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie()
+
+    def computed(self) -> dict[str, Tensor]:
+        """Return the encoder's positions, by name."""
+        vectors = sinusoids(self.config.max_source_positions, self.config.d_model)
+        return {"model.encoder.embed_positions.weight": vectors}
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
