@@ -32,7 +32,7 @@ from qlib.errors import (
     QuantError,
 )
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
 from qlib.overview import layers
@@ -50,6 +50,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "DataError",
+    "FakeQuantEmbedding",
     "FakeQuantLinear",
     "FetchError",
     "FileError",

@@ -26,12 +26,13 @@ from qlib.chain import Chain, Method
 from qlib.errors import QuantError
 from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear, FakeQuantWeight
 from qlib.methods.contracts import BlockMethod, BlockTask, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.quantized_weight import QuantizedWeight
 from qlib.report import LayerReport, output_error, weight_error
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
+from qlib.selection import Layer
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,18 @@ class BlockQuantizer:
     ) -> LayerReport:
         """Put one quantized layer in place; report how far it is from the weight that the user had."""
         model, grid, stats = block.visit.model, self.grids[name], block.stats[name]
-        layer = FakeQuantLinear.from_linear(_linear(model, name), quantized, grid, activation)
+        old = _layer(model, name)
+        layer: FakeQuantWeight
+        if isinstance(old, nn.Embedding):
+            layer = FakeQuantEmbedding(quantized, grid, old.weight.dtype)
+        else:
+            layer = FakeQuantLinear.from_linear(old, quantized, grid, activation)
         model.replace(name, layer)
         weight, values = block.reference[f"{name}.weight"], layer.weight
         return LayerReport(
             name=name,
-            outputs=layer.out_features,
-            inputs=layer.in_features,
+            outputs=weight.shape[0],
+            inputs=weight.shape[1],
             method=self.chain.name,
             grid=str(grid),
             activation="float" if activation is None else str(activation),
@@ -258,13 +264,13 @@ def _named_errors(method: Method, where: str) -> Iterator[None]:
 
 
 def _weight(model: Model, name: str) -> Tensor:
-    return _linear(model, name).weight.detach()
+    return _layer(model, name).weight.detach()
 
 
-def _linear(model: Model, name: str) -> nn.Linear:
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear
+def _layer(model: Model, name: str) -> Layer:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Layer)
+    return layer
 
 
 def _parameters(model: Model, group: LayerGroup) -> dict[str, Tensor]:

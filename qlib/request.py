@@ -44,6 +44,11 @@ class Request:
         return bool(self.chain.needs) or any(map(is_static, self.activations.values()))
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """The token tables among the layers."""
+        return tuple(name for name in self.model.tables if name in self.grids)
+
+    @property
     def title(self) -> str:
         """Methods and grids in one line."""
         if isinstance(self.weight, Grid):
@@ -106,11 +111,14 @@ def check_request(
         as_activation(activation),
     )
     folder, patterns, data = as_folder(work), as_patterns(skip), as_calibration(calib, model)
-    layers, skipped = choose_layers(model, patterns)
+    layers, skipped = choose_layers(model, patterns, weight)
     grids = choose_grids(model, layers, weight)
     activations = choose_roundings(model, layers, activation)
     check_layers(layers, grids)
-    chain.check_weights(layers, grids)
+    tables = {name: grids[name] for name in model.tables if name in grids}
+    chain.check_weights(layers, {name: grid for name, grid in grids.items() if name not in tables})
+    for name, grid in tables.items():
+        chain.for_table(name == model.token_layers.head).check_weights(layers, {name: grid})
     chain.check_mixed(model, grids)
     show = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
     request = Request(

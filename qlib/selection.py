@@ -2,6 +2,9 @@
 
 A pattern covers the modules whose path ends with it, and all that lies inside of them: ``fc2`` covers every
 fc2, ``encoder_attn`` all of cross-attention. ``*`` stands for any characters and ``?`` for one.
+
+Token tables (`Model.tables`) stay in float unless they are named: by another pattern of ``weight`` than the
+bare ``*``. A table that is embedding and head at once may be named as either.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from torch import nn
 from qlib.activation import Rounding
 from qlib.errors import QuantError, did_you_mean, list_names
 from qlib.grid import Grid, check_weight
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantWeight
 from qlib.models.structure import Model
 
 T = TypeVar("T")
+Layer = nn.Linear | nn.Embedding
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -28,18 +32,21 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def choose_layers(
-    model: Model, skip: Sequence[str]
-) -> tuple[dict[str, nn.Linear], tuple[tuple[str, str], ...]]:
+    model: Model, skip: Sequence[str], weight: Grid | Mapping[str, Grid] | None = None
+) -> tuple[dict[str, Layer], tuple[tuple[str, str], ...]]:
     """Return the layers to quantize by name, and all other modules with weights, each with a reason.
+
+    Token tables are among the layers, behind all others, where `weight` names them.
 
     Raises
     ------
     QuantError
-        The model is quantized already, a pattern matches no module, or no layer is left.
+        The model is quantized already, a pattern matches no module, no layer is left, or a table is given two
+        grids by its two names.
     """
     model.require_unpacked("quantized")
     modules = {name: module for name, module in model.named_modules() if name}
-    if done := [name for name, module in modules.items() if isinstance(module, FakeQuantLinear)]:
+    if done := [name for name, module in modules.items() if isinstance(module, FakeQuantWeight)]:
         raise QuantError(f"The model is quantized already: {list_names(done)}. Quantize the float model.")
     blocks = [block for stage in model.stages() for block in stage.blocks]
     known = [
@@ -51,13 +58,21 @@ def choose_layers(
     for pattern in skip:
         if not any(matches(name, pattern) for name in modules):
             raise QuantError(f"skip pattern {pattern!r} matches no module. {_layers_are(known, pattern)}")
+    tables = {
+        layer: model.tables[layer]
+        for layer in table_grids(model, weight)
+        if not any(matches(name, pattern) for name in model.tables[layer] for pattern in skip)
+    }
+    rounded = {*known, *(name for names in tables.values() for name in names)}
     reasons = {
-        name: _reason_to_skip(model, name, module, skip, name in known)
+        name: _reason_to_skip(model, name, module, skip, name in rounded)
         for name, module in modules.items()
         if list(module.parameters(recurse=False))
     }
-    layers = {
-        name: module for name in known if not reasons[name] and isinstance(module := modules[name], nn.Linear)
+    layers: dict[str, Layer] = {
+        name: module
+        for name in (*known, *tables)
+        if not reasons[name] and isinstance(module := modules[name], Layer)
     }
     if not layers:
         raise QuantError(
@@ -66,15 +81,20 @@ def choose_layers(
     return layers, tuple((name, reason) for name, reason in reasons.items() if reason)
 
 
-def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], inside: bool) -> str:
+def _reason_to_skip(model: Model, name: str, module: nn.Module, skip: Sequence[str], rounded: bool) -> str:
     """Return why a module with weights stays in float, or nothing."""
+    table = any(name in names for names in model.tables.values())
+    if rounded and table:
+        return ""
     if f"{name}.weight" in model.tied:
         return "shares its weight with the token embedding"
-    if not isinstance(module, nn.Linear):
+    if not table and not isinstance(module, nn.Linear):
         return f"{type(module).__name__}, not a linear layer"
     if any(matches(name, pattern) for pattern in skip):
         return "skipped as asked"
-    return "" if inside else "stands outside the blocks"
+    if rounded:
+        return ""
+    return "token table, which weight does not name" if table else "stands outside the blocks"
 
 
 def _layers_are(known: Sequence[str], pattern: str) -> str:
@@ -89,17 +109,53 @@ class _Argument:
 
     name: str
     gives: str  # to a layer
+    covers: str  # nothing, where a pattern is wrong
     remedy: str  # where it gives nothing to some layers
 
 
 _WEIGHT = _Argument(
     "weight",
     "grid",
+    "no linear layer and no token table",
     "Put '*': qlib.Grid(...) in front for all others, or leave these layers in float by skip=[...].",
 )
 _ACTIVATION = _Argument(
-    "activation", "rounding", "Put '*': None in front to leave the inputs of all others in float."
+    "activation",
+    "rounding",
+    "no linear layer",
+    "Put '*': None in front to leave the inputs of all others in float.",
 )
+
+
+def table_grids(model: Model, weight: Grid | Mapping[str, Grid] | None) -> dict[str, Grid]:
+    """Return the grid of each token table that `weight` names, by the layer that holds the table.
+
+    Raises
+    ------
+    QuantError
+        The two names of a table are given two grids.
+    """
+    if weight is None or isinstance(weight, Grid):
+        return {}
+    patterns = [pattern for pattern in weight if pattern != "*"]
+    found: dict[str, Grid] = {}
+    for layer, names in model.tables.items():
+        grids = {name: weight[each[-1]] for name in names if (each := _covering(name, patterns))}
+        if len(set(grids.values())) > 1:
+            given = " and ".join(f"{grid} to {name}" for name, grid in grids.items())
+            raise QuantError(
+                f"weight gives {given}, and these are one table, as embedding and as head. Give both names "
+                "the same grid."
+            )
+        if grids:
+            found[layer] = next(iter(grids.values()))
+    return found
+
+
+def _covering(name: str, patterns: Iterable[str]) -> list[str]:
+    """Return the patterns that cover a layer; its full name alone where that is one of them."""
+    patterns = list(patterns)
+    return [name] if name in patterns else [each for each in patterns if matches(name, each)]
 
 
 def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str, Grid]) -> dict[str, Grid]:
@@ -115,35 +171,52 @@ def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str
     """
     if isinstance(weight, Grid):
         return dict.fromkeys(layers, weight)
-    return _choose(model, list(layers), weight, _WEIGHT)
+    tables = table_grids(model, weight)
+    names = [name for names in model.tables.values() for name in names]
+    return _choose([*_linears(model), *names], list(layers), weight, _WEIGHT, tables)
 
 
 def choose_roundings(
     model: Model, layers: Iterable[str], activation: Rounding | Mapping[str, Rounding]
 ) -> dict[str, Rounding]:
-    """Return how the input of each layer is rounded; rules and errors as in `choose_grids`."""
+    """Return how the input of each layer is rounded; rules and errors as in `choose_grids`.
+
+    An embedding has no input to round.
+    """
+    linears = set(_linears(model))
+    without = {name: None for name in layers if name not in linears}
+    multiplied = [name for name in layers if name in linears]
     if not isinstance(activation, Mapping):
-        return dict.fromkeys(layers, activation)
-    return _choose(model, list(layers), activation, _ACTIVATION)
+        return {**dict.fromkeys(multiplied, activation), **without}
+    return {**_choose(list(linears), multiplied, activation, _ACTIVATION, {}), **without}
 
 
-def _choose(model: Model, layers: Sequence[str], given: Mapping[str, T], argument: _Argument) -> dict[str, T]:
-    """Return what a mapping of patterns gives to each layer."""
+def _linears(model: Model) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _choose(
+    paths: Sequence[str],
+    layers: Sequence[str],
+    given: Mapping[str, T],
+    argument: _Argument,
+    tables: Mapping[str, T],
+) -> dict[str, T]:
+    """Return what a mapping of patterns gives to each layer; `paths` can be covered, `tables` are settled."""
     name, gives = argument.name, argument.gives
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     for pattern in given:
-        if not any(matches(path, pattern) for path in linears):
+        if not any(matches(path, pattern) for path in paths):
             raise QuantError(
-                f"{name} gives a {gives} to {pattern!r}, which matches no linear layer. "
-                f"{_layers_are(layers, pattern)}"
+                f"{name} gives a {gives} to {pattern!r}, which matches {argument.covers}. "
+                f"{_layers_are([*layers, *(path for path in paths if path not in layers)], pattern)}"
             )
-    patterns = [pattern for pattern in given if pattern not in layers]
-    _check_order(patterns, layers, argument)
-    found: dict[str, T] = {}
-    for layer in layers:
-        covering = [layer] if layer in given else [each for each in patterns if matches(layer, each)]
-        if covering:
-            found[layer] = given[covering[-1]]
+    outside = [layer for layer in layers if layer not in tables]
+    _check_order([pattern for pattern in given if pattern not in layers], outside, argument)
+    found = {
+        layer: tables[layer] if layer in tables else given[covering[-1]]
+        for layer in layers
+        if layer in tables or (covering := _covering(layer, given))
+    }
     if missing := [layer for layer in layers if layer not in found]:
         raise QuantError(
             f"{name} gives no {gives} to {len(missing)} of {len(layers)} layers: {list_names(missing)}. "
@@ -172,7 +245,7 @@ def by_grid(grids: Mapping[str, Grid]) -> dict[Grid, list[str]]:
     return found
 
 
-def check_layers(layers: Mapping[str, nn.Linear], grids: Mapping[str, Grid]) -> None:
+def check_layers(layers: Mapping[str, Layer], grids: Mapping[str, Grid]) -> None:
     """Refuse grids and weights that some layer cannot be rounded with, naming every such layer.
 
     Raises
@@ -181,9 +254,10 @@ def check_layers(layers: Mapping[str, nn.Linear], grids: Mapping[str, Grid]) -> 
         A group is larger than its layer, or a weight is not finite.
     """
     for grid, names in by_grid(grids).items():
-        narrow = {n: layers[n].in_features for n in names if layers[n].in_features < (grid.group or 1)}
+        columns = {name: layers[name].weight.shape[1] for name in names}
+        narrow = [name for name in names if columns[name] < (grid.group or 1)]
         if narrow:
-            grid.check(min(narrow.values()), list_names(narrow))
+            grid.check(min(columns[name] for name in narrow), list_names(narrow))
     for name, layer in layers.items():
         try:
             check_weight(layer.weight)

@@ -18,7 +18,7 @@ from qlib.activation import Activation
 from qlib.activation_state import describe, restore
 from qlib.errors import ModelError, QlibError, QuantError, list_names
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear, FakeQuantWeight
 from qlib.quantized_weight import TENSORS
 from qlib.stored_checks import check_consistent, check_kept_columns, expect_tensor
 from qlib.stored_weight import complete, pack_weight, to_16_bits, unpack_weight
@@ -110,7 +110,7 @@ def _kinds(value: Any) -> bool:
     return all(type(each) in KINDS.get(key, (type(each),)) and _kinds(each) for key, each in value.items())
 
 
-def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_layer(name: str, layer: FakeQuantWeight) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a layer as it stands on disk: its tensors by full name, on the CPU, and the manifest's entry.
 
     Raises
@@ -126,10 +126,11 @@ def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], di
         ) from error
     if layer.bias is not None:
         tensors["bias"] = to_16_bits(layer.bias.detach())
+    rows, columns = layer.codes.shape
     entry = Entry(
         layer.grid,
         layer.activation,
-        (layer.out_features, layer.in_features),
+        (rows, columns),
         layer.second,
         tuple(tensors),
         tuple(layer.notes),
@@ -139,7 +140,7 @@ def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], di
 
 def unpack_layer(
     stored: Mapping[str, Tensor], written: Mapping[str, Any], like: nn.Module, dtype: torch.dtype
-) -> FakeQuantLinear:
+) -> FakeQuantLinear | FakeQuantEmbedding:
     """Return the layer of which `pack_layer` gave the tensors, here without the name, and the entry.
 
     Parameters
@@ -149,7 +150,7 @@ def unpack_layer(
     written : mapping
         The entry.
     like : Module
-        The linear layer in whose place it comes: same shape, and a bias if that has one.
+        The linear layer or embedding in whose place it comes: same shape, and a bias if that has one.
     dtype : torch.dtype
         Dtype of the decoded weight.
 
@@ -159,12 +160,14 @@ def unpack_layer(
         Something does not fit; the message says what, and not which layer.
     """
     entry = Entry.read(written)
-    if not isinstance(like, nn.Linear):
-        raise ModelError(f"in this architecture it is a {type(like).__name__}, not a linear layer")
+    if not isinstance(like, nn.Linear | nn.Embedding):
+        raise ModelError(
+            f"in this architecture it is a {type(like).__name__}, neither a linear layer nor an embedding"
+        )
     if entry.shape != tuple(like.weight.shape):
         raise ModelError(f"its shape is {list(entry.shape)}, in this architecture {list(like.weight.shape)}")
     bias = stored.get("bias")
-    if (bias is None) != (like.bias is None):
+    if (bias is None) != (getattr(like, "bias", None) is None):
         raise ModelError(f"it has {'no' if bias is None else 'a'} bias, unlike in this architecture")
     try:
         weight = unpack_weight(stored, written, dtype)
@@ -174,5 +177,9 @@ def unpack_layer(
         check_kept_columns(entry.activation, weight.columns)
     except DAMAGE as error:
         raise ModelError(str(error)) from error
+    if isinstance(like, nn.Embedding):
+        if entry.activation is not None:
+            raise ModelError("its input is rounded, and an embedding reads whole numbers: check activation")
+        return FakeQuantEmbedding(weight, entry.grid, dtype)
     bias = None if bias is None else bias.to(dtype)
     return FakeQuantLinear(weight, entry.grid, bias, entry.activation, dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantWeight
 from qlib.packing import from_unsigned, pack, to_unsigned, unpack
 from qlib.quantized_weight import QuantizedWeight, SecondLevel, short_integers
 from qlib.stored_checks import check_consistent, expect_tensor
@@ -18,7 +18,7 @@ SHORT = {"scale", "zero", "scale_scale", "scale_zero", "zero_scale", "zero_zero"
 """Floats that a grid may store in 16 bits."""
 
 
-def pack_weight(layer: FakeQuantLinear) -> dict[str, Tensor]:
+def pack_weight(layer: FakeQuantWeight) -> dict[str, Tensor]:
     """Return what a layer's weight takes on disk, by the names of `QuantizedWeight.tensors`.
 
     Codes and whole zeros are packed, and scales take 16 bits where the grid says so. What can be computed is
@@ -32,7 +32,8 @@ def pack_weight(layer: FakeQuantLinear) -> dict[str, Tensor]:
         The weight could not be read back: see `check_consistent`.
     """
     weight, grid = layer.quantized, layer.grid
-    check_consistent(weight, grid, (layer.out_features, layer.in_features))
+    rows, columns = layer.codes.shape
+    check_consistent(weight, grid, (rows, columns))
     tensors = {name: value.contiguous() for name, value in weight.tensors().items()}
     codes = weight.codes
     if weight.columns is not None:
@@ -41,7 +42,7 @@ def pack_weight(layer: FakeQuantLinear) -> dict[str, Tensor]:
     tensors |= _short_floats(weight, grid)
     if weight.zero is not None and not weight.zero.is_floating_point():
         tensors["zero"] = pack(weight.zero, grid.bits)
-    if weight.index is not None and torch.equal(weight.index.cpu(), grid.group_index(layer.in_features)):
+    if weight.index is not None and torch.equal(weight.index.cpu(), grid.group_index(columns)):
         del tensors["index"]
     if weight.outliers is not None:
         tensors["outliers"] = weight.outliers.diff(prepend=weight.outliers.new_zeros(1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -303,6 +305,49 @@ def test_regular_group_index_is_not_stored(result: qlib.Result) -> None:
     layer = result.model.get_submodule("model.encoder.layers.0.fc1")
     assert isinstance(layer, qlib.FakeQuantLinear)
     assert layer.index is not None and "index" not in pack_weight(layer)
+
+
+# --- what a formula gives
+
+POSITIONS = "model.encoder.embed_positions.weight"
+GRID = qlib.Grid(4, 8)
+
+
+def with_sinusoids(shift: float = 0.0) -> Whisper:
+    """A miniature with the positions of published checkpoints, one of them shifted; by loops."""
+    model = tiny_whisper(frames=20)
+    table = model.get_parameter(POSITIONS)
+    for place, channel in itertools.product(range(20), range(8)):
+        angle = place / 10_000 ** (channel / 7)
+        table[place, channel], table[place, channel + 8] = math.sin(angle), math.cos(angle)
+    table.copy_(table.half())
+    table[3, 5] += shift
+    return model
+
+
+def test_positions_of_the_formula_are_computed_and_not_stored(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.float16):
+        model = with_sinusoids().to(dtype)
+        folder = qlib.quantize(model, weight=GRID, progress=False).save(tmp_path / str(dtype))
+        assert json.loads((folder / "manifest.json").read_text())["computed"] == [POSITIONS]
+        assert POSITIONS not in load_file(folder / "model.safetensors")
+        again = qlib.load_quantized(folder).get_parameter(POSITIONS)
+        assert torch.equal(again, model.get_parameter(POSITIONS)) and again.dtype == dtype
+
+
+def test_positions_that_differ_in_one_bit_are_stored(tmp_path: Path) -> None:
+    model = with_sinusoids(2.0**-20)
+    folder = qlib.quantize(model, weight=GRID, progress=False).save(tmp_path / "saved")
+    assert POSITIONS in load_file(folder / "model.safetensors")
+    assert torch.equal(qlib.load_quantized(folder).get_parameter(POSITIONS), model.get_parameter(POSITIONS))
+
+
+@pytest.mark.parametrize("names", [["model.encoder.layer_norm.weight"], [3], "all"])
+def test_what_no_formula_gives_cannot_be_left_out(tmp_path: Path, names: Any) -> None:
+    path = qlib.quantize(with_sinusoids(), weight=GRID, progress=False).save(tmp_path / "s") / "manifest.json"
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), "computed": names})))
+    with pytest.raises(ModelError, match=r"computed is .* this architecture computes model\.encoder"):
+        qlib.load_quantized(path.parent)
 
 
 # --- whose folder it is

@@ -22,7 +22,7 @@ from qlib.methods.awq import awq_scale
 from qlib.methods.contracts import BlockTask, LayerStats, Needs
 from qlib.methods.omniquant import OmniQuant
 from qlib.models.llama import Llama
-from qlib.models.tiny import tiny_llama, tiny_whisper
+from qlib.models.tiny import tiny_llama
 from qlib.selection import choose_grids, choose_layers
 
 TEXTS = ["the heart of the matter is at the heat", "at a heath there was a hat", "the cat sat at the hat"]
@@ -70,14 +70,6 @@ def test_the_last_pattern_wins_and_a_full_name_before_all() -> None:
     assert grids["model.layers.1.mlp.up_proj"] == Grid(2)
     assert chosen(MIXED) == {layer: grid_of(layer) for layer in grids}
     assert set(chosen(Grid(4)).values()) == {Grid(4)}
-
-
-def test_a_layer_that_stays_in_float_may_be_named() -> None:
-    """Whisper's head shares its weight with the embedding: the report says so, as ever."""
-    weight = {"*": COARSE, "proj_out": Grid(8)}
-    report = qlib.quantize(tiny_whisper(), weight=weight, progress=False).report
-    assert {layer.grid for layer in report.layers} == {str(COARSE)}
-    assert ("proj_out", "shares its weight with the token embedding") in report.skipped
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from qlib.asr.greedy import Head, greedy
 from qlib.models.fast.products import reordered_product
+from qlib.models.quantized_linear import QuantizedLinear
 from qlib.models.speech import SpeechModel
 from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
 
@@ -38,9 +39,10 @@ class WindowQueue:
     def __init__(self, model: SpeechModel, batch_size: int, bar: tqdm[object]) -> None:
         self.model, self.batch_size, self.bar = model, batch_size, bar
         # Every step runs through the large head. This layout takes no time to make, so any call profits.
-        self.head: Head = model.proj_out
-        if isinstance(model.proj_out, nn.Linear):
-            self.head = reordered_product(model.proj_out.weight, None) or model.proj_out
+        head = model.proj_out
+        self.head: Head = head
+        if isinstance(head, nn.Linear) or (isinstance(head, QuantizedLinear) and head.activation is None):
+            self.head = reordered_product(head.weight, None) or head
         self.texts: dict[int, list[list[int]]] = {}  # of each recording, one for each of its windows
         self._waiting: list[_Window] = []
         self._held = 0  # samples
