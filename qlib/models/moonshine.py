@@ -298,6 +298,10 @@ class Moonshine(SpeechModel):
         cache.own.advance(new)
         return call(decoder.norm, hidden)
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Final norm and head of what the decoder's last layer writes."""
+        return call(self.proj_out, call(self.model.decoder.norm, hidden))
+
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but the tied head, by the input that it reads, in order of use."""
         return moonshine_groups(self.config)
