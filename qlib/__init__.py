@@ -11,6 +11,7 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
+from qlib.analysis.sensitivity import Sensitivity, sensitivity
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
 from qlib.asr.wer import Comparison, WerResult, compare
@@ -57,6 +58,7 @@ __all__ = [
     "QuantReport",
     "QuantizedWeight",
     "Result",
+    "Sensitivity",
     "SmoothQuant",
     "SpQR",
     "Transcript",
@@ -72,5 +74,6 @@ __all__ = [
     "read_librispeech",
     "read_manifest",
     "save_quantized",
+    "sensitivity",
     "transcribe",
 ]

@@ -11,6 +11,7 @@ block are computed once, by `walk_blocks`, and each replacement inside of it cos
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,12 @@ def batches_of(model: Model, data: Sequence[Any]) -> list[Any]:
     return list(speech_batches(model, [each for each in data if isinstance(each, Utterance)]))
 
 
+def shared_copy(model: Model) -> Model:
+    """Return a model with modules of its own, in which others can be put, and the tensors of this one."""
+    shared = [*model.parameters(), *model.buffers(), getattr(model, "tokenizer", None)]
+    return copy.deepcopy(model, {id(each): each for each in shared})
+
+
 @contextmanager
 def replaced(model: Model, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Put modules in the place of those of the same names; the old ones are back when the context ends."""
@@ -50,19 +57,19 @@ def replaced(model: Model, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 def first_visit(model: Model, batches: Sequence[Any]) -> Visit:
     """Return the visit from which `last_hidden` runs the whole model."""
     stage = model.stages()[0]
-    with torch.no_grad():
-        return Visit(model, stage.blocks[0], stage, [stage.enter(each) for each in batches], list(batches))
+    return Visit(model, stage.blocks[0], stage, [stage.enter(each) for each in batches], list(batches))
 
 
-def decoder_visit(visit: Visit) -> Visit:
-    """Return a visit of the same block whose inputs are computed anew: the embedding was replaced as well."""
-    with torch.no_grad():
-        return replace(visit, inputs=[visit.stage.enter(each) for each in visit.batches])
+def entered(visit: Visit) -> Visit:
+    """Return the visit of a stage's first block with inputs computed anew, as a replaced embedding asks."""
+    return replace(visit, inputs=[visit.stage.enter(each) for each in visit.batches])
 
 
-@torch.no_grad()
 def last_hidden(visit: Visit) -> Iterator[Tensor]:
-    """Yield what the last block writes at the tokens that count, [tokens, D], batch by batch."""
+    """Yield what the last block writes at the tokens that count, [tokens, D], batch by batch.
+
+    Gradients flow where the caller lets them.
+    """
     stages = visit.model.stages()
     number = [stage.name for stage in stages].index(visit.stage.name)
     for hidden, batch in zip(visit.inputs, visit.batches, strict=True):
