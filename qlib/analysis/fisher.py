@@ -3,12 +3,12 @@
 Paper: the second-order view of Optimal Brain Damage (LeCun et al. 1989) with the Fisher information in the
     place of the Hessian, as in Theis et al. 2018 (arXiv 1801.05787).
 Problem: the KL divergence between a model and one whose weights moved by E, without running the second.
-Rule: KL(p || p_E) = 1/2 E[(g . E)^2] + third order, where g is the gradient of log p(y) with respect to the
-    weights, and y is *drawn from the model*.
-Why it works: at E = 0 the divergence is 0 and smallest, so its first derivative vanishes; its second one is the
-    Fisher information E[g g^T]. Drawn tokens make the gradients of two positions uncorrelated, so one
-    backward pass of the sum over all positions serves them all. With the tokens of the transcript in the
-    place of drawn ones that fails: the gradients of a well-trained model there are nearly 0.
+Rule: KL(p || p_E) = 1/2 mean of (g . E)^2, plus terms of third order, where g is the gradient of log p(y)
+    with respect to the weights, and y is drawn from the model.
+Why it works: at E = 0 the divergence is 0 and smallest, so its first derivative vanishes; its second one is
+    the Fisher information, the mean of g g^T. Drawn tokens make the gradients of two positions uncorrelated,
+    so one backward pass of the sum over all positions serves them all. With the tokens of the transcript in
+    the place of drawn ones that fails: the gradients of a well-trained model there are nearly 0.
 Shapes: E and g [outputs, inputs] of each layer; g . E is the sum of the products.
 Left out: third order. At 2 bits the estimate is too large by a factor, and the order of layers stays.
 """
@@ -45,7 +45,7 @@ def drawn_gradients(
         Of the draws.
     """
     work = shared_copy(model)
-    wanted = {name: nn.Parameter(work.get_submodule(name).weight.detach()) for name in layers}
+    wanted = {name: nn.Parameter(work.get_parameter(f"{name}.weight").detach()) for name in layers}
     for module in work.modules():
         for name, value in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(value.detach(), requires_grad=False))

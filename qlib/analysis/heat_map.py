@@ -1,4 +1,4 @@
-"""Losses of a model's layers as a map: blocks from top to bottom, the layers of a block from left to right."""
+"""Losses of a model's layers as a map: a row for each block, a column for each layer inside of it."""
 
 from __future__ import annotations
 

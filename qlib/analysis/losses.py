@@ -53,7 +53,7 @@ class Rounded:
             rounded = FakeQuantLinear.from_linear(linear, self.codes[name, grid], grid)
             found[name] = rounded
             if (tied := tied_head(self.model)) and tied[0] == name:
-                found[tied[1]] = nn.Embedding.from_pretrained(rounded.weight)
+                found[tied[1]] = nn.Embedding(*rounded.weight.shape, _weight=rounded.weight)
         return found
 
     def moved(self, layers: Sequence[str], grid: Grid) -> dict[str, Tensor]:

@@ -299,7 +299,7 @@ class Moonshine(SpeechModel):
         return call(decoder.norm, hidden)
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """Final norm and head of what the decoder's last layer writes."""
+        """Apply the final norm and the head to what the decoder's last layer writes."""
         return call(self.proj_out, call(self.model.decoder.norm, hidden))
 
     def groups(self) -> list[LayerGroup]:

@@ -247,7 +247,7 @@ class TextModel(Model):
         return self.logits(self.decode(tokens))
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """Final norm and head of what the last layer writes."""
+        """Apply the final norm and the head to what the last layer writes."""
         return self.logits(call(self.model.norm, hidden))
 
     def stages(self) -> tuple[TextStage]:

@@ -250,7 +250,7 @@ class Whisper(SpeechModel):
         return call(decoder.layer_norm, hidden)
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """Final norm and head of what the decoder's last layer writes."""
+        """Apply the final norm and the head to what the decoder's last layer writes."""
         return call(self.proj_out, call(self.model.decoder.layer_norm, hidden))
 
     def groups(self) -> list[LayerGroup]:
