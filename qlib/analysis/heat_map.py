@@ -20,7 +20,7 @@ def shade(loss: float, largest: float) -> str:
     """Return the character of a loss.
 
     >>> [shade(loss, 1.0) for loss in (1.0, 0.1, 1e-3, 1e-5, 0.0)]
-    ['@', '*', ':', ' ', ' ']
+    ['@', '#', ':', ' ', ' ']
     """
     if loss <= 0 or largest <= 0:
         return SHADES[0]

@@ -52,8 +52,9 @@ class Rounded:
         for name, linear in linear_layers(self.model, layers).items():
             rounded = FakeQuantLinear.from_linear(linear, self.codes[name, grid], grid)
             found[name] = rounded
+            rows, width = rounded.weight.shape
             if (tied := tied_head(self.model)) and tied[0] == name:
-                found[tied[1]] = nn.Embedding(*rounded.weight.shape, _weight=rounded.weight)
+                found[tied[1]] = nn.Embedding(rows, width, _weight=rounded.weight)
         return found
 
     def moved(self, layers: Sequence[str], grid: Grid) -> dict[str, Tensor]:
