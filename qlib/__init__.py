@@ -11,6 +11,8 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
+from qlib.analysis.explain import explain
+from qlib.analysis.explanation import Explanation
 from qlib.analysis.sensitivity import Sensitivity, sensitivity
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
 from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
@@ -43,6 +45,7 @@ __all__ = [
     "RTN",
     "Comparison",
     "DataError",
+    "Explanation",
     "FakeQuantLinear",
     "FetchError",
     "FileError",
@@ -67,6 +70,7 @@ __all__ = [
     "compare",
     "evaluate_wer",
     "exceeded",
+    "explain",
     "layers",
     "load_model",
     "load_quantized",

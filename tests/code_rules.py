@@ -37,6 +37,9 @@ ONLY_FROM: dict[str, tuple[str, ...]] = {
         "qlib/checkpoint.py",
         "qlib/resume.py",
     ),  # quantizing does not know how layers are stored
+    "qlib.analysis": (  # looks at quantized models; quantizing knows nothing of it
+        *("qlib/analysis/", "qlib/__init__.py", "qlib/__main__.py", "qlib/benchmark/"),
+    ),
     "qlib.benchmark": ("qlib/__main__.py", "qlib/benchmark/"),  # a command, and no part of the library
 }
 # And some files must do without some modules, though their folder may import them.

@@ -33,7 +33,7 @@ from qlib.arguments import as_model
 from qlib.asr.datasets import Utterance, check_utterances, require_text
 from qlib.asr.transcribe import as_speech_model, evaluate_wer
 from qlib.asr.wer import WerResult
-from qlib.calibrate import count_blocks, walk_blocks
+from qlib.calibrate import walk_blocks
 from qlib.errors import QuantError, true_or_false
 from qlib.models.progress import progress_bar
 from qlib.models.structure import Model
@@ -83,7 +83,7 @@ def explain(
     require_text(utterances)
     chosen = utterances[:: -(-len(utterances) // UTTERANCES)]
     parts = components(models)
-    with progress_bar(show=show, desc="explain", total=len(parts) + count_blocks(model) + 7) as bar:
+    with progress_bar(show=show, desc="explain", unit="step") as bar:
         probe = _Probe(models, utterances, batches_of(model, chosen), bar.update)
         before, after = probe.transcribe(model), probe.transcribe(other)  # 1
         found = probe.parts(parts)  # 2
@@ -92,10 +92,9 @@ def explain(
         invented, clamped = _only_after(before, after), probe.clamped()  # 4
     kl = probe.divergence(other)
     weights = split[0].kl if split else kl
-    inputs = split[1].kl if len(split) > 1 else max(kl - weights, 0.0)
-    first = restored[0]
+    rounding = split[1].kl if len(split) > 1 else max(kl - weights, 0.0)
     alone = [each for each in found if each.part in parts]
-    cause = main_cause(before, after, kl, alone, inputs, (first.layers[0], first.kl), invented, clamped)
+    cause = main_cause(before, after, kl, alone, (weights, rounding), restored[0], invented, clamped)
     effects = (*found, *split)
     return Explanation(cause, before, after, kl, effects, restored, invented, clamped, len(chosen))
 
@@ -173,7 +172,8 @@ class _Probe:
             shortlist.remove(best)
             for name, module in self.pair.of_float(best).items():
                 work.replace(name, module)
-            steps.append(Restored(best, left[best], self.transcribe(work)))
+            grid = str(getattr(self.pair.quantized.get_submodule(best[0]), "grid", "float"))
+            steps.append(Restored(best, grid, left[best], self.transcribe(work)))
         return tuple(steps)
 
     def _with_float(self, work: Model, unit: Sequence[str]) -> float:

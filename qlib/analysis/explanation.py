@@ -10,7 +10,7 @@ from qlib.asr.wer import WerResult, compare
 from qlib.models.table import align
 
 MOST = 0.5  # share from which on one thing counts as the cause of a whole
-CLAMPED = 0.01  # share of an input's values outside of its range from which on the range is too narrow
+CLAMPED = 0.001  # share of an input's values outside of its range from which on the range is too narrow
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Restored:
     """The quantized model with some of its layers put back into float."""
 
     layers: tuple[str, ...]  # this step's, in addition to those of the steps before
+    grid: str  # that the first of them was rounded on
     kl: float  # nats a token, what is left
     result: WerResult
 
@@ -70,7 +71,7 @@ class Explanation:
 
     def _steps(self) -> str:
         rows = [["put back into float, in this order", "KL", "WER", "sub", "del", "ins"]]
-        rows += [[_named(each.layers), *_figures(each.kl, each.result)] for each in self.restored]
+        rows += [[_named(each), *_figures(each.kl, each.result)] for each in self.restored]
         return f"\n{align(rows)}"
 
     def _clips(self) -> str:
@@ -90,8 +91,9 @@ def _figures(kl: float, result: WerResult) -> list[str]:
     return [f"{kl:.4f}", f"{result.wer:.2f}", *map(str, counts)]
 
 
-def _named(layers: Sequence[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} tied to it"
+def _named(step: Restored) -> str:
+    others = f" and {len(step.layers) - 1} tied to it" if len(step.layers) > 1 else ""
+    return f"{step.layers[0]}{others} ({step.grid})"
 
 
 def main_cause(
@@ -99,8 +101,8 @@ def main_cause(
     after: WerResult,
     kl: float,
     parts: Sequence[Effect],
-    inputs: float,
-    layer: tuple[str, float],
+    split: tuple[float, float],
+    first: Restored,
     made_up: Sequence[MadeUp],
     clamped: Sequence[tuple[str, float]],
 ) -> str:
@@ -114,29 +116,24 @@ def main_cause(
         Between the two, nats a token.
     parts : sequence of Effect
         Of the components alone.
-    inputs : float
-        The KL that rounding the inputs makes; the rest is the weights'.
-    layer : (str, float)
-        The layer that helps most in float, and the KL that is then left.
+    split : (float, float)
+        The KL that the weights make alone, and that of rounding the inputs.
+    first : Restored
+        The layer that helps most in float.
     made_up : sequence of MadeUp
         Clips with loops or invented text that the float model does not have.
     clamped : sequence of (str, float)
         Layers whose static input range was exceeded, and by which share of the values.
     """
     worst = max(parts, key=lambda each: each.kl)
-    name, left = layer
-    if inputs > MOST * kl:
-        narrow = clamped and clamped[0][1] >= CLAMPED
-        what = "static input ranges that are too narrow" if narrow else "rounded inputs"
-        if narrow:
-            what += f": {clamped[0][0]} cuts off {clamped[0][1]:.1%} of its values"
+    share = 1 - first.kl / kl if kl > 0 else 0.0
+    sentence = f"Main cause: the weights of the {worst.part}"
+    if split[1] > split[0]:
+        sentence = f"Main cause: {_inputs(first, clamped)}"
+    if share >= MOST:
+        sentence += f"; {_named(first)} alone makes {share:.0%} of the divergence"
     else:
-        what = f"the weights of the {worst.part}"
-    sentence = f"Main cause: {what}"
-    if kl > 0 and 1 - left / kl >= MOST:
-        sentence += f"; {name} alone makes {1 - left / kl:.0%} of the divergence"
-    else:
-        sentence += f"; no single layer, the {worst.part} alone diverges by {worst.kl:.3g} of {kl:.3g} nats"
+        sentence += f"; no single layer: the {worst.part} alone diverges by {worst.kl:.3g} of {kl:.3g} nats"
     errors = sum(after.utterance_errors) - sum(before.utterance_errors)
     if errors <= 0:
         return f"No more errors than in float. What differs most: {sentence.removeprefix('Main cause: ')}."
@@ -147,3 +144,12 @@ def main_cause(
         more = f" and {len(made_up) - 1} more clips" if len(made_up) > 1 else ""
         sentence += f"; it shows as {kind} in clip {first.utterance}{more}"
     return f"{sentence}."
+
+
+def _inputs(first: Restored, clamped: Sequence[tuple[str, float]]) -> str:
+    """Say what is wrong with the rounding of inputs; the layer that helps most is named first."""
+    shares = dict(clamped)
+    name = first.layers[0] if first.layers[0] in shares else next(iter(shares), "")
+    if not name or shares[name] < CLAMPED:
+        return "the rounding of inputs"
+    return f"static input ranges that are too narrow: {name} cuts off {shares[name]:.1%} of its values"

@@ -77,20 +77,22 @@ def pair(model: Model, quantized: Model) -> Pair:
             "qlib.quantize or qlib.load_quantized returns."
         )
     _check_same(model, quantized)
-    changed = []
-    for name, module in quantized.named_modules():
-        if name in rounded:
-            continue
-        before = dict(model.get_submodule(name).named_parameters(recurse=False))
-        for key, value in module.named_parameters(recurse=False):
-            if f"{name}.{key}" not in model.tied and not torch.equal(value, before[key].to(value)):
-                changed.append(name)
-                break
+    changed = [name for name in _changed(model, quantized) if name not in rounded]
     tied = tied_head(model)
     if tied and set(tied) & set(rounded):  # a rounded embedding is the head's weight too, and the reverse
         rounded += [name for name in tied if name not in rounded]
         changed = [name for name in changed if name not in tied]
     return Pair(model, quantized, tuple(rounded), tuple(changed))
+
+
+def _changed(model: Model, quantized: Model) -> list[str]:
+    """Return the modules with a parameter of their own that is another one in the quantized model."""
+    found = {}
+    before = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in quantized.named_parameters(remove_duplicate=False):
+        if name in before and name not in model.tied and not torch.equal(value, before[name].to(value)):
+            found[name.rpartition(".")[0]] = True
+    return list(found)
 
 
 def _check_same(model: Model, quantized: Model) -> None:
@@ -159,7 +161,7 @@ def without_input_rounding(model: Model) -> Model:
     work = shared_copy(model)
     for module in work.modules():
         if holds_codes(module) and hasattr(module, "activation"):
-            module.activation = None
+            setattr(module, "activation", None)  # noqa: B010  (torch types it as a tensor or module)
     return work
 
 
