@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,18 +80,19 @@ def explain(
     show = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
     as_speech_model(model)
     models = pair(model, other)
+    models = replace(models, quantized=shared_copy(other))  # its static ranges count what they round
     utterances = check_utterances(data, "explain")
     require_text(utterances)
     chosen = utterances[:: -(-len(utterances) // UTTERANCES)]
     parts = components(models)
     with progress_bar(show=show, desc="explain", unit="step") as bar:
         probe = _Probe(models, utterances, batches_of(model, chosen), bar.update)
-        before, after = probe.transcribe(model), probe.transcribe(other)  # 1
+        before, after = probe.transcribe(model), probe.transcribe(models.quantized)  # 1
         found = probe.parts(parts)  # 2
         split = probe.weights_and_inputs()
         restored = probe.restore(units(models))  # 3
         invented, clamped = _only_after(before, after), probe.clamped()  # 4
-    kl = probe.divergence(other)
+    kl = probe.divergence(models.quantized)
     weights = split[0].kl if split else kl
     rounding = split[1].kl if len(split) > 1 else max(kl - weights, 0.0)
     alone = [each for each in found if each.part in parts]

@@ -139,10 +139,10 @@ def main_cause(
         return f"No more errors than in float. What differs most: {sentence.removeprefix('Main cause: ')}."
     invented = sum(each.words for each in made_up)
     if invented >= MOST * errors:
-        first = made_up[0]
-        kind = f"a loop ({first.loop})" if first.loop else "invented text"
+        clip = made_up[0]
+        kind = f"a loop ({clip.loop})" if clip.loop else "invented text"
         more = f" and {len(made_up) - 1} more clips" if len(made_up) > 1 else ""
-        sentence += f"; it shows as {kind} in clip {first.utterance}{more}"
+        sentence += f"; it shows as {kind} in clip {clip.utterance}{more}"
     return f"{sentence}."
 
 
