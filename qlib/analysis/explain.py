@@ -40,9 +40,9 @@ from qlib.models.progress import progress_bar
 from qlib.models.structure import Model
 from qlib.pipeline import Result
 
-UTTERANCES = 16  # that the divergence is measured on, spread over the list
+UTTERANCES = 8  # that the divergence is measured on, spread over the list
 STEPS = 3  # layers that are put back
-SHORTLIST = 8  # layers that are tried in the second step and the third: those that helped most in the first
+SHORTLIST = 6  # layers that are tried in the second step and the third: those that helped most in the first
 
 
 def explain(
@@ -62,7 +62,7 @@ def explain(
         What `quantize` or `load_quantized` returned for it. Neither model is touched.
     data : iterable of Utterance
         Recordings with transcripts, those on which the WER rose. All of them are transcribed a dozen times;
-        the KL divergence is measured on 16 of them, teacher-forced on their transcripts.
+        the KL divergence is measured on 8 of them, teacher-forced on their transcripts.
     progress : bool
         Show a progress bar over the transcriptions and the search for layers.
 
