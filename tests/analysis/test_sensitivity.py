@@ -132,7 +132,7 @@ def test_second_order_of_a_worked_example() -> None:
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj", "lm_head"])
 def test_the_estimate_is_the_kl_where_that_is_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fisher, "DRAWS", 150)
+    monkeypatch.setattr(fisher, "DRAWS", 200)
     model, grid = tiny_llama(), qlib.Grid(6, 8)
     batches = batches_of(model, TEXTS)
     linear = model.get_submodule(name)
