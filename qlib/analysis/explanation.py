@@ -131,7 +131,7 @@ def main_cause(
     if split[1] > split[0]:
         sentence = f"Main cause: {_inputs(first, clamped)}"
     if share >= MOST:
-        sentence += f"; {_named(first)} alone makes {share:.0%} of the divergence"
+        sentence += f"; {_named(first)} put back into float takes {share:.0%} of the divergence away"
     else:
         sentence += f"; no single layer: the {worst.part} alone diverges by {worst.kl:.3g} of {kl:.3g} nats"
     errors = sum(after.utterance_errors) - sum(before.utterance_errors)

@@ -77,7 +77,10 @@ def test_a_coarse_layer_is_found(part: str, clips: list[qlib.Utterance]) -> None
     model, layer = tiny_whisper(frames=100), PLANTED[part]
     result = qlib.quantize(model, weight={"*": FINE, layer: COARSE}, progress=False)
     found = qlib.explain(model, result, clips, progress=False)
-    assert f"the weights of the {part}; {layer} (w2 per channel asymmetric) alone makes" in found.cause
+    assert (
+        f"the weights of the {part}; {layer} (w2 per channel asymmetric) put back into float takes"
+        in found.cause
+    )
     assert found.restored[0].layers == (layer,)
     assert found.restored[0].kl < 0.1 * found.kl
     assert max(found.effects[:-1], key=lambda each: each.kl).part == part

@@ -62,7 +62,7 @@ def test_a_layer_at_two_bits(part: str, layer: str, model: Whisper, clips: list[
     grids = {"*": FINE, layer: COARSE}
     result = qlib.quantize(model, weight=grids, skip=ELSEWHERE, progress=False)
     found = qlib.explain(model, result, clips, progress=False)
-    assert f"the weights of the {part}; {layer} (w2 g384 asymmetric) alone makes" in found.cause
+    assert f"the weights of the {part}; {layer} (w2 g384 asymmetric) put back into float takes" in found.cause
     assert found.restored[0].layers == (layer,)
 
 
