@@ -170,6 +170,18 @@ def test_all_units_in_float_are_the_float_model(clips: list[qlib.Utterance]) -> 
     assert divergence(model, work, clips) > 0
 
 
+def test_a_head_goes_with_the_embedding_whose_weight_it_shares() -> None:
+    model = tiny_moonshine()
+    head, embedding = tied_head(model) or ("", "")
+    changed = copy.deepcopy(model)
+    table = Table(model.get_parameter(f"{embedding}.weight").detach(), COARSE)
+    changed.replace(embedding, table)
+    changed.get_submodule(head).weight = nn.Parameter(table.weight, requires_grad=False)
+    both = pair(model, changed)
+    assert units(both) == [(embedding, head)]
+    assert both.changed == ()
+
+
 def test_single_layers_are_units_where_no_scale_moved() -> None:
     model = tiny_whisper(frames=100)
     both = pair(model, qlib.quantize(model, weight=COARSE, progress=False).model)
