@@ -56,7 +56,9 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 # %% 3. Sensitivities, a plan for each budget, and the same bits everywhere
 def main() -> None:
     """Print three tables, draw one picture."""
-    print("three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10))
+    print(
+        "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)
+    )
     model, calib, test, real = real_recognizer()
     found = qlib.sensitivity(model, GRIDS, calib[:6], measure="fisher", progress=False)
     print(f"\nthe layers that hurt most at 3 bits\n\n{found.table(found.worst(GRIDS[1]))}")
@@ -79,7 +81,9 @@ def main() -> None:
 
     figure = canvas(7, 4)
     axes = figure.subplots()
-    axes.plot([c[0] for c in curves], [c[1] for c in curves], "o-", color=ORANGE, label="the same bits everywhere")
+    axes.plot(
+        [c[0] for c in curves], [c[1] for c in curves], "o-", color=ORANGE, label="the same bits everywhere"
+    )
     axes.plot([c[2] for c in curves], [c[3] for c in curves], "o-", color=BLUE, label="bits where they count")
     title = "At the same size, a plan loses less" if real else "A miniature: how it is measured"
     axes.set(title=title, xlabel="bits per weight, scales counted", ylabel="KL, nats a token", yscale="log")

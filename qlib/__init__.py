@@ -13,6 +13,9 @@ from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
 from qlib.analysis.allocate import Plan, allocate
 from qlib.analysis.cost import Cost, cost
+from qlib.analysis.explain import explain
+from qlib.analysis.explanation import Explanation
+from qlib.analysis.sensitivity import Sensitivity, sensitivity
 from qlib.asr.comparison import Comparison, compare
 from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.invented import InventedText, invented_text
@@ -50,6 +53,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "DataError",
+    "Explanation",
     "FakeQuantEmbedding",
     "FakeQuantLinear",
     "FetchError",
@@ -69,6 +73,7 @@ __all__ = [
     "QuantizedWeight",
     "RareWords",
     "Result",
+    "Sensitivity",
     "SmoothQuant",
     "SpQR",
     "Transcript",
@@ -79,6 +84,7 @@ __all__ = [
     "cost",
     "evaluate_wer",
     "exceeded",
+    "explain",
     "invented_text",
     "layers",
     "load_model",
@@ -88,6 +94,7 @@ __all__ = [
     "read_librispeech",
     "read_manifest",
     "save_quantized",
+    "sensitivity",
     "sounds_without_speech",
     "transcribe",
 ]

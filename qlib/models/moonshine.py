@@ -299,6 +299,10 @@ class Moonshine(SpeechModel):
         cache.own.advance(new)
         return call(decoder.norm, hidden)
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the decoder's last layer writes."""
+        return call(self.proj_out, call(self.model.decoder.norm, hidden))
+
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but the tied head, by the input that it reads, in order of use."""
         return moonshine_groups(self.config)

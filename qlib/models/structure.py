@@ -154,6 +154,10 @@ class Model(nn.Module):
         """Return the chains of blocks, in order."""
         raise NotImplementedError
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Return the logits ``[..., V]`` of what the last stage's last block writes, ``[..., D]``."""
+        raise NotImplementedError
+
     def replace(self, name: str, layer: nn.Module) -> None:
         """Put a layer in the place of the module of that name, in this model.
 

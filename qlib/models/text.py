@@ -248,6 +248,10 @@ class TextModel(Model):
         """Logits [B, T, V] of tokens [B, T], each position seeing those before it."""
         return self.logits(self.decode(tokens))
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the last layer writes."""
+        return self.logits(call(self.model.norm, hidden))
+
     def stages(self) -> tuple[TextStage]:
         """Return the one chain of blocks."""
         return (TextStage(self),)

@@ -266,6 +266,10 @@ class Whisper(SpeechModel):
         cache.own.advance(new)
         return call(decoder.layer_norm, hidden)
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the decoder's last layer writes."""
+        return call(self.proj_out, call(self.model.decoder.layer_norm, hidden))
+
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but the tied head, by the input that it reads, in order of use."""
         return whisper_groups(self.config)
