@@ -371,7 +371,7 @@ class OnlineAdapter(Adapter):
         for name, weights in adapters.items():
             for part in ("trained", "first", "second"):
                 for i, each in enumerate(getattr(weights, part)):
-                    tensors[f"{name}/{part}/{i}"] = each
+                    tensors[f"adapters/{name}/{part}/{i}"] = each
         version, numbers, gauss = self._random.getstate()
         counts = {name: getattr(self, name) for name in _COUNTS}
         return State(
@@ -428,7 +428,7 @@ class OnlineAdapter(Adapter):
 
     def _read(self, state: State, name: str, steps: int) -> Weights:
         def part(which: str) -> list[Tensor]:
-            found = [state.tensor(f"{name}/{which}/{i}") for i in range(len(self._trained))]
+            found = [state.tensor(f"adapters/{name}/{which}/{i}") for i in range(len(self._trained))]
             for mine, theirs in zip(self._trained, found, strict=True):
                 if mine.shape != theirs.shape:
                     raise DraftError(

@@ -10,44 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from learners import PROMPTS, answer, decoder, draft, learner, target, weights
 
 import draftlib
-from draftlib import CostAware, FixedLength, NGramCache, OnlineAdapter, SpeculativeDecoder
+from draftlib import CostAware, NGramCache, OnlineAdapter, SpeculativeDecoder
 from draftlib.learning import online
 from draftlib.learning.lora import LoRALinear, add_lora, folded_copy
 from qlib.errors import DraftError
-from qlib.models.tiny import tiny_llama
-
-PROMPTS = ["the heat at a", "a hat", "at the", "eat the hat", "heat", "a tea", "the the", "that"]
-
-
-def target(seed: int = 5) -> Any:
-    return tiny_llama(seed, max_position_embeddings=96)
-
-
-def draft(seed: int = 1) -> Any:
-    return tiny_llama(seed, max_position_embeddings=96)
-
-
-def decoder(adapter: OnlineAdapter | None = None, **settings: Any) -> SpeculativeDecoder:
-    settings = {"length": FixedLength(4), "cache": NGramCache(), **settings}
-    return SpeculativeDecoder(target(), draft(), adapter=adapter, **settings)
-
-
-def learner(**settings: Any) -> OnlineAdapter:
-    return OnlineAdapter(**{"learning_rate": 1e-2, "update_every": 2, "share": math.inf, **settings})
-
-
-def answer(one: SpeculativeDecoder, rounds: int = 1, **options: Any) -> list[tuple[int, ...]]:
-    return [
-        one.generate(prompt, max_new_tokens=24, seed=seed, **options).tokens
-        for seed in range(rounds)
-        for prompt in PROMPTS
-    ]
-
-
-def weights(one: OnlineAdapter) -> list[torch.Tensor]:
-    return [each.detach().clone() for each in one._trained]
 
 
 @pytest.mark.parametrize("rank", [None, 2])
