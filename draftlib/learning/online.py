@@ -262,7 +262,7 @@ class OnlineAdapter(Adapter):
         started, until = perf_counter(), perf_counter() + self._time_left()
         self.updates += 1
         before, begin = self._judge(held_out), self._weights.copy()
-        every_rate = self.updates % TRIAL == 1
+        every_rate = self.updates % TRIAL == 1 and bool(held_out)  # else nothing says which is the best
         rates = sorted(range(len(FACTORS)), key=lambda i: i != self._rate) if every_rate else [self._rate]
         best, best_loss = begin, before
         for count, rate in enumerate(rates):

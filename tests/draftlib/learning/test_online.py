@@ -85,6 +85,18 @@ def test_an_update_that_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyP
     assert adapter._rate == 1  # and the learning rate is smaller
 
 
+def test_without_held_out_examples_the_learning_rate_stays() -> None:
+    """Nothing says then which of the three is the best: the last one tried would always be kept."""
+    adapter = learner()
+    one = decoder(adapter)
+    begin = weights(adapter)
+    for prompt in PROMPTS[:2]:
+        one.generate(prompt, max_new_tokens=24)
+    assert not adapter.buffer.held_out and (adapter.updates, adapter.kept) == (1, 1)
+    assert adapter._rate == 0 and adapter._weights.steps == online.STEPS
+    assert not torch.equal(begin[0], weights(adapter)[0]) and adapter.losses == []
+
+
 def test_a_loss_that_is_no_number_drops_the_update(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
