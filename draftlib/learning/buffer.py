@@ -219,7 +219,8 @@ class Buffer:
                 for name, tensor in tensors.items()
             }
             for i in range(len(sizes)):
-                part = {name: parts[i] for name, parts in split.items()}
+                # Clones: a view would keep all examples in memory for as long as one of them is there.
+                part = {name: parts[i].clone() for name, parts in split.items()}
                 rows = TopK(part.pop("row_tokens"), part.pop("row_logprobs"), part.pop("row_rest"))
                 found.append(Example(**part, rows=rows))
         held_out = values["held_out"]

@@ -169,6 +169,7 @@ class OnlineAdapter(Adapter):
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[TextModel | None] | None = None
 
+    @torch.inference_mode(False)  # here and below: the caller's mode would make weights that cannot learn
     def bind(self, decoder: SpeculativeDecoder) -> None:
         """Take the decoder's drafter over; it learns in a copy.
 
@@ -204,6 +205,7 @@ class OnlineAdapter(Adapter):
 
     # --- between rounds
 
+    @torch.inference_mode(False)
     def observe(self, round: Round) -> None:
         """Take what a round has verified, and learn when it is time."""
         self._decoding += round.seconds.decoding
@@ -344,6 +346,7 @@ class OnlineAdapter(Adapter):
         """Return the names of all adapters."""
         return tuple(sorted({*self._stored, self.name}))
 
+    @torch.inference_mode(False)
     def switch(self, name: str) -> None:
         """Draft and learn with the adapter of a name, from the next round on; a new one begins untrained.
 
@@ -390,6 +393,7 @@ class OnlineAdapter(Adapter):
             },
         )
 
+    @torch.inference_mode(False)
     def restore(self, state: State) -> None:
         """Take back what `state` gave.
 

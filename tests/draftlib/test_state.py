@@ -1,4 +1,4 @@
-"""What a decoder has learned, on disk: every part goes on as if nothing had happened, or is refused by name."""
+"""What a decoder has learned, on disk: each part goes on as if nothing had happened, or is refused."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from learners import PROMPTS, answer, decoder, draft, learner, target, weights
 
 import draftlib
-from draftlib import CostAware, NGramCache, OnlineAdapter, SpeculativeDecoder
+from draftlib import CostAware, FixedLength, NGramCache, OnlineAdapter, SpeculativeDecoder
 from draftlib.learning import online
 from draftlib.learning.lora import LoRALinear, add_lora, folded_copy
 from qlib.errors import DraftError
@@ -83,6 +83,23 @@ def test_an_update_that_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyP
     assert one.draft is packed
     assert all(torch.equal(a, b) for a, b in zip(begin, weights(adapter), strict=True))
     assert adapter._rate == 1  # and the learning rate is smaller
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_it_learns_in_whatever_mode_the_caller_is(tmp_path: Path, rank: int | None) -> None:
+    usual, adapter, again = learner(lora_rank=rank), learner(lora_rank=rank), learner(lora_rank=rank)
+    answer(decoder(usual), 2)
+    with torch.inference_mode():
+        one = decoder(adapter)
+        answer(one)
+        adapter.switch("other")
+        adapter.switch("default")
+        one.save(tmp_path / "state")
+        answer(decoder(again, state=tmp_path / "state"))
+        again.switch("other")
+        answer(one)
+    assert usual.updates == adapter.updates > 4 and again.updates > 4
+    assert all(torch.equal(a, b) for a, b in zip(weights(usual), weights(adapter), strict=True))
 
 
 def test_without_held_out_examples_the_learning_rate_stays() -> None:
