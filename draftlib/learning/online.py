@@ -25,6 +25,7 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -210,8 +211,7 @@ class OnlineAdapter(Adapter):
         """Take what a round has verified, and learn when it is time."""
         self._decoding += round.seconds.decoding
         if self._pending is not None and self._pending.done():
-            self._swap(self._pending.result())
-            self._pending = None
+            self.wait()
         if self.frozen:
             return
         self.buffer.add(round)
@@ -247,8 +247,11 @@ class OnlineAdapter(Adapter):
     def wait(self) -> None:
         """Wait for an update in the background, and draft with what it learned."""
         if self._pending is not None:
-            self._swap(self._pending.result())
-            self._pending = None
+            futures.wait(
+                [self._pending]
+            )  # after Ctrl-C here the update goes on, and is still to be waited for
+            done, self._pending = self._pending, None  # an error in it is raised once, and not for ever
+            self._swap(done.result())
 
     def _swap(self, draft: TextModel | None) -> None:
         assert self._decoder is not None
@@ -267,16 +270,20 @@ class OnlineAdapter(Adapter):
         every_rate = self.updates % TRIAL == 1 and bool(held_out)  # else nothing says which is the best
         rates = sorted(range(len(FACTORS)), key=lambda i: i != self._rate) if every_rate else [self._rate]
         best, best_loss = begin, before
-        for count, rate in enumerate(rates):
-            if count and perf_counter() > until:
-                break
-            share = (until - perf_counter()) / (len(rates) - count)  # of the time left, for this rate
-            self._put(begin)
-            learned = self._train(fresh, older, self.learning_rate * FACTORS[rate], perf_counter() + share)
-            loss = self._judge(held_out) if learned else math.nan
-            if learned and (not held_out or loss < best_loss):
-                best, best_loss, self._rate = self._weights.copy(), loss, rate
-        self._put(best)
+        try:
+            for count, rate in enumerate(rates):
+                if count and perf_counter() > until:
+                    break
+                share = (until - perf_counter()) / (len(rates) - count)  # of the time left, for this rate
+                self._put(begin)
+                learned = self._train(
+                    fresh, older, self.learning_rate * FACTORS[rate], perf_counter() + share
+                )
+                loss = self._judge(held_out) if learned else math.nan
+                if learned and (not held_out or loss < best_loss):
+                    best, best_loss, self._rate = self._weights.copy(), loss, rate
+        finally:  # after Ctrl-C or an error as well: half an update was never judged
+            self._put(best)
         changed = best is not begin
         if not changed and self._rate + 1 < len(FACTORS):
             self._rate += 1
@@ -353,8 +360,10 @@ class OnlineAdapter(Adapter):
         Raises
         ------
         DraftError
-            The name is no string, or empty.
+            The name is no string, empty, or holds a "/"; or no decoder was made with this adapter.
         """
+        if self._decoder is None:
+            raise DraftError("This OnlineAdapter belongs to no decoder yet: make one with adapter=...")
         if not isinstance(name, str) or not name or "/" in name:
             raise DraftError(f"An adapter has a name without '/', not {describe(name)}. Pass one, as 'code'.")
         self.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,45 @@ def test_it_learns_in_whatever_mode_the_caller_is(tmp_path: Path, rank: int | No
         answer(one)
     assert usual.updates == adapter.updates > 4 and again.updates > 4
     assert all(torch.equal(a, b) for a, b in zip(weights(usual), weights(adapter), strict=True))
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("step", [3, 13])
+def test_an_update_that_is_interrupted_leaves_what_was_judged(
+    monkeypatch: pytest.MonkeyPatch, step: int, background: bool
+) -> None:
+    """In step 3 nothing of the update was judged, in step 13 the first of three learning rates was."""
+    adapter = learner(background=background, update_every=8)
+    one = decoder(adapter)
+    for prompt in PROMPTS[:7]:
+        one.generate(prompt, max_new_tokens=24)
+    begin, judged = adapter._weights.copy(), []
+    steps, train, train_step = count(1), OnlineAdapter._train, online.train_step
+
+    def remember(self: OnlineAdapter, *arguments: Any) -> bool:
+        learned = train(self, *arguments)
+        judged.append(self._weights.copy())
+        return learned
+
+    def interrupted(*arguments: Any) -> bool:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return train_step(*arguments)
+
+    monkeypatch.setattr(OnlineAdapter, "_train", remember)
+    monkeypatch.setattr(online, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.generate(PROMPTS[7], max_new_tokens=24)
+        adapter.wait()
+    expected = judged[0] if judged else begin
+    for part in ("trained", "first", "second"):
+        pairs = zip(getattr(expected, part), getattr(adapter._weights, part), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert adapter._weights.steps == expected.steps == 8 * (step > 8)
+    assert all(torch.equal(a, b) for a, b in zip(expected.trained, weights(adapter), strict=True))
+    answer(one)  # and it goes on
+    adapter.wait()
+    assert adapter.updates == 2
 
 
 def test_without_held_out_examples_the_learning_rate_stays() -> None:
@@ -271,6 +311,11 @@ def test_a_failure_at_any_write_leaves_the_old_state(tmp_path: Path, monkeypatch
 def test_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(DraftError, match=words):
         OnlineAdapter(**settings)
+
+
+def test_an_adapter_without_a_decoder_has_nothing_to_switch() -> None:
+    with pytest.raises(DraftError, match="no decoder"):
+        learner().switch("code")
 
 
 def test_drafters_that_cannot_learn() -> None:
