@@ -138,6 +138,18 @@ def test_a_guess_is_cut_where_it_stops_paying() -> None:
     assert choice.choose(choice.guesses((0,)), 0, 1, drafter=False) is None
 
 
+def test_where_a_length_holds_for_every_round_a_bad_guess_is_no_reason_to_go_without() -> None:
+    """Neither the drafter nor the source is ever right; a rule that is not optional drafts nevertheless."""
+    choice = Choice(FixedLength(3), [Fixed()])
+    for number in range(60):
+        found = replace(round_of([0.5] * 3, 0, number + 1), guesses=choice.guesses((0,)), tokens=(99,))
+        choice.learn(found)
+        choice.learn(round_of([], 0, number + 1))
+    for room in (99, 2, 1):
+        assert choice.choose(choice.guesses((0,)), room, 1, drafter=True) == DRAFT
+        assert choice.choose(choice.guesses((0,)), room, 1, drafter=False) is None
+
+
 def test_what_became_of_draft_tokens() -> None:
     """20 is two pieces, accepted; 21 is rejected; what stands behind is unknown."""
     draft = Draft((5, 6, 7, 8), torch.empty(4, 9), (0.5,) * 4, horizon=4)
