@@ -51,6 +51,15 @@ def test_the_longest_match_against_brute_force(known: list[int], text: list[int]
         assert found == (max(at for at, length in lengths.items() if length == best), best)
 
 
+def test_of_a_common_pair_the_latest_places_are_looked_at() -> None:
+    index = SuffixIndex()
+    index.extend([token for follower in range(100, 200) for token in (1, 2, follower)])
+    assert index.longest([1, 2]) == (3 * 99 + 2, 2)
+    assert index.longest([3, 199, 1, 2]) == (3 * 99 + 2, 2)
+    assert index.longest([198, 1, 2]) == (3 * 99 + 2, 3) and index.following(3 * 99 + 2) == (199,)
+    assert index.longest([110, 1, 2]) == (3 * 99 + 2, 2)  # 88 places ago: too far
+
+
 def test_a_text_is_looked_up_in_itself_as_it_grows() -> None:
     source, text = TextLookup(), [1, 2, 3, 4, 5, 1, 2]
     guess = source.guess(text)
