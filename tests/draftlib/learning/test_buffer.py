@@ -117,6 +117,7 @@ def test_a_long_answer_is_cut_and_every_token_is_learned_once() -> None:
         assert buffer.cut == (number >= 2) and buffer.requests == (number == 6)
     learned = [each.tokens[each.positions].tolist() for each in buffer.examples]
     assert learned == [[a, c, a], [a, c, b], [c]]
+    assert len(buffer.take()) == 3 and not buffer.fresh and not buffer.cut and buffer.requests == 0
 
 
 def test_what_the_target_had_no_row_for_or_the_drafter_no_text_for_is_left_out() -> None:
