@@ -87,7 +87,7 @@ def test_the_text_is_the_targets_own_whatever_changes(
     drafter = load_model(EXAMPLES / "models" / "drafter-7m", dtype=dtype)
     assert isinstance(drafter, TextModel)
     adapter = OnlineAdapter(update_every=2, update_tokens=32, share=0.5, background=background)
-    ngrams = NGramCache(max_entries=64)  # so few that many have to go
+    ngrams = NGramCache(max_entries=4)  # so few that many have to go
     decoder = SpeculativeDecoder(packed_target(folder, dtype), drafter, cache=ngrams, adapter=adapter)
     lengths: list[Length] = [CostAware(), FixedLength(5), Confidence(), Entropy(), AcceptanceHead()]
     changed = []
