@@ -61,6 +61,17 @@ def test_without_a_limit_every_update_takes_all_its_steps(clock: Clock) -> None:
     assert adapter.updates == 7 and adapter.seconds == STEPS * (6 + len(FACTORS))
 
 
+def test_with_little_time_left_only_the_learning_rate_of_now_is_tried(clock: Clock) -> None:
+    adapter = learner(update_every=1)
+    one = decoder(adapter)
+    answer(one)
+    adapter.share, adapter.updates = 0.1, 4  # the next update would try all of them
+    adapter._decoding = 10 * (adapter.seconds + 0.5)
+    before = clock.now
+    one.generate(PROMPTS[0], max_new_tokens=12)
+    assert adapter.updates == 5 and clock.now == before + 1
+
+
 def parts(weights: Weights) -> list[Any]:
     return [weights.steps, *(each.tolist() for part in ("trained", "first", "second")
                              for each in getattr(weights, part))]  # fmt: skip
@@ -177,3 +188,18 @@ def test_frozen_it_uses_what_it_learned_and_learns_no_more(taught: OnlineAdapter
     assert taught._decoder is not None
     answer(taught._decoder)
     assert parts(taught._weights) == before and taught.buffer.count == count
+
+
+def test_what_drafts_is_the_adapter_switched_to(taught: OnlineAdapter) -> None:
+    """Each packed drafter computes what its own adapter has learned, and a new one what the first one did."""
+    one, tokens = taught._decoder, torch.arange(3, 12)[None]
+    assert one is not None and one.draft is not None
+    untrained = decoder().draft
+    assert untrained is not None
+    with torch.inference_mode():
+        learned, begin = one.draft(tokens), untrained(tokens)
+        taught.switch("code")
+        assert torch.allclose(one.draft(tokens), begin, atol=1e-2)  # float16 holds the packed weights
+        assert not torch.allclose(learned, begin, atol=1e-1)
+        taught.switch("default")
+        assert torch.equal(one.draft(tokens), learned)
