@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast check docs lessons fuzz clean
+.PHONY: help demo test test-fast check docs lessons fuzz lossless clean
 
 help:
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
@@ -13,6 +13,7 @@ help:
 	@echo "make check      ruff, ruff format, mypy --strict"
 	@echo "make lessons    run every numbered lesson"
 	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (20 minutes)"
+	@echo "make lossless   100 answers of real models stay the same while the drafter learns, 8 ways (an hour)"
 	@echo "make docs       check the links and run the code blocks of the Markdown pages"
 
 .venv/bin/python:
@@ -50,6 +51,10 @@ lessons: .venv/demo.stamp
 
 fuzz: .venv/dev.stamp
 	@QUANTDRAFT_ROUNDS=10000 $(BIN)/python -m pytest -n $(WORKERS) tests/test_mutations.py tests/test_failures.py
+
+lossless: .venv/dev.stamp
+	@$(BIN)/python -m qlib.models fetch smollm2-135m-instruct
+	@QUANTDRAFT_ROUNDS=100 $(BIN)/python -m pytest -rP tests/draftlib/test_lossless_learning.py
 
 docs: .venv/dev.stamp
 	@$(BIN)/python -m pytest tests/test_docs.py

@@ -123,15 +123,16 @@ class Choice:
         optional = not drafter or getattr(self.length, "optional", False)
         if room < 1 or (optional and self._must_be_plain(answer)):
             return None
-        best = max((self._cut(guess, room) for guess in guesses), key=self.rate_of, default=None)
         plain = 1 / self.costs.round(0)
+        paying = [cut for guess in guesses if self.rate_of(cut := self._cut(guess, room)) > plain]
+        best = max(paying, key=self.rate_of, default=None)
         if drafter:
             rate = self._drafter_rate
             if self._since_draft >= PAUSE:
                 return DRAFT
             if (rate > plain or not optional) and (best is None or self.rate_of(best) <= rate):
                 return DRAFT
-        return best if best is not None and self.rate_of(best) > plain else None
+        return best
 
     def rate_of(self, guess: Guess) -> float:
         """Return the tokens a second that a guess promises."""

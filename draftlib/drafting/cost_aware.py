@@ -155,7 +155,7 @@ def _table(rates: Rates) -> Tensor:
     table = torch.zeros(len(BOUNDS) + 1, 2, dtype=torch.float64)
     for kind, counts in rates:
         assert isinstance(kind, int)
-        table[kind] = torch.tensor(counts)
+        table[kind] = torch.tensor(counts, dtype=table.dtype)
     return table
 
 

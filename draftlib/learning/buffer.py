@@ -140,8 +140,8 @@ class Buffer:
     ----------
     examples, held_out : deque of Example
         To learn from, and to judge by.
-    fresh : list of Example
-        Those that came since the last `take`.
+    fresh : deque of Example
+        Those of `examples` that came since the last `take`.
     requests : int
         Answers that ended since then.
     """
@@ -151,7 +151,7 @@ class Buffer:
         self._update_tokens = update_tokens
         self.examples: deque[Example] = deque(maxlen=most)
         self.held_out: deque[Example] = deque(maxlen=KEPT_OUT)
-        self.fresh: list[Example] = []
+        self.fresh: deque[Example] = deque(maxlen=most)
         self.requests = self.count = 0
         self.cut = False  # whether a part of an answer that goes on came since the last `take`
         self._writing: dict[int, Writing] = {}
@@ -176,7 +176,8 @@ class Buffer:
 
     def take(self) -> list[Example]:
         """Return the fresh examples, and count from here on."""
-        fresh, self.fresh = self.fresh, []
+        fresh = list(self.fresh)
+        self.fresh.clear()
         self.requests, self.cut = 0, False
         return fresh
 
@@ -198,12 +199,12 @@ class Buffer:
             for name, parts in _fields(everything).items():
                 tensors[name] = torch.cat(parts)
         sizes = [[len(each.tokens), len(each.positions)] for each in everything]
-        fresh = [i for i, each in enumerate(self.examples) if any(each is other for other in self.fresh)]
         values = {
             "sizes": sizes,
             "held_out": len(self.held_out),
-            "fresh": fresh,
+            "fresh": len(self.fresh),  # the last ones of `examples`
             "requests": self.requests,
+            "cut": self.cut,
             "count": self.count,
         }
         return tensors, values
@@ -219,16 +220,19 @@ class Buffer:
                 for name, tensor in tensors.items()
             }
             for i in range(len(sizes)):
-                part = {name: parts[i] for name, parts in split.items()}
+                # Clones: a view would keep all examples in memory for as long as one of them is there.
+                part = {name: parts[i].clone() for name, parts in split.items()}
                 rows = TopK(part.pop("row_tokens"), part.pop("row_logprobs"), part.pop("row_rest"))
                 found.append(Example(**part, rows=rows))
-        held_out = values["held_out"]
-        self.examples.clear()
-        self.held_out.clear()
-        self.examples.extend(found[: len(found) - held_out])
-        self.held_out.extend(found[len(found) - held_out :])
-        self.fresh = [self.examples[i] for i in values["fresh"]]
-        self.requests, self.count = values["requests"], values["count"]
+        learned = found[: len(found) - values["held_out"]]
+        for kept, some in (
+            (self.examples, learned),
+            (self.held_out, found[len(learned) :]),
+            (self.fresh, learned[len(learned) - values["fresh"] :]),
+        ):
+            kept.clear()
+            kept.extend(some)
+        self.requests, self.count, self.cut = values["requests"], values["count"], values["cut"]
 
 
 def _fields(examples: Sequence[Example]) -> dict[str, list[Tensor]]:

@@ -25,6 +25,7 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -169,6 +170,7 @@ class OnlineAdapter(Adapter):
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[TextModel | None] | None = None
 
+    @torch.inference_mode(False)  # here and below: the caller's mode would make weights that cannot learn
     def bind(self, decoder: SpeculativeDecoder) -> None:
         """Take the decoder's drafter over; it learns in a copy.
 
@@ -204,12 +206,12 @@ class OnlineAdapter(Adapter):
 
     # --- between rounds
 
+    @torch.inference_mode(False)
     def observe(self, round: Round) -> None:
         """Take what a round has verified, and learn when it is time."""
         self._decoding += round.seconds.decoding
         if self._pending is not None and self._pending.done():
-            self._swap(self._pending.result())
-            self._pending = None
+            self.wait()
         if self.frozen:
             return
         self.buffer.add(round)
@@ -245,8 +247,11 @@ class OnlineAdapter(Adapter):
     def wait(self) -> None:
         """Wait for an update in the background, and draft with what it learned."""
         if self._pending is not None:
-            self._swap(self._pending.result())
-            self._pending = None
+            futures.wait(
+                [self._pending]
+            )  # after Ctrl-C here the update goes on, and is still to be waited for
+            done, self._pending = self._pending, None  # an error in it is raised once, and not for ever
+            self._swap(done.result())
 
     def _swap(self, draft: TextModel | None) -> None:
         assert self._decoder is not None
@@ -262,19 +267,23 @@ class OnlineAdapter(Adapter):
         started, until = perf_counter(), perf_counter() + self._time_left()
         self.updates += 1
         before, begin = self._judge(held_out), self._weights.copy()
-        every_rate = self.updates % TRIAL == 1
+        every_rate = self.updates % TRIAL == 1 and bool(held_out)  # else nothing says which is the best
         rates = sorted(range(len(FACTORS)), key=lambda i: i != self._rate) if every_rate else [self._rate]
         best, best_loss = begin, before
-        for count, rate in enumerate(rates):
-            if count and perf_counter() > until:
-                break
-            share = (until - perf_counter()) / (len(rates) - count)  # of the time left, for this rate
-            self._put(begin)
-            learned = self._train(fresh, older, self.learning_rate * FACTORS[rate], perf_counter() + share)
-            loss = self._judge(held_out) if learned else math.nan
-            if learned and (not held_out or loss < best_loss):
-                best, best_loss, self._rate = self._weights.copy(), loss, rate
-        self._put(best)
+        try:
+            for count, rate in enumerate(rates):
+                if count and perf_counter() > until:
+                    break
+                share = (until - perf_counter()) / (len(rates) - count)  # of the time left, for this rate
+                self._put(begin)
+                learned = self._train(
+                    fresh, older, self.learning_rate * FACTORS[rate], perf_counter() + share
+                )
+                loss = self._judge(held_out) if learned else math.nan
+                if learned and (not held_out or loss < best_loss):
+                    best, best_loss, self._rate = self._weights.copy(), loss, rate
+        finally:  # after Ctrl-C or an error as well: half an update was never judged
+            self._put(best)
         changed = best is not begin
         if not changed and self._rate + 1 < len(FACTORS):
             self._rate += 1
@@ -344,14 +353,17 @@ class OnlineAdapter(Adapter):
         """Return the names of all adapters."""
         return tuple(sorted({*self._stored, self.name}))
 
+    @torch.inference_mode(False)
     def switch(self, name: str) -> None:
         """Draft and learn with the adapter of a name, from the next round on; a new one begins untrained.
 
         Raises
         ------
         DraftError
-            The name is no string, or empty.
+            The name is no string, empty, or holds a "/"; or no decoder was made with this adapter.
         """
+        if self._decoder is None:
+            raise DraftError("This OnlineAdapter belongs to no decoder yet: make one with adapter=...")
         if not isinstance(name, str) or not name or "/" in name:
             raise DraftError(f"An adapter has a name without '/', not {describe(name)}. Pass one, as 'code'.")
         self.wait()
@@ -371,7 +383,7 @@ class OnlineAdapter(Adapter):
         for name, weights in adapters.items():
             for part in ("trained", "first", "second"):
                 for i, each in enumerate(getattr(weights, part)):
-                    tensors[f"{name}/{part}/{i}"] = each
+                    tensors[f"adapters/{name}/{part}/{i}"] = each
         version, numbers, gauss = self._random.getstate()
         counts = {name: getattr(self, name) for name in _COUNTS}
         return State(
@@ -390,6 +402,7 @@ class OnlineAdapter(Adapter):
             },
         )
 
+    @torch.inference_mode(False)
     def restore(self, state: State) -> None:
         """Take back what `state` gave.
 
@@ -428,7 +441,7 @@ class OnlineAdapter(Adapter):
 
     def _read(self, state: State, name: str, steps: int) -> Weights:
         def part(which: str) -> list[Tensor]:
-            found = [state.tensor(f"{name}/{which}/{i}") for i in range(len(self._trained))]
+            found = [state.tensor(f"adapters/{name}/{which}/{i}") for i in range(len(self._trained))]
             for mine, theirs in zip(self._trained, found, strict=True):
                 if mine.shape != theirs.shape:
                     raise DraftError(

@@ -17,8 +17,10 @@ from draftlib.drafting.length import Drafted, FixedLength, Length
 from draftlib.drafting.propose import Draft
 from draftlib.round import Round
 from draftlib.seconds import Seconds
+from draftlib.state import State
 from draftlib.verification.verify import Verdict
 from draftlib.vocabulary.translate import Translation
+from qlib.errors import DraftError
 
 STEP, ROW = 0.1, 0.03  # seconds of a step of the drafter and of one more row; a pass takes 1
 
@@ -138,6 +140,18 @@ def test_a_guess_is_cut_where_it_stops_paying() -> None:
     assert choice.choose(choice.guesses((0,)), 0, 1, drafter=False) is None
 
 
+def test_where_a_length_holds_for_every_round_a_bad_guess_is_no_reason_to_go_without() -> None:
+    """Neither the drafter nor the source is ever right; a rule that is not optional drafts nevertheless."""
+    choice = Choice(FixedLength(3), [Fixed()])
+    for number in range(60):
+        found = replace(round_of([0.5] * 3, 0, number + 1), guesses=choice.guesses((0,)), tokens=(99,))
+        choice.learn(found)
+        choice.learn(round_of([], 0, number + 1))
+    for room in (99, 2, 1):
+        assert choice.choose(choice.guesses((0,)), room, 1, drafter=True) == DRAFT
+        assert choice.choose(choice.guesses((0,)), room, 1, drafter=False) is None
+
+
 def test_what_became_of_draft_tokens() -> None:
     """20 is two pieces, accepted; 21 is rejected; what stands behind is unknown."""
     draft = Draft((5, 6, 7, 8), torch.empty(4, 9), (0.5,) * 4, horizon=4)
@@ -160,3 +174,86 @@ def test_costs_are_medians_and_lie_between_what_was_measured() -> None:
     assert costs.plain == 1.0 and costs.step == pytest.approx(0.1)
     assert costs.round(0) == 1.0 and costs.round(4) == 2.0 and costs.round(2) == 1.5
     assert 2.0 < costs.round(8) < 2.5
+
+
+# --- who proposes, on rates that are set by hand
+
+
+class Named(Source):
+    """Guesses n tokens of a kind of its own, which are right as often as `share` says."""
+
+    def __init__(self, name: str, share: float, n: int = 3):
+        self._name, self.share, self.n = name, share, n
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def guess(self, text: object) -> Guess:
+        return Guess(self.name, (7,) * self.n, (self.name,) * self.n)
+
+
+def settled(length: Length, *sources: Named, drafts: tuple[int, int] | None = None) -> Choice:
+    """A choice of known rates and costs; `drafts`: tokens drafted and accepted in each of its rounds."""
+    choice = Choice(length, sources)
+    for source in sources:
+        choice.rates.put(source.name, 1000 * source.share, 1000)
+    for answer in range(30):
+        choice.learn(round_of([], 0, answer=answer, ended=True))
+        if drafts is not None:
+            choice.learn(round_of([0.5] * drafts[0], drafts[1], answer=answer, ended=True))
+    return choice
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5), (0.5, 0.9)])
+def test_of_several_guesses_the_best_one_proposes(shares: tuple[float, float]) -> None:
+    choice = settled(CostAware(), *(Named(f"{share}", share) for share in shares))
+    chosen = choice.choose(choice.guesses((0,)), 99, 0, drafter=False)
+    assert isinstance(chosen, Guess) and chosen.source == "0.9" and len(chosen.tokens) == 3
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.95, "known"), (0.4, DRAFT)])
+def test_a_guess_and_the_drafter_compete_by_tokens_a_second(share: float, expected: str) -> None:
+    """The drafter writes 3 tokens in 1.26 passes, 2.4 a pass; the guess 3.7 in 1.09, or 1.6."""
+    choice = settled(FixedLength(2), Named("known", share), drafts=(2, 2))
+    chosen = choice.choose(choice.guesses((0,)), 99, 0, drafter=True)
+    assert (chosen.source if isinstance(chosen, Guess) else chosen) == expected
+
+
+def test_after_a_draft_the_pause_begins_anew() -> None:
+    choice = settled(CostAware(), drafts=(4, 0))
+    for number in range(3):
+        for _ in range(PAUSE - 1):
+            choice.learn(round_of([], 0, answer=9))
+            assert number or choice.choose((), 99, 9, drafter=True) in (None, DRAFT)
+        assert choice.choose((), 99, 9, drafter=True) is None
+        choice.learn(round_of([], 0, answer=9))
+        assert choice.choose((), 99, 9, drafter=True) == DRAFT
+        choice.learn(round_of([0.5] * 4, 0, answer=9))
+
+
+def test_the_account_of_an_answer_ends_with_it() -> None:
+    assert settled(CostAware(), drafts=(4, 0))._accounts == {}
+
+
+def test_a_drafter_is_judged_after_four_rounds() -> None:
+    choice = Choice(CostAware(), ())
+    for answer in range(3):
+        choice.learn(round_of([], 0, answer=answer, ended=True))
+    for number in range(5):
+        assert (choice.choose((), 99, 9, drafter=True) == DRAFT) == (number < 4)
+        choice.learn(round_of([0.5] * 4, 0, answer=number, ended=True))
+
+
+def test_the_counts_of_a_length_rule_come_back() -> None:
+    rule, again = CostAware(), CostAware()
+    for confidence, accepted in ((0.3, 0), (0.6, 1), (0.97, 2), (0.97, 2)):
+        rule.learn(round_of([confidence] * 2, accepted))
+    again.restore(rule.state())
+    for kept in ("_accepted", "_gain"):
+        mine, its = getattr(rule, kept), getattr(again, kept)
+        assert dict(its).items() >= dict(mine).items() and len(dict(mine)) > 1
+        assert all(its.of(kind, 0.3) == mine.of(kind, 0.3) for kind in range(12))
+    for wrong in (torch.full((12, 2), -1.0), torch.full((12, 2), torch.nan), torch.zeros(11, 2)):
+        with pytest.raises(DraftError, match="'gain' holds no counts"):
+            again.restore(State({**rule.state().tensors, "gain": wrong}, {}))

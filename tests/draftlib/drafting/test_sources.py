@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +12,10 @@ from draftlib.drafting.lookup import AnswerLookup, SuffixIndex, TextLookup
 from draftlib.drafting.recycle import Recycling
 from draftlib.drafting.tail import RejectedTail
 from draftlib.round import Round
+from draftlib.state import State
 from draftlib.verification.verify import Verdict
 from draftlib.vocabulary.translate import Translation
+from qlib.errors import DraftError
 
 Texts = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 
@@ -51,11 +54,23 @@ def test_the_longest_match_against_brute_force(known: list[int], text: list[int]
         assert found == (max(at for at, length in lengths.items() if length == best), best)
 
 
+def test_of_a_common_pair_the_latest_places_are_looked_at() -> None:
+    index = SuffixIndex()
+    index.extend([token for follower in range(100, 200) for token in (1, 2, follower)])
+    assert index.longest([1, 2]) == (3 * 99 + 2, 2)
+    assert index.longest([3, 199, 1, 2]) == (3 * 99 + 2, 2)
+    assert index.longest([198, 1, 2]) == (3 * 99 + 2, 3) and index.following(3 * 99 + 2) == (199,)
+    assert index.longest([110, 1, 2]) == (3 * 99 + 2, 2)  # 88 places ago: too far
+
+
 def test_a_text_is_looked_up_in_itself_as_it_grows() -> None:
     source, text = TextLookup(), [1, 2, 3, 4, 5, 1, 2]
     guess = source.guess(text)
-    assert guess.tokens == (3, 4, 5, 1, 2) and guess.kinds[0] == ("suffix", 2)
-    assert source.guess([*text, 3, 4]).tokens == (5, 1, 2, 3, 4)
+    assert guess.tokens == (3, 4, 5, 1, 2)
+    assert guess.kinds == tuple(("suffix", length) for length in (2, 3, 4, 6, 6))  # 5 and 6 are one kind
+    index = source._index
+    assert source.guess([*text, 3, 4]).tokens == source.guess([*text, 3, 4]).tokens == (5, 1, 2, 3, 4)
+    assert source.guess([*text, 3, 4, 6]).tokens == () and source._index is index  # it only grew
     assert source.guess([7, 8, 9]).tokens == ()  # another text: nothing of the first one is left
     assert source.guess([3, 4, 7, 3, 4]).tokens == (7, 3, 4)
 
@@ -69,6 +84,8 @@ def test_earlier_answers_are_looked_up_once_they_have_ended() -> None:
     other = AnswerLookup(max_tokens=20)
     other.restore(source.state())
     assert other.guess([0, 1, 2]).tokens == (3, 4, 5)
+    with pytest.raises(DraftError, match="9 tokens of answers are more than the 8"):
+        AnswerLookup(max_tokens=8).restore(State({"tokens": torch.ones(9, dtype=torch.int32)}, {}))
     for number in range(2, 9):
         source.learn(round_of([6, 6], [7, 7, 7], answer=number, ended=True))
     assert source.guess([0, 1, 2]).tokens == () and len(source.state().tensors["tokens"]) <= 20

@@ -5,49 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from learners import PROMPTS, answer, decoder, draft, learner, target, weights
 
 import draftlib
 from draftlib import CostAware, FixedLength, NGramCache, OnlineAdapter, SpeculativeDecoder
 from draftlib.learning import online
 from draftlib.learning.lora import LoRALinear, add_lora, folded_copy
 from qlib.errors import DraftError
-from qlib.models.tiny import tiny_llama
-
-PROMPTS = ["the heat at a", "a hat", "at the", "eat the hat", "heat", "a tea", "the the", "that"]
-
-
-def target(seed: int = 5) -> Any:
-    return tiny_llama(seed, max_position_embeddings=96)
-
-
-def draft(seed: int = 1) -> Any:
-    return tiny_llama(seed, max_position_embeddings=96)
-
-
-def decoder(adapter: OnlineAdapter | None = None, **settings: Any) -> SpeculativeDecoder:
-    settings = {"length": FixedLength(4), "cache": NGramCache(), **settings}
-    return SpeculativeDecoder(target(), draft(), adapter=adapter, **settings)
-
-
-def learner(**settings: Any) -> OnlineAdapter:
-    return OnlineAdapter(**{"learning_rate": 1e-2, "update_every": 2, "share": math.inf, **settings})
-
-
-def answer(one: SpeculativeDecoder, rounds: int = 1, **options: Any) -> list[tuple[int, ...]]:
-    return [
-        one.generate(prompt, max_new_tokens=24, seed=seed, **options).tokens
-        for seed in range(rounds)
-        for prompt in PROMPTS
-    ]
-
-
-def weights(one: OnlineAdapter) -> list[torch.Tensor]:
-    return [each.detach().clone() for each in one._trained]
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -114,6 +84,74 @@ def test_an_update_that_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyP
     assert one.draft is packed
     assert all(torch.equal(a, b) for a, b in zip(begin, weights(adapter), strict=True))
     assert adapter._rate == 1  # and the learning rate is smaller
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_it_learns_in_whatever_mode_the_caller_is(tmp_path: Path, rank: int | None) -> None:
+    usual, adapter, again = learner(lora_rank=rank), learner(lora_rank=rank), learner(lora_rank=rank)
+    answer(decoder(usual), 2)
+    with torch.inference_mode():
+        one = decoder(adapter)
+        answer(one)
+        adapter.switch("other")
+        adapter.switch("default")
+        one.save(tmp_path / "state")
+        answer(decoder(again, state=tmp_path / "state"))
+        again.switch("other")
+        answer(one)
+    assert usual.updates == adapter.updates > 4 and again.updates > 4
+    assert all(torch.equal(a, b) for a, b in zip(weights(usual), weights(adapter), strict=True))
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("step", [3, 13])
+def test_an_update_that_is_interrupted_leaves_what_was_judged(
+    monkeypatch: pytest.MonkeyPatch, step: int, background: bool
+) -> None:
+    """In step 3 nothing of the update was judged, in step 13 the first of three learning rates was."""
+    adapter = learner(background=background, update_every=8)
+    one = decoder(adapter)
+    for prompt in PROMPTS[:7]:
+        one.generate(prompt, max_new_tokens=24)
+    begin, judged = adapter._weights.copy(), []
+    steps, train, train_step = count(1), OnlineAdapter._train, online.train_step
+
+    def remember(self: OnlineAdapter, *arguments: Any) -> bool:
+        learned = train(self, *arguments)
+        judged.append(self._weights.copy())
+        return learned
+
+    def interrupted(*arguments: Any) -> bool:
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return train_step(*arguments)
+
+    monkeypatch.setattr(OnlineAdapter, "_train", remember)
+    monkeypatch.setattr(online, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.generate(PROMPTS[7], max_new_tokens=24)
+        adapter.wait()
+    expected = judged[0] if judged else begin
+    for part in ("trained", "first", "second"):
+        pairs = zip(getattr(expected, part), getattr(adapter._weights, part), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert adapter._weights.steps == expected.steps == 8 * (step > 8)
+    assert all(torch.equal(a, b) for a, b in zip(expected.trained, weights(adapter), strict=True))
+    answer(one)  # and it goes on
+    adapter.wait()
+    assert adapter.updates == 2
+
+
+def test_without_held_out_examples_the_learning_rate_stays() -> None:
+    """Nothing says then which of the three is the best: the last one tried would always be kept."""
+    adapter = learner()
+    one = decoder(adapter)
+    begin = weights(adapter)
+    for prompt in PROMPTS[:2]:
+        one.generate(prompt, max_new_tokens=24)
+    assert not adapter.buffer.held_out and (adapter.updates, adapter.kept) == (1, 1)
+    assert adapter._rate == 0 and adapter._weights.steps == online.STEPS
+    assert not torch.equal(begin[0], weights(adapter)[0]) and adapter.losses == []
 
 
 def test_a_loss_that_is_no_number_drops_the_update(
@@ -273,6 +311,11 @@ def test_a_failure_at_any_write_leaves_the_old_state(tmp_path: Path, monkeypatch
 def test_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(DraftError, match=words):
         OnlineAdapter(**settings)
+
+
+def test_an_adapter_without_a_decoder_has_nothing_to_switch() -> None:
+    with pytest.raises(DraftError, match="no decoder"):
+        learner().switch("code")
 
 
 def test_drafters_that_cannot_learn() -> None:
