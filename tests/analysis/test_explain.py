@@ -127,7 +127,7 @@ def test_a_looping_clip_is_named() -> None:
     first = Restored(("fc",), "w2", 0.5, after)
     cause = main_cause(before, after, 0.6, parts, (0.6, 0.0), first, made_up(after), [])
     assert "weights of the decoder self-attention; no single layer" in cause
-    assert "it shows as a loop ('on and' 9 times in a row) in clip one" in cause
+    assert "it shows as a loop ('on and' 9 times) in clip one" in cause
 
 
 # --- exchanging parts
