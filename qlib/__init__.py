@@ -12,7 +12,8 @@ and sizes are those of the integers; speed is not.
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
-from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
+from qlib.asr.transcribe import evaluate_wer, transcribe
+from qlib.asr.transcript import Segment, Transcript
 from qlib.asr.wer import Comparison, WerResult, compare
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "QuantReport",
     "QuantizedWeight",
     "Result",
+    "Segment",
     "SmoothQuant",
     "SpQR",
     "Transcript",

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from qlib.asr.audio import stream_windows
 from qlib.asr.datasets import Utterance
-from qlib.asr.transcribe import as_speech_model, language_of, transcribe
+from qlib.asr.prompts import language_of
+from qlib.asr.transcribe import as_speech_model, transcribe
 from qlib.errors import DataError, ModelError
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_structure import SpeechBatch
