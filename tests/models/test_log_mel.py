@@ -70,7 +70,7 @@ def test_a_whole_recording_equals_the_reference(reference, samples: int) -> None
 
 
 def test_a_recording_too_short_to_be_reflected_is_refused() -> None:
-    with pytest.raises(DataError, match=r"200 samples, expected more than 200\. Use log_mel"):
+    with pytest.raises(DataError, match=r"200 samples, expected more than 200\. Use log_mel, which pads"):
         log_mel_recording(noise(200))
 
 

@@ -1,0 +1,90 @@
+"""Detected languages: against one pass of the model, and what they change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from speech_fixtures import multilingual_whisper, noise
+from torch import Tensor
+
+from qlib.asr.transcribe import transcribe
+from qlib.errors import ModelError
+from qlib.models.log_mel import log_mel
+from qlib.models.tiny import tiny_moonshine, tiny_whisper
+from qlib.models.waveform import SAMPLE_RATE
+from qlib.models.whisper import Whisper
+
+
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    """A miniature that hears both languages in noise."""
+    model = multilingual_whisper()
+    names = ("<|en|>", 3), ("<|de|>", 4), ("<|yue|>", 5), ("<|ja|>", 6)
+    model.generation = replace(model.generation, languages=names)
+    return model
+
+
+def heard(model: Whisper, audio: Tensor) -> tuple[str, float]:
+    """Return the most probable language, in one pass without a cache."""
+    logits = model(log_mel(audio)[None], torch.tensor([[model.generation.start]]))[0, -1]
+    weights = {name.strip("<|>"): float(logits[i].double().exp()) for name, i in model.generation.languages}
+    best = max(weights, key=lambda name: weights[name])
+    return best, weights[best] / sum(weights.values())
+
+
+AUDIOS = [noise(seconds, seed) * (1 + 9 * (seed % 2)) for seed, seconds in enumerate((1, 0.4, 2, 0.7, 3))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_most_probable_language_token(model: Whisper, batch_size: int) -> None:
+    found = transcribe(model, AUDIOS, batch_size=batch_size)
+    expected = [heard(model, audio) for audio in AUDIOS]
+    assert len({name for name, _ in expected}) > 1, "must tell recordings apart"
+    assert [each.language for each in found] == [name for name, _ in expected]
+    probabilities = [each.language_probability for each in found]
+    assert probabilities == pytest.approx([probability for _, probability in expected], rel=1e-4)
+
+
+def test_a_detected_language_is_as_good_as_a_told_one(model: Whisper) -> None:
+    found = transcribe(model, AUDIOS)
+    told = [transcribe(model, [a], language=f.language)[0] for a, f in zip(AUDIOS, found, strict=True)]
+    assert [each.tokens for each in told] == [each.tokens for each in found]
+    assert {each.language_probability for each in told} == {None}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_first_window_tells_the_language_of_all(model: Whisper, batch_size: int) -> None:
+    """The first window is the shorter one, so by length alone it would be decoded last."""
+    first, second = noise(21, 1) * 10, noise(29.5, 0)
+    long = torch.cat([first, torch.zeros(SAMPLE_RATE), second])
+    language, _ = heard(model, torch.cat([first, torch.zeros(SAMPLE_RATE // 2)]))
+    assert language != heard(model, second)[0], "the second window must sound like another one"
+    silent = torch.zeros(30 * SAMPLE_RATE)
+    found = transcribe(model, [long, noise(29.8, 0), torch.cat([silent, long])], batch_size=batch_size)
+    assert found[0].language == language == found[2].language
+    assert found[0].tokens == transcribe(model, [long], language=language)[0].tokens
+
+
+def test_silence_has_no_language(model: Whisper) -> None:
+    (silence,) = transcribe(model, [torch.zeros(SAMPLE_RATE)])
+    assert (silence.language, silence.language_probability) == (None, None)
+    assert transcribe(model, [torch.zeros(SAMPLE_RATE)], language="de")[0].language == "de"
+
+
+@pytest.mark.parametrize("model", [tiny_whisper(), tiny_moonshine()], ids=["whisper", "moonshine"])
+def test_a_model_of_one_language_detects_nothing(model: Whisper) -> None:
+    (found,) = transcribe(model, [noise(1)])
+    assert (found.language, found.language_probability) == ("en", None)
+
+
+def test_a_checkpoint_without_english_needs_none(model: Whisper) -> None:
+    german = multilingual_whisper()
+    german.generation = replace(german.generation, languages=(("<|de|>", 4),))
+    (found,) = transcribe(german, [noise(1)])
+    assert (found.language, found.language_probability) == ("de", 1.0)
+    with pytest.raises(ModelError, match=r"Unknown language 'en'\. Known: de"):
+        transcribe(german, [noise(1)], language="en")
+    with pytest.raises(ModelError, match=r"Unknown task 'sing'"):
+        transcribe(german, [noise(1)], task="sing")
