@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from qlib.asr.audio import is_silent
 from qlib.asr.greedy import Head, decoding_head, greedy
-from qlib.asr.prompts import Language, Prompts, detect_languages
+from qlib.asr.prompts import Language, Prompts, row_languages
 from qlib.asr.recordings import Source
 from qlib.asr.timestamps import STEP_SECONDS, Piece, cut_into_pieces
 from qlib.asr.transcript import Segment, Transcript
@@ -156,13 +156,12 @@ def _decode_windows(
     weight, no_timestamps = model.model.decoder.embed_tokens.weight, model.generation.no_timestamps
     windows = [each.window(model.frames).to(weight.device, weight.dtype) for each in recordings]
     cache = model.start(torch.cat([model.encode(window) for window in windows]))
-    if any(each.language is None for each in recordings):
-        for each, language in zip(recordings, detect_languages(model, head, cache), strict=True):
-            each.language = each.language or language
-    known = [prompts.of(each.language.code) for each in recordings if each.language]
-    prompt = [[token for token in tokens if token != no_timestamps] for tokens in known]
+    languages = row_languages(model, head, cache, [each.language for each in recordings])
+    for each, language in zip(recordings, languages, strict=True):
+        each.language = language
+    prompt = [[t for t in prompts.of(each.code) if t != no_timestamps] for each in languages]
     limits = [model.positions - len(tokens) for tokens in prompt]
-    return greedy(model, head, cache, prompt, limits, no_timestamps=no_timestamps)
+    return greedy(model, head, cache, prompt, limits, no_timestamps)
 
 
 def _segment(model: Whisper, tokenizer: Tokenizer, seek: int, piece: Piece) -> Segment:
@@ -175,9 +174,8 @@ def _transcript(model: Whisper, tokenizer: Tokenizer, recording: _Recording) -> 
     """Put a recording's segments together; those without a text are left out."""
     segments = tuple(segment for segment in recording.segments if segment.text)
     tokens = tuple(token for segment in segments for token in segment.tokens)
-    text = _text(
-        model, tokenizer, tokens
-    )  # at once: a character may begin in one segment and end in the next
+    # At once: a character may reach into the next segment.
+    text = _text(model, tokenizer, tokens)
     code, probability = recording.language or (None, None)
     return Transcript(text, tokens, len(recording.samples) / SAMPLE_RATE, code, probability, segments)
 

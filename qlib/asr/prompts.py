@@ -6,6 +6,7 @@ first window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,6 +105,17 @@ def detect_languages(model: SpeechModel, head: Head, cache: SpeechCache) -> list
         Language(names[i].strip("<|>"), probability)
         for i, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+def row_languages(
+    model: SpeechModel, head: Head, cache: SpeechCache, known: Sequence[Language | None]
+) -> list[Language]:
+    """Return the language of each row: the known one, else the detected; see `detect_languages`."""
+    told = [language for language in known if language is not None]
+    if len(told) == len(known):  # nothing is to be heard, and the decoder does not run
+        return told
+    detected = detect_languages(model, head, cache)
+    return [language or heard for language, heard in zip(known, detected, strict=True)]
 
 
 def language_of(source: Source, language: str | None = None) -> str:

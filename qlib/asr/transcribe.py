@@ -7,8 +7,9 @@ Without timestamps:
     texts of a recording's windows, joined in order -> Transcript
 
 The windows of all recordings wait in one queue (`window_queue.py`), which sorts and decodes them
-(`greedy.py`). A window of digital silence is not sent through the model: its text is empty. With timestamps, windows follow one
-another instead of pauses: `long_form.py`.
+(`greedy.py`). A window of digital silence is not sent through the model: its text is empty.
+
+With timestamps the windows cannot be cut beforehand: `long_form.py`.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def evaluate_wer(
         As for `transcribe`.
     language : str, optional
         If not given, each utterance's own, and English where it has none: nothing is detected. It also
-        decides how a text is normalized and whether words or characters are counted: see `qlib.asr.wer.score`.
+        decides how a text is normalized and whether words or characters count: see `qlib.asr.wer.score`.
 
     Raises
     ------

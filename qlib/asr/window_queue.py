@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qlib.asr.greedy import decoding_head, greedy
-from qlib.asr.prompts import Language, Prompts, detect_languages
+from qlib.asr.prompts import Language, Prompts, row_languages
 from qlib.models.speech import SpeechModel
 from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
 
@@ -71,7 +71,7 @@ class WindowQueue:
             self.bar.update()
 
     def decode(self) -> None:
-        """Decode all windows that wait; those of like length go together, those that tell a language first."""
+        """Decode all windows that wait, those that tell a language first; like lengths go together."""
         order = sorted(self._waiting, key=lambda each: (each.tells_language, len(each.samples)), reverse=True)
         for start in range(0, len(order), self.batch_size):
             self._decode_batch(order[start : start + self.batch_size])
@@ -84,10 +84,10 @@ class WindowQueue:
         limits = self.model.token_limits(waveforms, self.prompts.length)
         states, mask = self.model.encode_speech(waveforms)
         cache = self.model.start(states, self.prompts.length + max(limits), mask)
-        if any(each.tells_language for each in batch):
-            for window, language in zip(batch, detect_languages(self.model, self.head, cache), strict=True):
-                if window.tells_language:
-                    self.languages[window.recording] = language
+        known = [self.languages.get(each.recording) for each in batch]
+        for window, language in zip(batch, row_languages(self.model, self.head, cache, known), strict=True):
+            if window.tells_language:
+                self.languages[window.recording] = language
         prompts = [self.prompts.of(self.languages[each.recording].code) for each in batch]
         texts = greedy(self.model, self.head, cache, prompts, limits)
         for window, window.tokens in zip(batch, texts, strict=True):

@@ -152,7 +152,8 @@ def log_mel_recording(audio: Tensor, bins: int = 80) -> Tensor:
     check_waveform(audio)
     if len(audio) <= N_FFT // 2:
         raise DataError(
-            f"log_mel_recording: {len(audio)} samples, expected more than {N_FFT // 2}. Use log_mel, which pads."
+            f"log_mel_recording: {len(audio)} samples, expected more than {N_FFT // 2}. Use log_mel, which "
+            "pads."
         )
     features = torch.empty(bins, len(audio) // HOP, dtype=torch.float32, device=audio.device)
     _write_bands(audio, features)
