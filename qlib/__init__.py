@@ -12,6 +12,7 @@ and sizes are those of the integers; speed is not.
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
 from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
+from qlib.asr.subtitles import write_transcript
 from qlib.asr.transcribe import evaluate_wer, transcribe
 from qlib.asr.transcript import Segment, Transcript
 from qlib.asr.wer import Comparison, WerResult, compare
@@ -75,4 +76,5 @@ __all__ = [
     "read_manifest",
     "save_quantized",
     "transcribe",
+    "write_transcript",
 ]

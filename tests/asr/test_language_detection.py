@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from speech_fixtures import multilingual_whisper, noise
+from speech_fixtures import multilingual_whisper, noise, utterances
 from torch import Tensor
 
 from qlib.asr.audio import split_windows
-from qlib.asr.transcribe import transcribe
+from qlib.asr.transcribe import evaluate_wer, transcribe
 from qlib.errors import ModelError
 from qlib.models.log_mel import log_mel
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
@@ -92,3 +93,12 @@ def test_a_checkpoint_without_english_needs_none(model: Whisper) -> None:
         transcribe(german, [noise(1)], language="en")
     with pytest.raises(ModelError, match=r"Unknown task 'sing'"):
         transcribe(german, [noise(1)], task="sing")
+
+
+def test_word_errors_are_of_english_where_no_language_is_known(tmp_path: Path) -> None:
+    """The score needs the language of the references, which is not what the model takes it for."""
+    german = multilingual_whisper()
+    german.generation = replace(german.generation, languages=(("<|en|>", 4), ("<|de|>", 3)))
+    listed = utterances(tmp_path)
+    assert {each.language for each in transcribe(german, listed)} == {"de"}
+    assert evaluate_wer(german, listed) == evaluate_wer(german, listed, language="en")
