@@ -21,7 +21,9 @@ from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.invented import InventedText, invented_text
 from qlib.asr.rare_words import RareWords, rare_words
 from qlib.asr.sounds import sounds_without_speech
-from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
+from qlib.asr.subtitles import write_transcript
+from qlib.asr.transcribe import evaluate_wer, transcribe
+from qlib.asr.transcript import Segment, Transcript
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.checkpoint import load_quantized, save_quantized
@@ -73,6 +75,7 @@ __all__ = [
     "QuantizedWeight",
     "RareWords",
     "Result",
+    "Segment",
     "Sensitivity",
     "SmoothQuant",
     "SpQR",
@@ -97,4 +100,5 @@ __all__ = [
     "sensitivity",
     "sounds_without_speech",
     "transcribe",
+    "write_transcript",
 ]

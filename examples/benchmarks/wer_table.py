@@ -152,7 +152,7 @@ def measure(
 def evaluate(model: Any, test: Sources) -> dict[str, qlib.WerResult]:
     """Return the word error rate of each source, and of all together where there are several."""
     together = [each for utterances in test.values() for each in utterances]
-    heard = iter(qlib.transcribe(model, together))
+    heard = iter(qlib.transcribe(model, together, language="en"))
     texts = {source: [next(heard).text for _ in utterances] for source, utterances in test.items()}
     results = {source: score(require_text(test[source]), texts[source]) for source in test}
     if len(test) > 1:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio import stream_windows
-from qlib.asr.transcribe import as_speech_model, language_of, transcribe
+from qlib.asr.prompts import language_of
+from qlib.asr.transcribe import as_speech_model, transcribe
 from qlib.asr.utterance import Utterance
 from qlib.errors import DataError, ModelError
 from qlib.models.speech import SpeechModel

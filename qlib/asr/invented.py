@@ -20,7 +20,9 @@ from qlib.asr.loops import Loop, find_loop
 from qlib.asr.normalizers import Normalizer, normalizers_of
 from qlib.asr.signature import short, signature
 from qlib.asr.sounds import sounds_without_speech
-from qlib.asr.transcribe import Transcript, language_of, transcribe
+from qlib.asr.prompts import language_of
+from qlib.asr.transcribe import transcribe
+from qlib.asr.transcript import Transcript
 from qlib.asr.utterance import Utterance
 from qlib.errors import DataError
 from qlib.models.structure import Model

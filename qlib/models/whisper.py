@@ -8,7 +8,7 @@ checkpoints, and every projection is a plain `nn.Linear`, so a quantizer finds a
                      feed-forward) -> layer norm -> proj_out, tied to the embedding -> [B, T, V]
 
 B batch, S = 1500 frames of 20 ms, T tokens, D width, H heads, V vocabulary. Layers are pre-norm.
-Left out: timestamps, alignment heads and dropout, which greedy transcription does not use.
+Left out: alignment heads and dropout, which greedy transcription does not use.
 """
 
 from __future__ import annotations
