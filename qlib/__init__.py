@@ -14,6 +14,7 @@ from qlib.activation_state import exceeded
 from qlib.analysis.allocate import Plan, allocate
 from qlib.analysis.cost import Cost, cost
 from qlib.asr.comparison import Comparison, compare
+from qlib.asr.corpora import read_corpus
 from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.invented import InventedText, invented_text
 from qlib.asr.rare_words import RareWords, rare_words
@@ -85,6 +86,7 @@ __all__ = [
     "load_quantized",
     "quantize",
     "rare_words",
+    "read_corpus",
     "read_librispeech",
     "read_manifest",
     "save_quantized",

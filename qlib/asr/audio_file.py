@@ -73,6 +73,8 @@ def encoded_blocks(
 ) -> Iterator[Tensor]:
     """Yield a recording whose file is in memory, as `audio_blocks` does; `name` is for messages.
 
+    Headers are believed: whoever puts files into a data set has finished them.
+
     Raises
     ------
     DataError, MissingExtraError
@@ -84,8 +86,8 @@ def encoded_blocks(
             yield from _blocks_of(file, name, offset, duration)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a format without a header
         raise DataError(
-            f"{name}: {len(data)} bytes cannot be decoded as audio ({error}). They are damaged, or of a format that "
-            "libsndfile does not read: fetch them again, or store wav or flac."
+            f"{name}: {len(data)} bytes cannot be decoded as audio ({error}). They are damaged, or of a "
+            "format that libsndfile does not read: fetch them again, or store wav or flac."
         ) from error
 
 

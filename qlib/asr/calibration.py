@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio import stream_windows
+from qlib.asr.parquet import StoredSound
 from qlib.asr.transcribe import as_speech_model, language_of, transcribe
 from qlib.asr.utterance import Utterance
 from qlib.errors import DataError, ModelError
@@ -110,7 +111,7 @@ def fingerprint(utterances: Sequence[Utterance]) -> str:
     one than any that is; `speech_batches` says what is wrong with it.
     """
     digest = hashlib.sha256()
-    hashes: dict[Path | Tensor, str] = {}
+    hashes: dict[Path | StoredSound | Tensor, str] = {}
     for each in utterances:
         if each.audio not in hashes:
             hashes[each.audio] = each.sound_hash()

@@ -46,6 +46,7 @@ CORPORA = {
     "voxpopuli": Corpus("voxpopuli"),
 }
 FOLDERS = {corpus.folder for corpus in CORPORA.values()}
+READ = ("id", "dataset", "audio_length_s", *LANGUAGE_KEYS)  # columns beside the text, where they are there
 METADATA = ("metadata.csv", "metadata.jsonl")  # of an audio folder
 
 # test-00000-of-00003.parquet; older ones have a hash behind that.
@@ -120,8 +121,8 @@ def _folder_of(path: Path, corpus: Corpus) -> Path:
         return path / corpus.folder
     if others & FOLDERS:  # never one corpus under the name of another
         raise DataError(
-            f"{path}: no folder {corpus.folder!r} in it (there: {', '.join(sorted(others & FOLDERS))}). Fetch that "
-            "corpus, or give the folder that holds it."
+            f"{path}: no folder {corpus.folder!r} in it (there: {', '.join(sorted(others & FOLDERS))}). "
+            "Fetch that corpus, or give the folder that holds it."
         )
     return path
 
@@ -132,13 +133,15 @@ def _of_folder(folder: Path, corpus: Corpus, split: str | None, name: str) -> It
         return iter(_of_list(lists[0], split))
     if lists := [path for each in sorted(folder.iterdir()) if each.is_dir() for path in _metadata(each)]:
         chosen = _chosen({path.parent.name for path in lists}, split, corpus.part, folder)
-        return (u for path in lists if path.parent.name in chosen for u in _of_list(path, None))
+        return iter([u for path in lists if path.parent.name in chosen for u in _of_list(path, None)])
     if shards := sorted(folder.rglob("*.parquet")):
         return _of_splits(shards, folder, corpus, split, name)
     if next(folder.rglob("*.trans.txt"), None):
         parts = {each.name: each for each in folder.iterdir() if re.match("(train|dev|test)-", each.name)}
         chosen = _chosen(parts, split, corpus.part, folder) if parts else []
-        return (u for each in [parts[part] for part in chosen] or [folder] for u in read_librispeech(each))
+        return iter(
+            [u for each in [parts[part] for part in chosen] or [folder] for u in read_librispeech(each)]
+        )
     raise DataError(
         f"{folder}: no corpus in it. Looked for *.parquet, {', '.join(METADATA)} and *.trans.txt; for other "
         "lists, give the file and not its folder."
@@ -199,7 +202,7 @@ def _of_splits(
     if len(folders) > 1:
         names = list_names([str(each.relative_to(folder)) for each in folders], 8)
         raise DataError(
-            f"{folder}: parquet files of {len(folders)} data sets: {names}. Give the folder of one, or a name."
+            f"{folder}: parquet files of {len(folders)} data sets: {names}. Give the folder of one."
         )
     chosen = _chosen({part for _, part in groups}, split, corpus.part, folder)
     found = [_of_shards(groups[folders[0], part], name, part) for part in chosen]
@@ -207,7 +210,7 @@ def _of_splits(
 
 
 def _group_of(path: Path) -> tuple[Path, str]:
-    """Return folder and split of a parquet file: ``test-0-of-1.parquet``, ``test.parquet`` or ``test/0.parquet``."""
+    """Return folder and split: of ``test-0-of-1.parquet``, ``test.parquet`` or ``test/0.parquet``."""
     match = SHARD.fullmatch(path.stem)
     if path.stem.isdigit():
         return path.parent.parent, path.parent.name
@@ -226,7 +229,7 @@ def _of_shards(paths: Sequence[Path], name: str, split: str) -> Iterator[Utteran
     return (
         _as_utterance(shard, number, row, name, split)
         for shard in shards
-        for number, row in enumerate(shard.texts())
+        for number, row in enumerate(shard.texts(READ))
     )
 
 
@@ -237,8 +240,8 @@ def _check_complete(paths: Sequence[Path]) -> None:
     missing = sorted(set(range(count)) - {int(match["number"]) for match in matches})
     if missing:
         raise DataError(
-            f"{paths[0].parent}: {len(missing)} of {count} shards of {matches[0]['split']} are missing, numbers "
-            f"{list_names(map(str, missing))}. Fetch them; or give single files."
+            f"{paths[0].parent}: {len(missing)} of {count} shards of {matches[0]['split']} are missing, "
+            f"numbers {list_names(map(str, missing))}. Fetch them; or give single files."
         )
 
 
@@ -257,7 +260,7 @@ def _as_utterance(shard: Shard, number: int, row: Row, name: str, split: str) ->
         id=known,
         source=name or str(row.get("dataset") or ""),
         split=split,
-        duration=as_seconds(row.get("audio_length_s"), "audio_length_s", where),
+        duration=as_seconds(row.get("audio_length_s"), "duration", where),
         where=where,
-        language=next((row[key] for key in LANGUAGE_KEYS if isinstance(row.get(key), str)), ""),
+        language=next((code for key in LANGUAGE_KEYS if isinstance(code := row.get(key), str)), ""),
     )

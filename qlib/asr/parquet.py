@@ -2,16 +2,17 @@
 
     audio: struct{bytes, path} | text: string | id: string | audio_length_s: double | dataset: string
 
-Texts are read without the sound, for a parquet file stores its columns apart. The sound of a row is read when
-it is used. Rows of sound stand in row groups, which cannot be entered in the middle: so a file remembers where
-its last reading ended, and reading in order passes each row group once, a few rows at a time.
+Texts are read without the sound, for a parquet file stores its columns apart. The sound of a row is read
+when it is used. Rows stand in row groups, which cannot be entered in the middle: so a file remembers where
+its last reading ended, and reading in order passes each row group once. One group is in memory at a time, as
+it is stored and decompressed: 100 rows in the Hub's files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +23,7 @@ from qlib.errors import DataError, require_extra
 
 AUDIO_COLUMN = "audio"
 TEXT_COLUMNS = (*TEXT_KEYS, "norm_text", "normalized_text")  # the first one present counts
-TEXT_ROWS, SOUND_ROWS = 1024, 8  # read at once: 8 half minutes of 16-bit sound are 8 MB
+TEXT_ROWS, SOUND_ROWS = 1024, 8  # decoded at once
 
 
 class Shard:
@@ -56,7 +57,7 @@ class Shard:
         self.starts = list(accumulate(sizes, initial=0))  # first row of each group, and the end of the last
         self.rows = self.starts[-1]
         self.text = self._check_columns(schema)
-        self._rest()
+        self._place: _Place | None = None  # where the last reading ended
 
     def _check_columns(self, schema: Any) -> str:
         """Return the column of the texts."""
@@ -68,8 +69,8 @@ class Shard:
         kind = schema.field(AUDIO_COLUMN).type
         if "bytes" not in {kind.field(i).name for i in range(kind.num_fields)}:
             raise DataError(
-                f"{self.path}: column {AUDIO_COLUMN!r} is {kind}, not struct{{bytes, path}} with an audio file "
-                "in each row. Save the data set with its sound in it, as the Hub does."
+                f"{self.path}: column {AUDIO_COLUMN!r} is {kind}, not struct{{bytes, path}} with an audio "
+                "file in each row. Save the data set with its sound in it, as the Hub does."
             )
         text = next((name for name in TEXT_COLUMNS if name in self.columns), None)
         if text is None:
@@ -79,9 +80,9 @@ class Shard:
             )
         return text
 
-    def texts(self) -> Iterator[Row]:
-        """Yield the rows in order, with all columns but the sound; few are in memory at once."""
-        names = [name for name in self.columns if name != AUDIO_COLUMN]
+    def texts(self, columns: Iterable[str]) -> Iterator[Row]:
+        """Yield the rows in order, without their sound: what is said, and some columns if they are there."""
+        names = [name for name in self.columns if name in (self.text, *columns)]
         file = self._opened()
         try:
             for batch in file.iter_batches(TEXT_ROWS, columns=names):
@@ -99,36 +100,25 @@ class Shard:
         """
         group = bisect_right(self.starts, row) - 1
         try:
-            if group != self._group or row < self._first:
+            if self._place is None or group != self._place.group or row < self._place.first:
                 file = self._opened()
-                self._batches = file.iter_batches(
-                    SOUND_ROWS, row_groups=[group], columns=[f"{AUDIO_COLUMN}.bytes"]
-                )
-                self._group, self._first, self._batch = group, self.starts[group], next(self._batches)
-            while row >= self._first + len(self._batch):
-                self._first += len(self._batch)
-                self._batch = next(self._batches)
+                names = [f"{AUDIO_COLUMN}.bytes"]
+                batches = file.iter_batches(SOUND_ROWS, row_groups=[group], columns=names)
+                self._place = _Place(group, self.starts[group], next(batches), batches)
+            found = self._place.sound(row)
         except self._errors() as error:
             raise self._damaged(error) from error
-        found: Mapping[str, bytes | None] | None = self._batch.column(0)[row - self._first].as_py()
         if row == self.rows - 1:
-            self._rest()
-        if found is None or found["bytes"] is None:
+            self._place = None  # a corpus has many shards: one that is done holds no sound and no open file
+        if found is None:
             raise DataError(
                 f"column {AUDIO_COLUMN!r} has no bytes in this row. Save the data set with its sound in it."
             )
-        return found["bytes"]
-
-    def _rest(self) -> None:
-        """Hold no sound and no open file: a corpus has many shards."""
-        self._group, self._first = -1, 0  # the row group that is being read, and the first row of its batch
-        self._batch: Any = ()
-        self._batches: Iterator[Any] = iter(())
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: all but the place of the last reading."""
-        self._rest()
-        return self.__dict__
+        return {**self.__dict__, "_place": None}
 
     def _opened(self) -> Any:
         parquet = require_extra("pyarrow.parquet", "parquet", f"{self.path}: reading a parquet file")
@@ -144,9 +134,27 @@ class Shard:
 
     def _damaged(self, error: Exception) -> DataError:
         return DataError(
-            f"{self.path}: cannot be read as parquet ({error}). It is damaged, or was not fetched to its end: "
-            "fetch it again."
+            f"{self.path}: cannot be read as parquet ({error}). It is damaged, or was not fetched to its "
+            "end: fetch it again."
         )
+
+
+@dataclass
+class _Place:
+    """How far a row group has been read."""
+
+    group: int
+    first: int  # row of the file that the batch begins with
+    batch: Any
+    batches: Iterator[Any]
+
+    def sound(self, row: int) -> bytes | None:
+        """Return the bytes of a row of this group, `first` or later; None where it has none."""
+        while row >= self.first + len(self.batch):
+            self.first += len(self.batch)
+            self.batch = next(self.batches)
+        found: Mapping[str, bytes | None] | None = self.batch.column(0)[row - self.first].as_py()
+        return None if found is None else found["bytes"]
 
 
 @dataclass(frozen=True)

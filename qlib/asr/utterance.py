@@ -1,4 +1,4 @@
-"""An utterance: one recording in a file, in memory or in a data set, or a segment of one, and what is said in it."""
+"""An utterance: one recording in a file, in memory or in a data set, or a segment of it, and what is said."""
 
 from __future__ import annotations
 
