@@ -17,6 +17,7 @@ from qlib.analysis.explain import explain
 from qlib.analysis.explanation import Explanation
 from qlib.analysis.sensitivity import Sensitivity, sensitivity
 from qlib.asr.comparison import Comparison, compare
+from qlib.asr.corpora import read_corpus
 from qlib.asr.datasets import read_librispeech, read_manifest
 from qlib.asr.invented import InventedText, invented_text
 from qlib.asr.rare_words import RareWords, rare_words
@@ -94,6 +95,7 @@ __all__ = [
     "load_quantized",
     "quantize",
     "rare_words",
+    "read_corpus",
     "read_librispeech",
     "read_manifest",
     "save_quantized",

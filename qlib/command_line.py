@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qlib.asr.datasets import read_librispeech, read_manifest
+from qlib.asr.corpora import read_corpus
 from qlib.asr.manifest_rows import lines_of, rows_of_json
 from qlib.asr.utterance import Utterance
 from qlib.checkpoint import MANIFEST, load_quantized
@@ -67,11 +67,19 @@ def plan(options: argparse.Namespace) -> tuple[Grid | dict[str, Grid], Any]:
     return grids, activation
 
 
-def utterances(paths: Sequence[str], limit: int | None) -> list[Utterance]:
-    """Return the recordings of manifests and of folders in LibriSpeech's layout, `limit` of each at most."""
-    found = []
-    for path in map(Path, paths):
-        found += read_librispeech(path, limit) if path.is_dir() else read_manifest(path, limit)
+def utterances(places: Sequence[str], limit: int | None, split: str = "test") -> list[Utterance]:
+    """Return the recordings of lists and corpora, `limit` of each at most; their sound is read later.
+
+    A folder may be followed by a corpus in it, ``FOLDER:NAME``. Of a folder with several splits, `split` is
+    taken; a single file is read as it is.
+    """
+    found: list[Utterance] = []
+    for place in places:
+        folder, colon, name = place.rpartition(":")
+        if not colon or Path(place).exists():
+            folder, name = place, ""
+        one = Path(folder).is_file()
+        found += read_corpus(folder, name or None, split=None if one else split, limit=limit)
     return found
 
 
@@ -81,7 +89,7 @@ def calibration(options: argparse.Namespace, model: Model) -> list[Utterance] | 
         return None
     if isinstance(model, TextModel):
         return texts(Path(options.calib), options.calib_limit)
-    return utterances([options.calib], options.calib_limit)
+    return utterances([options.calib], options.calib_limit, "train")
 
 
 def texts(path: Path, limit: int) -> list[str]:
@@ -156,7 +164,7 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
         help="another grid for some: fc2=8, k=4G128",
     )
     add("--skip", nargs="+", default=[], metavar="PATTERN", help="layers to leave in float")
-    add("--calib", metavar="FILE", help="manifest of recordings, or texts (.txt, .jsonl)")
+    add("--calib", metavar="FILE", help="manifest or corpus (its train split), or texts (.txt, .jsonl)")
     add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
     add("--work", type=Path, help="folder for finished blocks: a killed run goes on from there")
     _machine(parser)
@@ -203,7 +211,7 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     add("--method", nargs="+", default=[], metavar="CHAIN", help=f"{names}; chains as awq+gptq")
     add("--scheme", nargs="+", default=["W4A16"], help=f"{GRAMMAR} (%(default)s)")
     _data(parser, required=False)
-    add("--calib", default="", metavar="FILE", help="manifest of recordings")
+    add("--calib", default="", metavar="FILE", help="manifest, or corpus (its train split)")
     add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
     add("--language", default="", help="of the recordings, for multilingual checkpoints")
     add("--batch-size", type=int, default=8, metavar="N", help="(%(default)s)")
@@ -226,7 +234,7 @@ def _ls(parser: argparse.ArgumentParser) -> None:
 
 def _data(parser: argparse.ArgumentParser, required: bool = True) -> None:
     add = parser.add_argument
-    help = "manifests (.jsonl, .csv, .tsv), or folders in LibriSpeech's layout"
+    help = "manifests (.jsonl, .csv, .tsv), parquet files, folders of a corpus, or FOLDER:NAME for one in it"
     add("--data", "--tasks", nargs="+", required=required, metavar="PATH", help=help)
     add("--limit", type=int, metavar="N", help="most recordings of each")
 

@@ -18,6 +18,7 @@ CORE = ["torch", "numpy", "safetensors", "soundfile", "jiwer", "tqdm", "tokenize
 EXTRAS = {
     "asr": ["whisper-normalizer", "soxr"],
     "gguf": ["gguf"],
+    "parquet": ["pyarrow"],
     "chat": ["jinja2"],
     "plots": ["matplotlib"],
 }

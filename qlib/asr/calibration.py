@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio import stream_windows
+from qlib.asr.parquet import StoredSound
 from qlib.asr.prompts import language_of
 from qlib.asr.transcribe import as_speech_model, transcribe
 from qlib.asr.utterance import Utterance
@@ -111,7 +112,7 @@ def fingerprint(utterances: Sequence[Utterance]) -> str:
     one than any that is; `speech_batches` says what is wrong with it.
     """
     digest = hashlib.sha256()
-    hashes: dict[Path | Tensor, str] = {}
+    hashes: dict[Path | StoredSound | Tensor, str] = {}
     for each in utterances:
         if each.audio not in hashes:
             hashes[each.audio] = each.sound_hash()

@@ -14,7 +14,7 @@ With timestamps the windows cannot be cut beforehand: `long_form.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from qlib.asr.prompts import Language, Prompts, language_of
 from qlib.asr.recordings import Recording, as_sources
 from qlib.asr.transcript import Transcript
 from qlib.asr.utterance import Utterance
-from qlib.asr.wer import WerResult, score
+from qlib.asr.wer import WerResult, check_scorable, score
 from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError, describe, whole_number
 from qlib.models.progress import progress_bar
@@ -129,7 +129,8 @@ def evaluate_wer(
     model : Model
         The model to judge, a Whisper or Moonshine.
     utterances : iterable of Utterance
-        Each with a reference text; those whose reference is empty are left out of the score.
+        Each with a reference text; those whose reference is empty are left out of the score. A list is
+        checked before the work begins. A generator is checked as it goes, and only its texts are kept.
     batch_size, progress
         As for `transcribe`.
     language : str, optional
@@ -142,18 +143,40 @@ def evaluate_wer(
         No utterances, an entry that is none, one without a reference, or all references empty.
     """
     as_speech_model(model)
-    listed = check_utterances(utterances, "evaluate_wer")
-    references = require_text(listed)
-    languages = [language_of(each, language) for each in listed]
-    spoken = [replace(each, language=code) for each, code in zip(listed, languages, strict=True)]
-    transcripts = transcribe(model, spoken, batch_size=batch_size, language=language, progress=progress)
-    return score(
-        references,
-        [transcript.text for transcript in transcripts],
-        languages=languages,
-        ids=[each.id for each in listed],
-        decoding="greedy",
-    )
+    rows: list[tuple[str, str, str]] = []  # id, reference and language of each utterance
+    if isinstance(utterances, Iterator):
+        heard: Iterable[Recording] = _noted(utterances, rows, language)
+    else:
+        listed = check_utterances(utterances, "evaluate_wer")
+        rows.extend(_row(each, language) for each in listed)
+        # What the score counts as English is read as English: no language is detected.
+        heard = [replace(each, language=code) for each, (_, _, code) in zip(listed, rows, strict=True)]
+        check_scorable([text for _, text, _ in rows], [code for _, _, code in rows])
+    transcripts = transcribe(model, heard, batch_size=batch_size, language=language, progress=progress)
+    if not rows:
+        raise DataError("evaluate_wer: the generator gave no utterance. Is it used up? Make it again.")
+    ids, references, languages = zip(*rows, strict=True)
+    texts = [transcript.text for transcript in transcripts]
+    return score(references, texts, languages=languages, ids=ids, decoding="greedy")
+
+
+def _noted(
+    utterances: Iterator[Utterance], rows: list[tuple[str, str, str]], language: str | None
+) -> Iterator[Utterance]:
+    """Pass utterances on one by one, and note of each what its score needs, not its sound."""
+    for number, each in enumerate(utterances, 1):
+        if not isinstance(each, Utterance):
+            raise DataError(
+                f"evaluate_wer: entry {number} of the generator is {describe(each)}, not an utterance: what "
+                'is said must be known. Yield qlib.Utterance("a.wav", "what is said").'
+            )
+        rows.append(_row(each, language))
+        yield replace(each, language=rows[-1][2])
+
+
+def _row(utterance: Utterance, language: str | None) -> tuple[str, str, str]:
+    (text,) = require_text([utterance])
+    return utterance.id, text, language_of(utterance, language)
 
 
 def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:

@@ -1,4 +1,4 @@
-"""An utterance: one recording in a file or in memory, or a segment of one, and what is said in it."""
+"""An utterance: one recording in a file, in memory or in a data set, or a segment of it, and what is said."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qlib.asr.audio_file import audio_blocks, segment_seconds
+from qlib.asr.audio_file import audio_blocks, encoded_blocks, segment_seconds
+from qlib.asr.parquet import StoredSound
 from qlib.asr.samples import as_waveform
 from qlib.errors import DataError, describe
 from qlib.models.waveform import SAMPLE_RATE
@@ -22,9 +23,10 @@ HASHED_AT_ONCE = 1 << 20  # bytes
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality that is true or false: see __eq__
 class Utterance:
-    """One recording or a segment of one, in a file or in memory, and what is said in it."""
+    """One recording or a segment of one, and what is said in it."""
 
-    audio: Path | Tensor  # the file, or [samples] float32 at 16 kHz; NumPy arrays become a tensor
+    # The file, or a file inside a data set's, or [samples] float32 at 16 kHz; NumPy arrays become a tensor.
+    audio: Path | StoredSound | Tensor
     text: str | None = None  # what is said; None where the list does not tell
     id: str = ""  # as the list has it, else the file's name without its ending or a hash, and the segment
     source: str = ""  # where the recording comes from
@@ -41,7 +43,7 @@ class Utterance:
         for name in ("offset", "duration"):
             object.__setattr__(self, name, as_seconds(getattr(self, name), name, "Utterance"))
         if not self.id:
-            name = self.audio.stem if isinstance(self.audio, Path) else self.sound_hash()[:8]
+            name = self.sound_hash()[:8] if isinstance(self.audio, Tensor) else self.audio.stem
             object.__setattr__(self, "id", f"{name}{self._segment()}")
 
     def __eq__(self, other: object) -> bool:
@@ -52,7 +54,7 @@ class Utterance:
 
     def _values(self) -> tuple[object, ...]:
         """Return all fields, a hash in place of samples."""
-        audio = self.audio if isinstance(self.audio, Path) else self.sound_hash()
+        audio = self.sound_hash() if isinstance(self.audio, Tensor) else self.audio
         return audio, *(getattr(self, field.name) for field in fields(self)[1:])
 
     def sound_hash(self) -> str:
@@ -64,6 +66,8 @@ class Utterance:
         if isinstance(self.audio, Tensor):
             digest.update(self.audio.numpy().tobytes())
             return digest.hexdigest()
+        if isinstance(self.audio, StoredSound):
+            return self.audio.sha256()
         if not self.audio.is_file():
             return ""
         with self.audio.open("rb") as file:
@@ -82,7 +86,8 @@ class Utterance:
         """The file; a `DataError` where the sound is in memory."""
         if isinstance(self.audio, Path):
             return self.audio
-        raise DataError(f"{self.place}: the sound is in memory, so there is no file. Read its audio.")
+        where = "in memory" if isinstance(self.audio, Tensor) else "inside a data set"
+        raise DataError(f"{self.place}: the sound is {where}, so there is no file. Read its audio.")
 
     @property
     def place(self) -> str:
@@ -100,6 +105,10 @@ class Utterance:
         try:
             if isinstance(self.audio, Path):
                 yield from audio_blocks(self.audio, self.offset, self.duration)
+            elif isinstance(self.audio, StoredSound):
+                # A data set's duration describes the sound; in a list without an offset, it may cut it.
+                seconds = None if self.offset is None else self.duration
+                yield from encoded_blocks(self.audio.read(), "its sound", self.offset, seconds)
             else:
                 yield _segment_of(self.audio, self.id, self.offset, self.duration)
         except DataError as error:
@@ -111,8 +120,10 @@ class Utterance:
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _as_audio(audio: object, where: str) -> Path | Tensor:
-    """Return a path, or samples in memory as a tensor."""
+def _as_audio(audio: object, where: str) -> Path | StoredSound | Tensor:
+    """Return a path or a data set's sound, or samples in memory as a tensor."""
+    if isinstance(audio, StoredSound):
+        return audio
     if isinstance(audio, Tensor | np.ndarray):
         waveform = as_waveform(audio, SAMPLE_RATE, where or "Utterance: audio")
         (samples,) = waveform.blocks()

@@ -204,10 +204,7 @@ def score(
     ]
     kept = [i for i, (reference, _) in enumerate(pairs) if not _is_empty(reference)]
     if not kept:
-        raise DataError(
-            f"all {len(references)} references are empty after normalization: there is no word to score. "
-            "Check that the manifest's transcripts are what was said."
-        )
+        raise _nothing_to_score(len(references))
     aligned = _count([pairs[i] for i in kept])
     raw = _count([as_written(normalizers[i], references[i], hypotheses[i]) for i in kept])
     hits, substitutions, deletions, insertions = (int(n) for n in aligned.sum(axis=1))
@@ -247,6 +244,28 @@ def score(
         normalized_references=tuple(pairs[i][0].strip() for i in kept),
         normalized_hypotheses=tuple(pairs[i][1].strip() for i in kept),
         signature=signature("wer", settings),
+    )
+
+
+def check_scorable(references: Sequence[str], languages: str | Sequence[str] = "en") -> None:
+    """Refuse references without a single word to score, before somebody transcribes for hours.
+
+    Raises
+    ------
+    DataError
+        All references are empty after normalization, or a language is unknown.
+    MissingExtraError
+        The ``asr`` extra is not installed.
+    """
+    pairs = zip(normalizers_of(languages, len(references)), references, strict=True)
+    if all(_is_empty(normalize(reference)) for normalize, reference in pairs):
+        raise _nothing_to_score(len(references))
+
+
+def _nothing_to_score(count: int) -> DataError:
+    return DataError(
+        f"all {count} references are empty after normalization: there is no word to score. "
+        "Check that the manifest's transcripts are what was said."
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from qlib.asr.calibration import fingerprint
 from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import recognize, score_hypotheses
+from qlib.asr.parquet import StoredSound
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.benchmark.config import Study, chain_names
@@ -81,12 +82,12 @@ class Data:
         DataError
             A list cannot be read, has no transcripts, or is empty once the calibration is taken out.
         """
-        calib = utterances([study.calib], study.calib_limit) if study.calib else None
-        used = {_file(each) for each in calib or []} - {None}
+        calib = utterances([study.calib], study.calib_limit, "train") if study.calib else None
+        used = {_stored(each) for each in calib or []} - {None}
         tests = {}
         for name, place in study.data.items():
             listed = utterances([place], None)
-            tests[name] = [each for each in listed if _file(each) not in used][: study.limit]
+            tests[name] = [each for each in listed if _stored(each) not in used][: study.limit]
             require_text(tests[name])
             if not tests[name]:
                 raise DataError(f"{place}: all {len(listed)} recordings calibrate, and none is left to test.")
@@ -94,9 +95,11 @@ class Data:
         return cls(tests, calib, {**hashes, "calibration": "" if calib is None else fingerprint(calib)})
 
 
-def _file(utterance: Utterance) -> Path | None:
-    """Return the file of a recording; None where the sound is in memory."""
-    return utterance.audio.resolve() if isinstance(utterance.audio, Path) else None
+def _stored(utterance: Utterance) -> tuple[Path, int] | None:
+    """Return file and row of a recording, row 0 of a file of its own; None where the sound is in memory."""
+    if isinstance(utterance.audio, StoredSound):
+        return utterance.audio.path.resolve(), utterance.audio.row
+    return (utterance.audio.resolve(), 0) if isinstance(utterance.audio, Path) else None
 
 
 def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
