@@ -794,4 +794,4 @@ def test_real_models_write_the_same_text_while_the_drafter_learns(
                 expected = decoder.generate_target_only(prompt, max_new_tokens=48, **options)
                 found = decoder.generate(prompt, max_new_tokens=48, **options)
                 assert (found.tokens, found.text) == (expected.tokens, expected.text)
-    assert adapter.kept > 1 and adapter.dropped == 0
+    assert adapter.kept and adapter.dropped == 0  # a changed drafter wrote some of the texts
