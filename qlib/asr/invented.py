@@ -18,9 +18,9 @@ from qlib.asr.bootstrap import ClipCounts, percentile_interval, resampled_rates
 from qlib.asr.datasets import check_utterances
 from qlib.asr.loops import Loop, find_loop
 from qlib.asr.normalizers import Normalizer, normalizers_of
+from qlib.asr.prompts import language_of
 from qlib.asr.signature import short, signature
 from qlib.asr.sounds import sounds_without_speech
-from qlib.asr.prompts import language_of
 from qlib.asr.transcribe import transcribe
 from qlib.asr.transcript import Transcript
 from qlib.asr.utterance import Utterance
