@@ -8,7 +8,8 @@ What you will learn
 - at the same size, bits put where they count beat the same bits everywhere.
 
 Page: docs/explain.md, docs/cost.md    Source: qlib/analysis/fisher.py, knapsack.py, allocate.py
-Run: python examples/18_which_layers_hurt.py      (two minutes with whisper-tiny.en; without it, seconds)
+Run: python examples/18_which_layers_hurt.py                            a random miniature (seconds)
+     python examples/18_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from drawing import BLUE, ORANGE, canvas, save
-from real_recognizer import real_recognizer
+from recognizer import chosen_recognizer
 
 import qlib
 from qlib.analysis.knapsack import least_loss
@@ -59,7 +60,7 @@ def main() -> None:
     print(
         "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)
     )
-    model, calib, test, real = real_recognizer()
+    model, calib, test, real = chosen_recognizer()
     found = qlib.sensitivity(model, GRIDS, calib[:6], measure="fisher", progress=False)
     print(f"\nthe layers that hurt most at 3 bits\n\n{found.table(found.worst(GRIDS[1]))}")
     batches = speech_batches(model, test[:8])

@@ -8,7 +8,8 @@ What you will learn
 - a table of sizes and error rates has a front: settings that no other one beats in both.
 
 Page: docs/cost.md    Source: qlib/analysis/cost.py
-Run: python examples/19_what_a_byte_buys.py      (two minutes with whisper-tiny.en; without it, seconds)
+Run: python examples/19_what_a_byte_buys.py                            a random miniature (seconds)
+     python examples/19_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from drawing import BLUE, GREY, ORANGE, canvas, save
-from real_recognizer import real_recognizer
+from recognizer import chosen_recognizer
 
 import qlib
 from qlib.models.table import align
@@ -53,7 +54,7 @@ def front(points: list[tuple[float, float]]) -> list[int]:
 # %% 2. What each setting costs, and what it does to words
 def main() -> None:
     """Print one table, draw one picture."""
-    model, calib, test, real = real_recognizer()
+    model, calib, test, real = chosen_recognizer()
     models: dict[str, Any] = {"float": model}
     for name, (weight, activation) in SETTINGS.items():
         method = [qlib.GPTQ(damping=0.1, fit="mse")] if real else []
