@@ -15,7 +15,7 @@ SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 def chosen_recognizer() -> tuple[Model, list[qlib.Utterance], list[qlib.Utterance], bool]:
     """Return the model that the command line names, recordings to calibrate and to test, and if it is real.
 
-    Without `--model` it is a miniature with random weights, which shows how to measure; its words mean nothing.
+    Without `--model` it is a miniature with random weights: good to see how it is done, not for its words.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="a fetched model or a folder; without it, a miniature")
