@@ -11,9 +11,22 @@ and sizes are those of the integers; speed is not.
 
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
-from qlib.asr.datasets import Utterance, read_librispeech, read_manifest
-from qlib.asr.transcribe import Transcript, evaluate_wer, transcribe
-from qlib.asr.wer import Comparison, WerResult, compare
+from qlib.analysis.allocate import Plan, allocate
+from qlib.analysis.cost import Cost, cost
+from qlib.analysis.explain import explain
+from qlib.analysis.explanation import Explanation
+from qlib.analysis.sensitivity import Sensitivity, sensitivity
+from qlib.asr.comparison import Comparison, compare
+from qlib.asr.corpora import read_corpus
+from qlib.asr.datasets import read_librispeech, read_manifest
+from qlib.asr.invented import InventedText, invented_text
+from qlib.asr.rare_words import RareWords, rare_words
+from qlib.asr.sounds import sounds_without_speech
+from qlib.asr.subtitles import write_transcript
+from qlib.asr.transcribe import evaluate_wer, transcribe
+from qlib.asr.transcript import Segment, Transcript
+from qlib.asr.utterance import Utterance
+from qlib.asr.wer import WerResult
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.errors import (
     DataError,
@@ -25,7 +38,7 @@ from qlib.errors import (
     QuantError,
 )
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
 from qlib.overview import layers
@@ -41,36 +54,53 @@ __all__ = [
     "QUIK",
     "RTN",
     "Comparison",
+    "Cost",
     "DataError",
+    "Explanation",
+    "FakeQuantEmbedding",
     "FakeQuantLinear",
     "FetchError",
     "FileError",
     "Grid",
+    "InventedText",
     "LayerReport",
     "MissingExtraError",
     "ModelError",
     "OmniQuant",
     "PerTensor",
     "PerToken",
+    "Plan",
     "QlibError",
     "QuantError",
     "QuantReport",
     "QuantizedWeight",
+    "RareWords",
     "Result",
+    "Segment",
+    "Sensitivity",
     "SmoothQuant",
     "SpQR",
     "Transcript",
     "Utterance",
     "WerResult",
+    "allocate",
     "compare",
+    "cost",
     "evaluate_wer",
     "exceeded",
+    "explain",
+    "invented_text",
     "layers",
     "load_model",
     "load_quantized",
     "quantize",
+    "rare_words",
+    "read_corpus",
     "read_librispeech",
     "read_manifest",
     "save_quantized",
+    "sensitivity",
+    "sounds_without_speech",
     "transcribe",
+    "write_transcript",
 ]

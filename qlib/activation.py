@@ -197,6 +197,10 @@ class PerTensor:
         return f"a{self.bits} per tensor {kind} {_symmetry(self.symmetric)}"
 
 
+Rounding = PerToken | PerTensor | None
+"""How the user asks for inputs to be rounded; None leaves them in float."""
+
+
 def _round(values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """Return the values rounded on grids fitted to the ranges [low, high] (which broadcast) that hold them.
 
@@ -306,9 +310,3 @@ class FixedRange(nn.Module):
 
     def __str__(self) -> str:
         return str(self.spec)
-
-
-# --- mixed
-
-
-# --- a model's activations

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qlib.activation import FixedRange, PerTensor, PerToken
-from qlib.asr.datasets import Utterance
+from qlib.activation import FixedRange, PerTensor, PerToken, Rounding
+from qlib.asr.utterance import Utterance
 from qlib.errors import DataError, QuantError, as_whole, describe, list_names
 from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns
@@ -109,25 +109,40 @@ def _as_mapping(weight: Mapping[Any, Any]) -> dict[str, Grid]:
     return dict(weight)
 
 
-def as_activation(activation: object) -> PerToken | PerTensor | None:
-    """Return how inputs are rounded, or None.
+def as_activation(activation: object) -> Rounding | dict[str, Rounding]:
+    """Return how all inputs are rounded (None: not at all), or those of patterns of layers.
 
     Raises
     ------
     QuantError
-        It is none of the two.
+        It is no rounding and no mapping of strings to roundings.
     """
+    if not isinstance(activation, Mapping):
+        return _as_rounding(activation, "activation")
+    example = "a dict of patterns such as {'*': qlib.PerToken(8), 'fc2': None}"
+    if not activation:
+        raise QuantError(
+            f"activation is an empty {type(activation).__name__}. Pass one rounding, or {example}."
+        )
+    for pattern in activation:
+        if not isinstance(pattern, str):
+            raise QuantError(f"activation has the pattern {pattern!r}, which is no string. Pass {example}.")
+    return {pattern: _as_rounding(each, f"activation[{pattern!r}]") for pattern, each in activation.items()}
+
+
+def _as_rounding(activation: object, where: str) -> Rounding:
+    """Return how inputs are rounded; the message says `where` else it stands."""
     if activation is None or isinstance(activation, PerToken | PerTensor):
         return activation
     bits = activation.bits if isinstance(activation, Grid) else as_whole(activation)
     remedy = "Pass qlib.PerToken(bits=8), qlib.PerTensor(bits=8), or None to leave inputs in float."
     if bits is not None:
-        remedy = f"Did you mean activation=qlib.PerToken(bits={bits})?"
+        remedy = f"Did you mean {where}=qlib.PerToken(bits={bits})?"
     elif isinstance(activation, type) and issubclass(activation, PerToken | PerTensor):
-        remedy = f"It must be called: activation=qlib.{activation.__name__}(bits=8)."
+        remedy = f"It must be called: {where}=qlib.{activation.__name__}(bits=8)."
     elif isinstance(activation, FixedRange | KeepColumns):
         remedy = "That is the rounding of one layer; quantize makes them itself. " + remedy
-    raise QuantError(f"activation is {describe(activation)}, which rounds no inputs. {remedy}")
+    raise QuantError(f"{where} is {describe(activation)}, which rounds no inputs. {remedy}")
 
 
 def as_patterns(skip: object) -> tuple[str, ...]:

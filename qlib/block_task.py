@@ -10,7 +10,7 @@ The block reads what the quantized blocks before it write, and is to write what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def block_task(
     visit: Visit,
     grids: Mapping[str, Grid],
     stats: Mapping[str, LayerStats],
-    activation: Activation | None = None,
+    activations: Mapping[str, Activation | None] | None = None,
 ) -> BlockTask:
     """Return the learning problem of one block.
 
@@ -42,17 +42,22 @@ def block_task(
         The linear layers of the block that will be rounded, by full path, and the grid of each.
     stats : mapping
         Statistics of each layer's input.
-    activation : callable, optional
-        Rounds the input of these layers while the model runs; it must not need calibration.
+    activations : mapping, optional
+        What rounds the input of each of these layers while the model runs; it must not need calibration. None
+        or no entry: the input stays in float.
     """
     block, inputs, batches = visit.name, visit.inputs, visit.batches
     runner = _Runner(visit.stage, visit.block)
-    rounded = [visit.model.get_submodule(layer) for layer in grids] if activation is not None else []
+    rounded = [
+        (visit.model.get_submodule(layer), activation)
+        for layer, activation in (activations or {}).items()
+        if layer in grids and activation is not None
+    ]
     targets, valid = visit.targets, [visit.stage.valid(batch, "hidden") for batch in batches]
 
     def output(parameters: Mapping[str, Tensor], sample: int) -> Tensor:
         swapped = {f"block{name.removeprefix(block)}": value for name, value in {**own, **parameters}.items()}
-        with rounded_inputs(rounded, activation or nn.Identity()):
+        with rounded_inputs(rounded):
             return functional_call(runner, swapped, (inputs[sample], batches[sample]))  # type: ignore[no-any-return]
 
     # Copies: a method that changes them in place changes nothing but its own.
@@ -65,21 +70,21 @@ def block_task(
         samples=len(batches),
         output=output,
         target=lambda sample: targets[sample][valid[sample]],
-        rounds_inputs=activation is not None,
+        rounds_inputs=bool(rounded),
         grids=dict(grids),
     )
 
 
 @contextmanager
-def rounded_inputs(modules: Iterable[nn.Module], activation: Activation) -> Iterator[None]:
+def rounded_inputs(modules: Iterable[tuple[nn.Module, Activation]]) -> Iterator[None]:
     """Round the input of each module, gradients straight through; the hooks go when the context ends."""
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (straight_through(activation, inputs[0]), *inputs[1:])
+    def hook(activation: Activation) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        return lambda module, inputs: (straight_through(activation, inputs[0]), *inputs[1:])
 
     with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(hook))
+        for module, activation in modules:
+            hooks.enter_context(module.register_forward_pre_hook(hook(activation)))
         yield
 
 

@@ -16,7 +16,7 @@ Layers that share an input share its statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from qlib.errors import QuantError
 from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.hessian import gram
+from qlib.models.call import call
 from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 
 T = TypeVar("T")
@@ -143,6 +144,28 @@ class _AllInputsSeen(Exception):  # noqa: N818  (not an error)
     """
 
 
+@dataclass
+class TableVisit(Visit):
+    """A token table, visited behind the last block: one layer, and no part of any group."""
+
+    @property
+    def groups(self) -> list[LayerGroup]:
+        """The layer alone. Nothing may move into it: its weight may be that of the embedding."""
+        return [LayerGroup((self.name,), None, "a token table is left alone")]
+
+    def layers_here(self, group: LayerGroup) -> list[str]:
+        """Return the layer."""
+        return list(group.layers)
+
+    @torch.no_grad()
+    def _run_and_watch(
+        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source]
+    ) -> list[tuple[str, Tensor]]:
+        """Return what the head reads: the last block's output, normed."""
+        norm = self.model.get_submodule(self.model.token_layers.norm)
+        return [(self.name, select(call(norm, hidden), self.stage.valid(batch, "hidden")))]
+
+
 class InputStatistics:
     """Adds up the statistics of one input, `ROWS` vectors at a time, so that no split into batches shows."""
 
@@ -185,7 +208,9 @@ class InputStatistics:
             stats.absolute = total if stats.absolute is None else stats.absolute.add_(total)
 
 
-def walk_blocks(model: Model, batches: Sequence[Any], original: Model | None = None) -> Iterator[Visit]:
+def walk_blocks(
+    model: Model, batches: Sequence[Any], original: Model | None = None, tables: Collection[str] = ()
+) -> Iterator[Visit]:
     """Yield each block in order of computation. The caller changes it before it asks for the next one.
 
     Parameters
@@ -197,6 +222,9 @@ def walk_blocks(model: Model, batches: Sequence[Any], original: Model | None = N
         blocks come without data.
     original : Model, optional
         The float model: each visit then holds what its block writes as well.
+    tables : collection of str
+        Names in `Model.tables`: these layers are visited behind the last block, as `TableVisit`. The head's
+        inputs are its last hidden states, normed.
     """
     changing = _HiddenStates(model, batches)
     unchanged = None if original is None else _HiddenStates(original, batches)
@@ -212,10 +240,12 @@ def walk_blocks(model: Model, batches: Sequence[Any], original: Model | None = N
                 unchanged.run(name)
                 visit.targets = list(unchanged.hidden)
             yield visit
-            if name != last:  # nothing reads what that one writes
+            if name != last or tables:  # else nothing reads what that one writes
                 changing.run(name)
         for states in both:
             states.leave()
+    for name in tables:
+        yield TableVisit(model, name, stages[-1], changing.hidden, changing.batches)
 
 
 def count_blocks(model: Model) -> int:

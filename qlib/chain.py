@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from qlib.errors import QuantError, describe, list_names
 from qlib.grid import Grid
 from qlib.methods import METHODS
-from qlib.methods.contracts import BlockMethod, Clip, Needs, Transform, WeightMethod
+from qlib.methods.contracts import BlockMethod, Clip, LayerStats, Needs, Transform, WeightMethod
 from qlib.methods.rtn import RTN
 from qlib.models.structure import LayerGroup, Model
-from qlib.selection import by_grid
+from qlib.quantized_weight import QuantizedWeight
+from qlib.selection import Layer, by_grid
 
 Preparation = Transform | Clip | BlockMethod
 Method = Preparation | WeightMethod
+
+
+@dataclass(frozen=True)
+class LookedUp(RTN):
+    """Rounding to nearest, for a table without products, in the place of a method that needs inputs."""
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        """Round the table; a note says why."""
+        note = "rounded to nearest: rows are looked up, not multiplied"
+        return replace(super().quantize_layer(weight, stats, grid), notes=(note,))
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,14 @@ class Chain:
         """All methods, in order."""
         return (*self.preparations, self.rounding)
 
+    def for_table(self, multiplied: bool) -> Chain:
+        """Return what is done to a token table: nothing moves into it or out of it, it is rounded.
+
+        A table that no head is multiplied with has no inputs: what needs them gives way to `LookedUp`.
+        """
+        rounding = self.rounding if multiplied or not self.rounding.needs else LookedUp()
+        return Chain((), rounding)
+
     def describe(self) -> list[dict[str, Any]]:
         """Return names and settings, for the manifest.
 
@@ -79,8 +98,10 @@ class Chain:
                     "settings() that returns a dict of plain data; or leave work out."
                 )
 
-    def check_weights(self, layers: Mapping[str, nn.Linear], grids: Mapping[str, Grid]) -> None:
+    def check_weights(self, layers: Mapping[str, Layer], grids: Mapping[str, Grid]) -> None:
         """Let each method that has a `check_weights` refuse layers that it could not round.
+
+        `grids` names the layers to look at.
 
         Raises
         ------

@@ -5,9 +5,10 @@
     model.safetensors       NAME.codes (packed bits), NAME.scale, NAME.zero, NAME.index, and float tensors
     config.json, generation_config.json, tokenizer.json
 
-Reading gives the same model bit for bit: scales are stored in float32 as they are used, zero points as
-packed integers, and a float tensor in 16 bits only where that loses nothing (weights that came from a
-16-bit checkpoint and were not changed).
+Reading gives the same model bit for bit: scales are stored as they are used, in float32 or in the bits that
+their grid gives them, zero points as packed integers, and a float tensor in 16 bits only where that loses
+nothing (weights that came from a 16-bit checkpoint and were not changed). Parameters that a formula gives are
+computed again: see `Model.computed`.
 
 A folder is the old checkpoint or the new one, whatever happens while it is written: see
 `qlib.models.disk`. Whatever is read is hashed, so a checkpoint that was changed does not load.
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError, list_names
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantWeight
 from qlib.models.disk.disk_errors import disk_errors
 from qlib.models.disk.folders import atomic_folder
 from qlib.models.disk.hashes import (
@@ -48,8 +49,8 @@ from qlib.stored_layer import pack_layer, unpack_layer
 from qlib.stored_weight import to_16_bits
 from qlib.version import library_version
 
-FORMAT, VERSION = "quantdraft", 3  # 2 had a hash of the weights alone
-READABLE = (2, 3)
+FORMAT, VERSION = "quantdraft", 4  # 3 had scales of 32 bits alone, 2 a hash of the weights alone
+READABLE = (2, 3, 4)
 MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
 DTYPES = {str(each).removeprefix("torch."): each for each in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
@@ -65,7 +66,7 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
     Parameters
     ----------
     model : Model
-        With at least one `FakeQuantLinear`.
+        With at least one `FakeQuantLinear` or `FakeQuantEmbedding`.
     folder : str or Path
         Created; an older quantized checkpoint there is replaced once the new one is complete, and files in it
         that are not the checkpoint's stay.
@@ -124,15 +125,17 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 def _write(
-    model: Model, layers: dict[str, FakeQuantLinear], fresh: Path, settings: Mapping[str, Any]
+    model: Model, layers: dict[str, FakeQuantWeight], fresh: Path, settings: Mapping[str, Any]
 ) -> None:
     tensors: dict[str, Tensor] = {}
     entries = {}
     for name, layer in layers.items():
         stored, entries[name] = pack_layer(name, layer)
         tensors |= stored
-    for name, value in model.state_dict().items():
-        if name.rpartition(".")[0] not in layers and name not in model.tied:
+    state = model.state_dict()
+    computed = [name for name, value in model.computed().items() if _is(state[name], value)]
+    for name, value in state.items():
+        if name.rpartition(".")[0] not in layers and name not in (*model.tied, *computed):
             tensors[name] = to_16_bits(value.detach().cpu()).contiguous()
     save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
     model.save_description(fresh)
@@ -148,12 +151,18 @@ def _write(
             "quantdraft": library_version(),
         },
         "layers": entries,
+        "computed": computed,
     }
     (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
 
 
-def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
+def _is(tensor: Tensor, value: Tensor) -> bool:
+    """Return whether a parameter has this value, in its own dtype."""
+    return torch.equal(tensor.cpu(), value.to(tensor.dtype))
+
+
+def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantWeight]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantWeight)}
 
 
 def _our_files(folder: Path) -> list[str]:
@@ -221,6 +230,9 @@ def _read(folder: Path) -> Model:
                 ) from error
             model.replace(name, layer)
             placed |= {f"{name}.{key}" for key in layer.state_dict()}
+    for name, value in _computed(path, manifest, model).items():
+        model.put(name, nn.Parameter(value.to(dtype), requires_grad=False))
+        placed.add(name)
     fill(model, tensors, dtype, torch.device("cpu"), str(folder), present=placed)
     if changed := [name for name in seen if identity(folder / name) != seen[name]]:
         raise ModelError(f"{folder / changed[0]} was changed while it was read. Load the checkpoint again.")
@@ -229,18 +241,34 @@ def _read(folder: Path) -> Model:
 
 def _read_layer(
     file: Any, tensors: dict[str, Any], model: Model, name: str, entry: Any, dtype: torch.dtype
-) -> FakeQuantLinear:
+) -> FakeQuantWeight:
     """Return one layer; its tensors are taken out of `tensors`."""
     try:
         like = model.get_submodule(name)
     except AttributeError as error:
         raise ModelError("this architecture does not have it") from error
+    if isinstance(like, nn.Embedding) and name not in model.tables:
+        raise ModelError("this architecture has no table of its own there that could be quantized")
     if not isinstance(entry, dict) or not isinstance(entry.get("tensors"), list):
         raise ModelError("its entry is damaged: check tensors")
     parts = [str(part) for part in entry["tensors"]]
     if missing := sorted(part for part in parts if tensors.pop(f"{name}.{part}", None) is None):
         raise ModelError(f"{WEIGHTS} lacks the {list_names(missing)} of {name}")
     return unpack_layer({part: file.get_tensor(f"{name}.{part}") for part in parts}, entry, like, dtype)
+
+
+def _computed(path: Path, manifest: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
+    """Return the parameters that are not stored, because a formula gives them."""
+    names = manifest.get("computed", [])
+    if not names:
+        return {}
+    known = model.computed()
+    if not isinstance(names, list) or not {*map(str, names)} <= {*known}:
+        raise ModelError(
+            f"{path}: computed is {names}, and this architecture computes {list_names(known) or 'nothing'}. "
+            "Copy or make the checkpoint again."
+        )
+    return {name: known[name] for name in names}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

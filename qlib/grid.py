@@ -19,7 +19,10 @@ survive exactly. Rounding is half to even. A group of zeros takes the range [-1,
 
 Shapes: weight [rows, columns] = (out, in); scale and zero [rows, groups]; groups run along the columns.
 Numbers: float32 whatever the weight's dtype, except that float64 stays float64.
-Left out: float16 scales, which would save 16 bits a group on disk; every value would then carry two errors.
+Scales in fewer bits (`scale_bits`): in float32 a scale costs 32 bits a group, half a bit per weight at a
+group of 64. `short_scales` rounds it to 16 bits, or to 2 .. 8 in two levels, before any code is chosen: a
+value then carries one error, that of its code. Every fit ends there.
+Left out: zero points in two levels. Whole ones take b bits anyway; those of `fit_float_zero` take 16.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ Fit = Literal["minmax", "mse"]
 SHRINKS = [1 - step / 100 for step in range(80)]
 NORM = 2.4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
+ROWS_TOGETHER = 16  # rows whose scales share a grid, with scale_bits of 2 to 8: those of SpQR
+MOST_STEPS = 1024  # a float16 counts whole steps up to 2048
 CHUNK = 1 << 17  # numbers handled at once by fit_mse and HQQ: 0.5 MB of float32 stay in a processor's cache
 
 
@@ -57,12 +62,16 @@ class Grid:
         None: the whole row is one group ("per channel").
     symmetric : bool
         False: codes 0 .. 2^bits - 1 and an integer zero point. True: signed codes, no zero point.
+    scale_bits : int
+        Bits of a scale. 32: as it is fitted (64 for weights in float64). 16: bfloat16. 2 to 8: the scales of
+        16 neighbouring rows are themselves codes, and share a scale and a zero point of 16 bits each.
+        Below 32, zero points that are not whole (`fit_float_zero`) are float16.
 
     Raises
     ------
     QuantError
-        Bits that are no whole number from 2 to 8, a group that is none from 1 on, or a `symmetric` that is
-        neither True nor False. NumPy's and torch's whole numbers are taken.
+        Bits that are no whole number from 2 to 8, a group that is none from 1 on, a `symmetric` that is
+        neither True nor False, or other `scale_bits`. NumPy's and torch's whole numbers are taken.
 
     Examples
     --------
@@ -73,6 +82,7 @@ class Grid:
     bits: int
     group: int | None = None
     symmetric: bool = False
+    scale_bits: int = 32
 
     def __post_init__(self) -> None:
         remedy = "Use bits=8, 4, 3 or 2, and skip a layer that should stay in floating point."
@@ -81,7 +91,8 @@ class Grid:
         symmetric = true_or_false(
             self.symmetric, "symmetric in Grid", QuantError, "Use symmetric=True or symmetric=False."
         )
-        settle(self, bits=bits, group=group, symmetric=symmetric)
+        scale_bits = _check_scale_bits(self.scale_bits)
+        settle(self, bits=bits, group=group, symmetric=symmetric, scale_bits=scale_bits)
 
     @property
     def qmin(self) -> int:
@@ -139,7 +150,8 @@ class Grid:
 
     def __str__(self) -> str:
         group = "per channel" if self.group is None else f"g{self.group}"
-        return f"w{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
+        name = f"w{self.bits} {group} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return name if self.scale_bits == 32 else f"{name}, {self.scale_bits}-bit scales"
 
 
 def check_bits(bits: object, where: str, remedy: str) -> int:
@@ -167,6 +179,17 @@ def _check_group(group: object, bits: int) -> int:
     return number
 
 
+def _check_scale_bits(scale_bits: object) -> int:
+    """Return 32, 16 or 2 .. 8 as an int."""
+    number = as_whole(scale_bits)
+    if number is None or number not in (*range(2, 9), 16, 32):
+        raise QuantError(
+            f"scale_bits={scale_bits!r} in Grid is none of 32, 16 and 2 to 8. Use scale_bits=16, or "
+            "scale_bits=4 for scales in two levels."
+        )
+    return number
+
+
 def check_grid(grid: object) -> None:
     """Refuse what is not a `Grid`."""
     if isinstance(grid, Grid):
@@ -190,11 +213,14 @@ class QuantParams:
         (`fit_float_zero`), when 0.0 has no code of its own.
     index : Tensor or None
         Group of each column, [columns], int64; None: there is one group.
+    second : RoundedScales or None
+        What `scale` was decoded from, on a grid with `scale_bits` of 2 to 8.
     """
 
     scale: Tensor
     zero: Tensor | None = None
     index: Tensor | None = None
+    second: RoundedScales | None = None
 
     def per_column(self) -> tuple[Tensor, Tensor | None]:
         """Return scale and zero, both in the scale's dtype, as [rows, columns] ([rows, 1] when one group)."""
@@ -204,6 +230,29 @@ class QuantParams:
         # Not [:, index]: the same numbers, but six times slower.
         columns = self.scale.index_select(1, self.index)
         return columns, None if zero is None else zero.index_select(1, self.index)
+
+
+@dataclass(frozen=True)
+class RoundedScales:
+    """Scales that are codes themselves, transposed: [groups, rows], neighbouring rows on one grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Bits of a scale; its group is the number of neighbouring rows.
+    codes : Tensor
+        [groups, rows], uint8.
+    params : QuantParams
+        Their scale and zero point, [groups, blocks of rows], 16 bits each.
+    """
+
+    grid: Grid
+    codes: Tensor
+    params: QuantParams
+
+    def decode(self) -> Tensor:
+        """Return the scales, [rows, groups]."""
+        return decode(self.codes, self.params).T.contiguous()
 
 
 # --- the arithmetic, on any shapes that broadcast; codes and zeros are whole numbers in a float tensor
@@ -292,8 +341,9 @@ def fit_minmax(weight: Tensor, grid: Grid) -> QuantParams:
     QuantError
         The weight is not a matrix, holds NaN or infinity, or is narrower than a group.
     """
-    groups = _grouped(weight, grid)  # [rows, groups, group]
-    return _as_params(*scale_and_zero_point(*min_max_with_zero(groups), grid), weight.shape[1], grid)
+    lo, hi = min_max_with_zero(_grouped(weight, grid))  # [rows, groups, 1]
+    scale, zero = scale_and_zero_point(lo, hi, grid)
+    return _as_params(scale, zero, lo == hi, weight.shape[1], grid)
 
 
 def fit_mse(weight: Tensor, grid: Grid) -> QuantParams:
@@ -303,12 +353,13 @@ def fit_mse(weight: Tensor, grid: Grid) -> QuantParams:
     99 %, ... 21 % of the full range; the widest range wins a tie. Arguments and errors as for `fit_minmax`.
     """
     groups = _grouped(weight, grid)
-    scale, zero = scale_and_zero_point(*min_max_with_zero(groups), grid)
+    lo, hi = min_max_with_zero(groups)
+    scale, zero = scale_and_zero_point(lo, hi, grid)
     rows = max(1, CHUNK // groups[0].numel())
     for row in range(0, len(groups), rows):
         part = slice(row, row + rows)
         _shrink(groups[part], scale[part], None if zero is None else zero[part], grid)
-    return _as_params(scale, zero, weight.shape[1], grid)
+    return _as_params(scale, zero, lo == hi, weight.shape[1], grid)
 
 
 def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
@@ -317,6 +368,8 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
         scale = (hi - lo) / (2^b - 1)      zero = -lo / scale, not rounded
 
     The grid is as fine as it can be, and 0.0 need not be on it. A group of equal weights is exact.
+    With `scale_bits` below 32 the zero point is a float16, which has 11 digits: the scale is then at least
+    1/1024 of the largest |w|, so that the zero point stays below 1024 and its own rounding below half a step.
     Arguments and errors as for `fit_minmax`; a symmetric grid, which has no zero, is another error.
     """
     check_weight_on(weight, grid)
@@ -331,9 +384,14 @@ def fit_float_zero(weight: Tensor, grid: Grid) -> QuantParams:
     # A span near the dtype's largest number: divided first, and a little less, so that values are finite.
     huge = ~(hi - lo <= numbers.max / 2)
     scale = torch.where(huge, (hi / grid.qmax - lo / grid.qmax) * (1 - 1e-6), scale)
-    scale = scale.clamp(min=numbers.tiny).masked_fill_(hi == lo, 1)
+    largest = torch.maximum(-lo, hi)
+    equal = hi == lo
+    if grid.scale_bits < 32:
+        scale, equal = torch.maximum(scale, largest / MOST_STEPS), largest == 0
+    scale = scale.clamp(min=numbers.tiny).masked_fill_(equal, 1)
+    scale, second = short_scales(scale, equal, grid)
     index = None if len(parts) == 1 else grid.group_index(columns).to(weight.device)
-    return QuantParams(scale, -lo / scale, index)
+    return QuantParams(scale, short_zero(-lo / scale, grid), index, second)
 
 
 def fit_scale(weight: Tensor, grid: Grid, fit: Fit) -> QuantParams:
@@ -389,10 +447,102 @@ def in_groups(values: Tensor, grid: Grid) -> Tensor:
     return values.reshape(len(values), -1, width)
 
 
-def _as_params(scale: Tensor, zero: Tensor | None, columns: int, grid: Grid) -> QuantParams:
-    """Return a `QuantParams` from numbers [rows, groups, 1]."""
+def _as_params(scale: Tensor, zero: Tensor | None, empty: Tensor, columns: int, grid: Grid) -> QuantParams:
+    """Return a `QuantParams` from numbers [rows, groups, 1], the scales in the bits that the grid gives them.
+
+    A zero point is the share of the range below 0, whatever the scale: it is not moved by the rounding.
+    """
     index = None if scale.shape[1] == 1 else grid.group_index(columns).to(scale.device)
-    return QuantParams(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.uint8), index)
+    short, second = short_scales(scale.squeeze(-1), empty.squeeze(-1), grid)
+    return QuantParams(short, None if zero is None else zero.squeeze(-1).to(torch.uint8), index, second)
+
+
+# --- scales in fewer bits
+
+
+def short_scales(scale: Tensor, empty: Tensor, grid: Grid) -> tuple[Tensor, RoundedScales | None]:
+    """Return scales as a grid stores them, and their codes where these are what is stored.
+
+    Parameters
+    ----------
+    scale : Tensor
+        [rows, groups], > 0.
+    empty : Tensor
+        Groups of zeros, [rows, groups], bool; any scale suits them.
+    grid : Grid
+        With its `scale_bits`: 32, nothing is done; 16, the nearest bfloat16; 2 to 8, `two_levels`.
+
+    Why bfloat16: it has the range of float32, so no scale becomes 0; float16 would lose those below 6e-8.
+    Its 8 binary digits move a scale by 1/512 at most: that clips the largest weight by half a step of 8 bits,
+    and by 1/34 of a step of 4.
+
+    Raises
+    ------
+    QuantError
+        A scale at the end of the range of float32, or beyond it (of weights in float64).
+    """
+    if grid.scale_bits == 32:
+        return scale, None
+    numbers = torch.finfo(torch.bfloat16)
+    if bool(((scale > numbers.max / 2048) | (scale < numbers.tiny / 2)).any()):
+        raise QuantError(
+            f"scales from {float(scale.min()):.3g} to {float(scale.max()):.3g} do not fit into "
+            f"{grid.scale_bits} bits. Use Grid(..., scale_bits=32) for this layer."
+        )
+    if grid.scale_bits == 16:
+        return scale.to(torch.bfloat16).to(scale.dtype), None
+    second = two_levels(scale, empty, grid)
+    return second.decode(), second
+
+
+def short_zero(zero: Tensor, grid: Grid) -> Tensor:
+    """Return zero points that need not be whole as a grid stores them: below 32 `scale_bits` as float16.
+
+    float16, because a zero point is of the size of a code, where bfloat16 has steps of 1/16 to 1. One that is
+    not 0 does not become 0: a scale of the second level would be 0 with it.
+    """
+    if grid.scale_bits == 32:
+        return zero
+    rounded = zero.half().to(zero.dtype)
+    smallest = torch.full_like(zero, 2.0**-24).copysign(zero)
+    return torch.where((rounded == 0) & (zero != 0), smallest, rounded)
+
+
+def two_levels(scale: Tensor, empty: Tensor, grid: Grid) -> RoundedScales:
+    """Round the scales of neighbouring rows as weights are rounded: to codes with a scale and a zero point.
+
+    Paper: SpQR (Dettmers et al. 2023, arXiv 2306.03078), with one change: where the nearest code would narrow
+    the range by more than one step of the weights' own grid, the next one above is taken. With 3 or 4 bits a
+    weight that is rare; with 8, where a step is small, the nearest code would multiply the error.
+
+    Parameters
+    ----------
+    scale, empty, grid
+        As for `short_scales`. An empty group would stretch the grid of its neighbours: it takes the smallest
+        scale among these.
+    """
+    rows = len(scale)
+    second = Grid(grid.scale_bits, min(ROWS_TOGETHER, rows), scale_bits=16)
+    scales = _fill_empty(scale, empty, second).T.contiguous()  # [groups, rows]
+    # 1. One scale and zero point for 16 rows, in 16 bits.
+    params = fit_float_zero(scales, second)
+    step, zero = params.per_column()
+    assert zero is not None
+    # 2. The nearest code.
+    codes = to_codes_float_zero(scales, step, zero, second)
+    values = to_values(codes, step, zero)
+    # 3. The next one, where the outermost weight, at qmax steps, would be clipped by more than a step.
+    codes += (scales - values) * grid.qmax > values
+    return RoundedScales(second, codes.clamp_(max=second.qmax).to(second.code_dtype), params)
+
+
+def _fill_empty(scale: Tensor, empty: Tensor, second: Grid) -> Tensor:
+    """Return scales [rows, groups] where empty groups have the smallest scale of their neighbours, if any."""
+    rows = len(scale)
+    used = pad(scale.masked_fill(empty, torch.inf).T, (0, -rows % (second.group or rows)), value=torch.inf)
+    smallest = used.reshape(scale.shape[1], -1, second.group or rows).amin(-1)  # [groups, blocks]
+    smallest = smallest.index_select(1, second.group_index(rows).to(scale.device)).T
+    return torch.where(empty & smallest.isfinite(), smallest, scale)
 
 
 def as_compute_dtype(values: Tensor) -> Tensor:

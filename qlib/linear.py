@@ -1,7 +1,7 @@
-"""A linear layer with a quantized weight.
+"""Layers with a quantized weight: a linear layer, and an embedding whose rows are looked up.
 
-This is *fake* quantization: the layer keeps the integer codes and their scales, decodes them once, and
-multiplies in floating point. Its outputs are those of real integer weights, so accuracy can be studied
+This is *fake* quantization: a layer keeps the integer codes and their scales, decodes them once, and
+computes in floating point. Its outputs are those of real integer weights, so accuracy can be studied
 on any device; it is not faster than `nn.Linear`, and in memory it is larger, because codes and values
 are both there. On disk only the codes count.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding as look_up
 from torch.nn.functional import linear as multiply
 
 from qlib.activation import Activation
@@ -21,7 +22,53 @@ from qlib.models.quantized_linear import QuantizedLinear
 from qlib.quantized_weight import QuantizedWeight
 
 
-class FakeQuantLinear(QuantizedLinear):
+class FakeQuantWeight(nn.Module):
+    """A quantized weight as the state of a layer: codes and scales, and the values that they decode to.
+
+    Parameters
+    ----------
+    quantized : QuantizedWeight
+        Codes [rows, columns] and their scales.
+    grid : Grid
+        The grid that the codes belong to: kept for reports and for saving.
+    dtype : torch.dtype
+        Dtype of the decoded weight.
+
+    Notes
+    -----
+    All tensors of the quantized weight (`QuantizedWeight.tensors`) are in the state dict. `weight`, the
+    decoded values, is not: it is computed from them, also after `load_state_dict`. Casting the module to a
+    shorter float (`.half()`) rounds its scales as well.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation: Activation | None
+
+    def __init__(self, quantized: QuantizedWeight, grid: Grid, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.grid = grid
+        self.notes = quantized.notes
+        self.second = None if quantized.second is None else quantized.second.grid
+        self.parts = tuple(quantized.tensors())
+        for name, tensor in quantized.tensors().items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("weight", _values(quantized, dtype), persistent=False)
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        """The quantized weight that the layer was made of."""
+        tensors = {name: self.get_buffer(name) for name in self.parts}
+        return QuantizedWeight.from_tensors(tensors, self.second, self.notes)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.weight.copy_(_values(self.quantized, self.weight.dtype))  # else those of the codes before
+
+
+class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
     """y = A(x) W^T + b, with W decoded from integer codes and A an optional rounding of the input.
 
     Parameters
@@ -39,14 +86,8 @@ class FakeQuantLinear(QuantizedLinear):
 
     Notes
     -----
-    `bias` and all tensors of the quantized weight (`QuantizedWeight.tensors`) are in the state dict.
-    `weight`, the decoded values, is not: it is computed from them, also after `load_state_dict`. Casting the
-    module to a shorter float (`.half()`) rounds its scales as well.
+    The state dict and casts are those of `FakeQuantWeight`, and `bias`.
     """
-
-    codes: Tensor
-    scale: Tensor
-    weight: Tensor
 
     def __init__(
         self,
@@ -56,15 +97,8 @@ class FakeQuantLinear(QuantizedLinear):
         activation: Activation | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.grid = grid
+        super().__init__(quantized, grid, dtype)
         self.activation = activation
-        self.notes = quantized.notes
-        self.second = None if quantized.second is None else quantized.second.grid
-        self.parts = tuple(quantized.tensors())
-        for name, tensor in quantized.tensors().items():
-            self.register_buffer(name, tensor)
-        self.register_buffer("weight", _values(quantized, dtype), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
     @classmethod
@@ -107,12 +141,6 @@ class FakeQuantLinear(QuantizedLinear):
         """Size of an output vector."""
         return self.codes.shape[0]
 
-    @property
-    def quantized(self) -> QuantizedWeight:
-        """The quantized weight that the layer was made of."""
-        tensors = {name: self.get_buffer(name) for name in self.parts}
-        return QuantizedWeight.from_tensors(tensors, self.second, self.notes)
-
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., out_features] for inputs [..., in_features]."""
         if self.activation is not None:
@@ -126,9 +154,24 @@ class FakeQuantLinear(QuantizedLinear):
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.grid}{activation}"
         )
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.weight.copy_(_values(self.quantized, self.weight.dtype))  # else those of the codes before
+
+class FakeQuantEmbedding(FakeQuantWeight):
+    """Rows of W, looked up by token, with W [tokens, width] decoded from integer codes.
+
+    The parameters are those of `FakeQuantWeight`. It has a table of its own: where a head shares the table,
+    the head is a `FakeQuantLinear`, and a `TiedEmbedding` looks up its rows.
+    """
+
+    bias = None
+    activation = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return [..., width] for tokens [...]."""
+        return look_up(tokens, self.weight)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        return f"{len(self.codes)}, {self.codes.shape[1]}, {self.grid}"
 
 
 def _values(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """One block: collect, transform, round, put in place.
 
-    quantizer = BlockQuantizer(chain, grids, activation)
+    quantizer = BlockQuantizer(chain, grids, activations)
     for visit in walk_blocks(model, batches):
         done = quantizer.quantize(visit)
 
@@ -19,19 +19,20 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from qlib.activation import Activation, PerTensor, PerToken
+from qlib.activation import Activation, PerTensor, Rounding
 from qlib.block_task import block_task
 from qlib.calibrate import Visit
 from qlib.chain import Chain, Method
 from qlib.errors import QuantError
 from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear, FakeQuantWeight
 from qlib.methods.contracts import BlockMethod, BlockTask, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
 from qlib.quantized_weight import QuantizedWeight
 from qlib.report import LayerReport, output_error, weight_error
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
+from qlib.selection import Layer
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,15 @@ class BlockQuantizer:
         The methods.
     grids : mapping
         Every layer of the model that is to be rounded, by full name, and its grid.
-    activation : PerToken, PerTensor or None
-        How the inputs of these layers are rounded.
+    activations : mapping
+        How the input of each of these layers is rounded; None or no entry: it stays in float.
     show_loss : callable
         Called now and then with the loss of a method that learns.
     """
 
     chain: Chain
     grids: Mapping[str, Grid]
-    activation: PerToken | PerTensor | None = None
+    activations: Mapping[str, Rounding] = field(default_factory=dict)
     show_loss: Callable[[float], None] = lambda loss: None
 
     def quantize(self, visit: Visit) -> QuantizedBlock:
@@ -103,16 +104,19 @@ class BlockQuantizer:
 
     def _learn(self, method: BlockMethod, block: _Block) -> None:
         """Let a method learn this block's parameters."""
-        visit, activation = block.visit, self.activation
+        visit = block.visit
         grids = {name: self.grids[name] for name in block.stats if name in self.grids}
         if not grids:
             return
-        if isinstance(activation, PerTensor) and is_static(activation):
-            # Its ranges are those of the layers' inputs once all is learned: learn with the nearest that is
-            # known by then.
-            activation = PerTensor(activation.bits, activation.symmetric, dynamic=True)
-            block.notes = (f"{method.name} learned with inputs rounded by {activation}, for static ranges",)
-        task = replace(block_task(visit, grids, block.stats, activation), progress=self.show_loss)
+        activations: dict[str, Activation | None] = {}
+        for name in grids:
+            activations[name] = spec = self.activations.get(name)
+            if isinstance(spec, PerTensor) and is_static(spec):
+                # Its range is that of the layer's input once all is learned: learn with the nearest that is
+                # known by then.
+                activations[name] = dynamic = PerTensor(spec.bits, spec.symmetric, dynamic=True)
+                block.notes = (f"{method.name} learned with inputs rounded by {dynamic}, for static ranges",)
+        task = replace(block_task(visit, grids, block.stats, activations), progress=self.show_loss)
         with _named_errors(method, visit.name):
             found = _fit(method, task)
             fitted = check_fitted(found, task.parameters, method.name)
@@ -166,28 +170,34 @@ class BlockQuantizer:
         self, visit: Visit, codes: Mapping[str, QuantizedWeight]
     ) -> dict[str, Activation | None]:
         """Return how each layer's input is rounded: ranges calibrated, float columns left out."""
-        spec = self.activation
-        if spec is None:
-            return dict.fromkeys(codes)
         columns = {name: weight.columns for name, weight in codes.items() if weight.columns is not None}
-        chosen: dict[str, Activation] = dict.fromkeys(codes, spec)
-        if isinstance(spec, PerTensor) and is_static(spec):
+        chosen: dict[str, Activation | None] = {name: self.activations.get(name) for name in codes}
+        static = {n: spec for n, spec in chosen.items() if isinstance(spec, PerTensor) and is_static(spec)}
+        if static:
             found = visit.histograms(columns)
-            chosen = {name: spec.calibrated(found[name]) for name in codes}
-        return {**chosen, **{name: KeepColumns(chosen[name], kept) for name, kept in columns.items()}}
+            chosen |= {name: spec.calibrated(found[name]) for name, spec in static.items()}
+        for name, kept in columns.items():
+            if (activation := chosen[name]) is not None:
+                chosen[name] = KeepColumns(activation, kept)
+        return chosen
 
     def _replace(
         self, block: _Block, name: str, quantized: QuantizedWeight, activation: Activation | None
     ) -> LayerReport:
         """Put one quantized layer in place; report how far it is from the weight that the user had."""
         model, grid, stats = block.visit.model, self.grids[name], block.stats[name]
-        layer = FakeQuantLinear.from_linear(_linear(model, name), quantized, grid, activation)
+        old = _layer(model, name)
+        layer: FakeQuantWeight
+        if isinstance(old, nn.Embedding):
+            layer = FakeQuantEmbedding(quantized, grid, old.weight.dtype)
+        else:
+            layer = FakeQuantLinear.from_linear(old, quantized, grid, activation)
         model.replace(name, layer)
         weight, values = block.reference[f"{name}.weight"], layer.weight
         return LayerReport(
             name=name,
-            outputs=layer.out_features,
-            inputs=layer.in_features,
+            outputs=weight.shape[0],
+            inputs=weight.shape[1],
             method=self.chain.name,
             grid=str(grid),
             activation="float" if activation is None else str(activation),
@@ -254,13 +264,13 @@ def _named_errors(method: Method, where: str) -> Iterator[None]:
 
 
 def _weight(model: Model, name: str) -> Tensor:
-    return _linear(model, name).weight.detach()
+    return _layer(model, name).weight.detach()
 
 
-def _linear(model: Model, name: str) -> nn.Linear:
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear
+def _layer(model: Model, name: str) -> Layer:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Layer)
+    return layer
 
 
 def _parameters(model: Model, group: LayerGroup) -> dict[str, Tensor]:

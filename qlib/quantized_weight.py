@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlib.grid import Grid, QuantParams, decode
+from qlib.errors import QuantError
+from qlib.grid import Grid, QuantParams, RoundedScales, decode
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +35,8 @@ class QuantizedWeight:
         Single weights that stay in float: positions row * columns + column, ascending [n], int64, and
         values [n]. Their codes do not count.
     second : SecondLevel or None
-        Codes, scales and zero points that `scale` and `zero` were decoded from, if these were rounded too.
+        Codes, scales and zero points that `scale`, or `scale` and `zero`, were decoded from, if these were
+        rounded too.
     """
 
     codes: Tensor
@@ -48,6 +50,12 @@ class QuantizedWeight:
     outlier_values: Tensor | None = None
     second: SecondLevel | None = None
 
+    @classmethod
+    def of(cls, codes: Tensor, params: QuantParams, notes: tuple[str, ...] = ()) -> QuantizedWeight:
+        """Return the weight of these codes, which were chosen with these scales."""
+        second = None if params.second is None else SecondLevel.of(params.second)
+        return cls(codes, params.scale, params.zero, params.index, notes, second=second)
+
     def __repr__(self) -> str:
         """Return one line: shape, bits, groups, what stays in float, and bits per weight."""
         rows, columns = self.codes.shape
@@ -57,20 +65,23 @@ class QuantizedWeight:
             parts.append(f"{len(self.columns)} columns in float")
         if self.outliers is not None:
             parts.append(f"{len(self.outliers)} outliers in float")
-        per_weight = self._bits_without_index(bits) / self.codes.numel()
+        scale_bits = 16 if _fits(self.scale, torch.bfloat16) else 32
+        per_weight = self._bits_without_index(bits, scale_bits) / self.codes.numel()
         return f"QuantizedWeight({', '.join(parts)}, about {per_weight:.2f} bits per weight)"
 
     def bits(self, grid: Grid) -> int:
         """Return how many bits this weight takes in a checkpoint, to the last one; its layer's bias is extra.
 
-        Codes and whole zero points take the grid's bits each, filled up to whole bytes; what is computed when
-        a checkpoint is read takes none: see `qlib.stored_weight.pack_weight`.
+        Codes and whole zero points take the grid's bits each, filled up to whole bytes; scales take the
+        grid's `scale_bits`; what is computed when a checkpoint is read takes none: see
+        `qlib.stored_weight.pack_weight`.
         """
         columns = self.codes.shape[1]
         regular = self.index is None or torch.equal(self.index.cpu(), grid.group_index(columns))
-        return self._bits_without_index(grid.bits) + (0 if regular else _short_bits(self.index))
+        of_index = 0 if regular else _short_bits(self.index)
+        return self._bits_without_index(grid.bits, grid.scale_bits) + of_index
 
-    def _bits_without_index(self, bits: int) -> int:
+    def _bits_without_index(self, bits: int, scale_bits: int) -> int:
         """Return the bits in a checkpoint of all but the group of each column; `bits` is that of one code."""
         rows, columns = self.codes.shape
         kept = 0 if self.columns is None else len(self.columns)
@@ -80,14 +91,23 @@ class QuantizedWeight:
         )
         if self.outliers is not None:  # stored as the distances from one to the next
             total += _short_bits(self.outliers.diff(prepend=self.outliers.new_zeros(1)))
-        if self.second is not None:  # scale and zero are decoded from the second level
-            for level in (self.second.scale, self.second.zero):
-                total += _packed_bits(level.codes.numel(), self.second.grid.bits)
-                total += _float_bits(level.scale) + _float_bits(level.zero)
+        total += self._scale_bits(scale_bits)
+        if self.zero is None or (self.second is not None and self.second.zero is not None):
             return total
-        whole = self.zero is not None and not self.zero.is_floating_point()
-        zeros = _packed_bits(self.scale.numel(), bits) if whole else _float_bits(self.zero)
-        return total + _float_bits(self.scale) + zeros
+        if self.zero.is_floating_point():
+            return total + _float_bits(self.zero, scale_bits)
+        return total + _packed_bits(self.zero.numel(), bits)
+
+    def _scale_bits(self, scale_bits: int) -> int:
+        """Return the bits of the scales, or of the levels from which scales and zero points are decoded."""
+        if self.second is None:
+            return _float_bits(self.scale, scale_bits)
+        total = 0
+        for level in self.second.levels().values():
+            total += _packed_bits(level.codes.numel(), self.second.grid.bits)
+            for values in (level.scale, level.zero):
+                total += _float_bits(values, self.second.grid.scale_bits)
+        return total
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
@@ -103,7 +123,7 @@ class QuantizedWeight:
         own = {name: getattr(self, name) for name in TENSORS}
         found = {name: value for name, value in own.items() if value is not None}
         if self.second is not None:
-            for part, level in (("scale", self.second.scale), ("zero", self.second.zero)):
+            for part, level in self.second.levels().items():
                 found |= {f"{part}_{name}": value for name, value in level.tensors().items()}
         return found
 
@@ -118,6 +138,35 @@ class QuantizedWeight:
         return cls(notes=notes, **own)
 
 
+def check_scale_bits(weight: QuantizedWeight, grid: Grid) -> None:
+    """Refuse scales and float zeros that do not have the bits that the grid gives them.
+
+    Raises
+    ------
+    QuantError
+        Scales that are no bfloat16, float zeros that are no float16, or scales that should be codes of
+        `scale_bits` and are none.
+    """
+    if grid.scale_bits == 32:
+        return
+    second = weight.second
+    remedy = "Fit scales by qlib.grid.fit_scale or fit_float_zero, which round them, or use scale_bits=32."
+    if grid.scale_bits < 16 and (second is None or second.grid.bits != grid.scale_bits):
+        raise QuantError(
+            f"the scales are no codes of {grid.scale_bits} bits, as on the grid {grid}. {remedy}"
+        )
+    if second is None and not _fits(weight.scale, torch.bfloat16):
+        raise QuantError(f"the scales are not in bfloat16, as on the grid {grid}. {remedy}")
+    zero = weight.zero if second is None or second.zero is None else None
+    if zero is not None and zero.is_floating_point() and not _fits(zero, torch.float16):
+        raise QuantError(f"the zero points are not in float16, as on the grid {grid}. {remedy}")
+
+
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a shorter dtype holds exactly these values."""
+    return torch.equal(values.to(dtype).to(values.dtype), values)
+
+
 def _bits_of(codes: Tensor) -> int:
     """Return the fewest bits, from 2 on, that hold all codes."""
     low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
@@ -129,8 +178,11 @@ def _packed_bits(count: int, bits: int) -> int:
     return 8 * (-(-count * bits // 8))
 
 
-def _float_bits(values: Tensor | None) -> int:
-    return 0 if values is None else 8 * values.nbytes
+def _float_bits(values: Tensor | None, scale_bits: int = 32) -> int:
+    """Return the bits of floats, which on a grid with fewer than 32 bits for a scale are stored in 16."""
+    if values is None:
+        return 0
+    return 8 * values.nbytes if scale_bits == 32 else 16 * values.numel()
 
 
 def _short_bits(values: Tensor | None) -> int:
@@ -150,22 +202,36 @@ TENSORS = ("codes", "scale", "zero", "index", "columns", "column_values", "outli
 class SecondLevel:
     """Scales and zero points that were rounded themselves: the transposed matrices [groups, rows] on a grid.
 
-    A group of that grid is a number of neighbouring rows whose scales (or zero points) share a scale.
+    A group of that grid is a number of neighbouring rows whose scales (or zero points) share a scale. `zero`
+    is None where zero points are whole numbers, or there are none.
     """
 
     grid: Grid
     scale: QuantizedWeight
-    zero: QuantizedWeight
+    zero: QuantizedWeight | None = None
+
+    @classmethod
+    def of(cls, rounded: RoundedScales) -> SecondLevel:
+        """Return the level of scales that a fit rounded."""
+        return cls(rounded.grid, QuantizedWeight.of(rounded.codes, rounded.params))
+
+    def levels(self) -> dict[str, QuantizedWeight]:
+        """Return what was rounded, by name: ``scale``, and ``zero`` if that was."""
+        return {"scale": self.scale} | ({} if self.zero is None else {"zero": self.zero})
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], grid: Grid) -> SecondLevel:
         """Return the level whose tensors have these names: ``scale_codes``, ``zero_scale`` ..."""
-        scale, zero = (
-            {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
+        levels = {
+            part: QuantizedWeight.from_tensors(
+                {name: tensors[f"{part}_{name}"] for name in TENSORS if f"{part}_{name}" in tensors}
+            )
             for part in ("scale", "zero")
-        )
-        return cls(grid, QuantizedWeight.from_tensors(scale), QuantizedWeight.from_tensors(zero))
+            if f"{part}_codes" in tensors
+        }
+        return cls(grid, levels["scale"], levels.get("zero"))
 
-    def decode(self) -> tuple[Tensor, Tensor]:
-        """Return scale and zero [rows, groups] of the first level."""
-        return self.scale.decode().T.contiguous(), self.zero.decode().T.contiguous()
+    def decode(self) -> tuple[Tensor, Tensor | None]:
+        """Return scale and zero [rows, groups] of the first level; no zero where that was not rounded."""
+        zero = None if self.zero is None else self.zero.decode().T.contiguous()
+        return self.scale.decode().T.contiguous(), zero

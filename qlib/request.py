@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlib.activation import PerTensor, PerToken
+from qlib.activation import Rounding
 from qlib.activation_state import describe
 from qlib.arguments import as_activation, as_calibration, as_folder, as_grids, as_model, as_patterns
 from qlib.asr.calibration import fingerprint, speech_batches
-from qlib.asr.datasets import Utterance
+from qlib.asr.utterance import Utterance
 from qlib.chain import Chain, make_chain
 from qlib.errors import QuantError, list_names, true_or_false
 from qlib.grid import Grid
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
 from qlib.quantize_block import is_static
-from qlib.selection import check_layers, choose_grids, choose_layers
+from qlib.selection import check_layers, choose_grids, choose_layers, choose_roundings
 from qlib.text import fingerprint_texts, text_batches
 
 
@@ -29,18 +29,24 @@ class Request:
     model: Model
     chain: Chain
     weight: Grid | dict[str, Grid]
-    activation: PerToken | PerTensor | None
+    activation: Rounding | dict[str, Rounding]
     data: Sequence[Utterance] | Sequence[str] | None
     patterns: tuple[str, ...]  # of layers that stay in float
     folder: Path | None
     progress: bool
     grids: dict[str, Grid]  # the layers to quantize, and the grid of each
+    activations: dict[str, Rounding]  # how the input of each is rounded
     skipped: tuple[tuple[str, str], ...]  # the others, and why
 
     @property
     def looks_at_inputs(self) -> bool:
         """Whether something has to be calibrated."""
-        return bool(self.chain.needs) or is_static(self.activation)
+        return bool(self.chain.needs) or any(map(is_static, self.activations.values()))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The token tables among the layers."""
+        return tuple(name for name in self.model.tables if name in self.grids)
 
     @property
     def title(self) -> str:
@@ -56,10 +62,15 @@ class Request:
             weight: Any = asdict(self.weight)
         else:
             weight = [[pattern, asdict(grid)] for pattern, grid in self.weight.items()]
+        activation: Any
+        if isinstance(self.activation, dict):
+            activation = [[pattern, describe(each)] for pattern, each in self.activation.items()]
+        else:
+            activation = describe(self.activation)
         return {
             "methods": self.chain.describe(),
             "weight": weight,
-            "activation": describe(self.activation),
+            "activation": activation,
             "skip": list(self.patterns),
             "calibration": None if self.data is None else _describe_data(self.data),
         }
@@ -100,17 +111,24 @@ def check_request(
         as_activation(activation),
     )
     folder, patterns, data = as_folder(work), as_patterns(skip), as_calibration(calib, model)
-    layers, skipped = choose_layers(model, patterns)
+    layers, skipped = choose_layers(model, patterns, weight)
     grids = choose_grids(model, layers, weight)
+    activations = choose_roundings(model, layers, activation)
     check_layers(layers, grids)
-    chain.check_weights(layers, grids)
+    tables = {name: grids[name] for name in model.tables if name in grids}
+    chain.check_weights(layers, {name: grid for name, grid in grids.items() if name not in tables})
+    for name, grid in tables.items():
+        chain.for_table(name == model.token_layers.head).check_weights(layers, {name: grid})
     chain.check_mixed(model, grids)
     show = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
-    request = Request(model, chain, weight, activation, data, patterns, folder, show, grids, skipped)
+    request = Request(
+        model, chain, weight, activation, data, patterns, folder, show, grids, activations, skipped
+    )
     if request.looks_at_inputs and data is None:
+        static = next(filter(is_static, activations.values()), None)
         examples = "128 texts" if isinstance(model, TextModel) else "32 utterances of qlib.read_manifest(...)"
         raise QuantError(
-            f"{chain.name if chain.needs else activation} looks at the inputs of the layers. Pass calib=..., "
+            f"{chain.name if chain.needs else static} looks at the inputs of the layers. Pass calib=..., "
             f"for example {examples}."
         )
     if folder is not None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantWeight
 from qlib.models.disk.disk_errors import disk_errors
 from qlib.models.disk.hashes import digest_of
 from qlib.models.disk.lock import BusyError, locked
@@ -124,7 +124,7 @@ class FinishedBlocks:
         entries = {}
         for report in reports:
             layer = model.get_submodule(report.name)
-            assert isinstance(layer, FakeQuantLinear)
+            assert isinstance(layer, FakeQuantWeight)
             stored, entry = pack_layer(report.name, layer)
             entries[report.name] = {**entry, "report": asdict(report)}
             tensors |= stored

@@ -14,7 +14,7 @@ from torch import Tensor
 from qlib.errors import QuantError, describe, list_names
 from qlib.grid import Grid
 from qlib.methods.contracts import Fitted
-from qlib.quantized_weight import QuantizedWeight
+from qlib.quantized_weight import QuantizedWeight, check_scale_bits
 
 
 def check_scale(scale: object, inputs: int, method: str) -> Tensor:
@@ -85,6 +85,10 @@ def check_rounded(rounded: object, shape: torch.Size, grid: Grid, method: str) -
         )
     _check_codes(rounded.codes, shape, grid, what)
     _check_scales(rounded, grid, what)
+    try:
+        check_scale_bits(rounded, grid)
+    except QuantError as error:
+        raise QuantError(f"{what} returned other scales than were asked for: {error}") from error
     if not rounded.decode().isfinite().all():
         raise QuantError(f"{what} returned codes and scales whose values are not finite. Check its scales.")
     return rounded

@@ -9,7 +9,7 @@ from qlib.activation import Activation
 from qlib.errors import ModelError, QuantError
 from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns
-from qlib.quantized_weight import QuantizedWeight
+from qlib.quantized_weight import QuantizedWeight, check_scale_bits
 
 
 def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]) -> None:
@@ -25,6 +25,7 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
     groups = len(grid.slices(columns - kept)) if columns > kept else 1
     expect_tensor("codes", weight.codes, shape, grid.code_dtype)
     expect_tensor("scale", weight.scale, (rows, groups), None)
+    check_scale_bits(weight, grid)
     if (weight.zero is None) != grid.symmetric:
         have = "no zero point" if weight.zero is None else "a zero point"
         raise QuantError(f"{have} on the grid {grid}: only asymmetric grids have one")
@@ -40,7 +41,7 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
     count = 0 if weight.outliers is None else len(weight.outliers)
     _check_places("outliers", weight.outliers, weight.outlier_values, (count,), rows * columns)
     if weight.second is not None:
-        for part, level in (("scale", weight.second.scale), ("zero", weight.second.zero)):
+        for part, level in weight.second.levels().items():
             blocks = len(weight.second.grid.slices(rows))
             expect_tensor(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
             expect_tensor(f"{part}_scale", level.scale, (groups, blocks), None)
@@ -48,6 +49,7 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
                 raise QuantError(f"{part}_zero is missing")
             expect_tensor(f"{part}_zero", level.zero, (groups, blocks), None)
             _check_index(f"{part}_index", level.index, rows, blocks)
+            check_scale_bits(level, weight.second.grid)
 
 
 def expect_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:

@@ -18,10 +18,10 @@ from qlib.activation import Activation
 from qlib.activation_state import describe, restore
 from qlib.errors import ModelError, QlibError, QuantError, list_names
 from qlib.grid import Grid
-from qlib.linear import FakeQuantLinear
+from qlib.linear import FakeQuantEmbedding, FakeQuantLinear, FakeQuantWeight
 from qlib.quantized_weight import TENSORS
 from qlib.stored_checks import check_consistent, check_kept_columns, expect_tensor
-from qlib.stored_weight import pack_weight, to_16_bits, unpack_weight
+from qlib.stored_weight import complete, pack_weight, to_16_bits, unpack_weight
 
 DAMAGE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, QlibError)
 """What reading a damaged entry may raise."""
@@ -51,17 +51,18 @@ class Entry:
             rows, columns = written["shape"]
             second = written["second"]
             entry = cls(
-                Grid(**written["grid"]),
+                Grid(**complete(written["grid"])),
                 restore(written["activation"]),
                 (rows, columns),
-                None if second is None else Grid(**second),
+                None if second is None else Grid(**complete(second)),
                 tuple(written["tensors"]),
                 tuple(written["notes"]),
             )
         except DAMAGE as error:
             raise ModelError(f"its entry is damaged ({type(error).__name__}: {error})") from error
         # What was read must be written the same way again: no other kind of number, no key that does nothing.
-        plain = entry.describe()
+        plain, written = entry.describe(), {**written, "grid": complete(written["grid"])}
+        written["second"] = None if second is None else complete(second)
         if wrong := [
             key for key in plain if _text(plain[key]) != _text(written[key]) or not _kinds(plain[key])
         ]:
@@ -92,7 +93,8 @@ class Entry:
 
 
 KINDS: dict[str, tuple[type, ...]] = {
-    **{"bits": (int,), "group": (int, type(None)), "symmetric": (bool,), "dynamic": (bool,)},
+    **{"bits": (int,), "group": (int, type(None)), "symmetric": (bool,), "scale_bits": (int,)},
+    "dynamic": (bool,),
     **{"low": (float,), "high": (float,), "percentile": (int, float)},
 }
 
@@ -108,7 +110,7 @@ def _kinds(value: Any) -> bool:
     return all(type(each) in KINDS.get(key, (type(each),)) and _kinds(each) for key, each in value.items())
 
 
-def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_layer(name: str, layer: FakeQuantWeight) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a layer as it stands on disk: its tensors by full name, on the CPU, and the manifest's entry.
 
     Raises
@@ -124,10 +126,11 @@ def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], di
         ) from error
     if layer.bias is not None:
         tensors["bias"] = to_16_bits(layer.bias.detach())
+    rows, columns = layer.codes.shape
     entry = Entry(
         layer.grid,
         layer.activation,
-        (layer.out_features, layer.in_features),
+        (rows, columns),
         layer.second,
         tuple(tensors),
         tuple(layer.notes),
@@ -137,7 +140,7 @@ def pack_layer(name: str, layer: FakeQuantLinear) -> tuple[dict[str, Tensor], di
 
 def unpack_layer(
     stored: Mapping[str, Tensor], written: Mapping[str, Any], like: nn.Module, dtype: torch.dtype
-) -> FakeQuantLinear:
+) -> FakeQuantLinear | FakeQuantEmbedding:
     """Return the layer of which `pack_layer` gave the tensors, here without the name, and the entry.
 
     Parameters
@@ -147,7 +150,7 @@ def unpack_layer(
     written : mapping
         The entry.
     like : Module
-        The linear layer in whose place it comes: same shape, and a bias if that has one.
+        The linear layer or embedding in whose place it comes: same shape, and a bias if that has one.
     dtype : torch.dtype
         Dtype of the decoded weight.
 
@@ -157,20 +160,26 @@ def unpack_layer(
         Something does not fit; the message says what, and not which layer.
     """
     entry = Entry.read(written)
-    if not isinstance(like, nn.Linear):
-        raise ModelError(f"in this architecture it is a {type(like).__name__}, not a linear layer")
+    if not isinstance(like, nn.Linear | nn.Embedding):
+        raise ModelError(
+            f"in this architecture it is a {type(like).__name__}, neither a linear layer nor an embedding"
+        )
     if entry.shape != tuple(like.weight.shape):
         raise ModelError(f"its shape is {list(entry.shape)}, in this architecture {list(like.weight.shape)}")
     bias = stored.get("bias")
-    if (bias is None) != (like.bias is None):
+    if (bias is None) != (getattr(like, "bias", None) is None):
         raise ModelError(f"it has {'no' if bias is None else 'a'} bias, unlike in this architecture")
     try:
-        weight = unpack_weight(stored, written)
+        weight = unpack_weight(stored, written, dtype)
         check_consistent(weight, entry.grid, entry.shape)
         if bias is not None:
             expect_tensor("bias", bias, entry.shape[:1], None)
         check_kept_columns(entry.activation, weight.columns)
     except DAMAGE as error:
         raise ModelError(str(error)) from error
+    if isinstance(like, nn.Embedding):
+        if entry.activation is not None:
+            raise ModelError("its input is rounded, and an embedding reads whole numbers: check activation")
+        return FakeQuantEmbedding(weight, entry.grid, dtype)
     bias = None if bias is None else bias.to(dtype)
     return FakeQuantLinear(weight, entry.grid, bias, entry.activation, dtype)

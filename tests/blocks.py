@@ -35,7 +35,7 @@ def heard(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list
 def task_of(visit: Visit, activation: Callable[[Tensor], Tensor] | None = None) -> BlockTask:
     """The problem of one visited block, all of its layers to be rounded."""
     stats = visit.collect(Needs.RANGE)
-    task = block_task(visit, dict.fromkeys(stats, Grid(4)), stats, activation)
+    task = block_task(visit, dict.fromkeys(stats, Grid(4)), stats, dict.fromkeys(stats, activation))
     return replace(task, grids={})  # the one that `fit` is given counts
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from shelf import shelf  # noqa: F401  (a fixture for all)
 
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("quantdraft", deadline=None)
+hypothesis.settings.load_profile("quantdraft")
 SPEECH = Path(__file__).parents[1] / "examples" / "data" / "speech"
 
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from qlib.asr.datasets import Utterance
-from qlib.models.tiny import tiny_whisper
+from qlib.models.tiny import randomize, tiny_whisper
 from qlib.models.waveform import SAMPLE_RATE
 from qlib.models.whisper import Whisper
 
@@ -26,6 +26,20 @@ def multilingual_whisper(seed: int = 5) -> Whisper:
     languages, tasks = (("<|en|>", 3), ("<|de|>", 4)), (("transcribe", 7), ("translate", 8))
     model.generation = replace(model.generation, languages=languages, tasks=tasks)
     return model
+
+
+def timed_whisper(seed: int, frames: int = 100) -> Whisper:
+    """A miniature that writes timestamps and hears two languages; its window has 20 ms for each frame."""
+    plain = tiny_whisper(frames=frames)
+    languages, tasks = (("<|en|>", 3), ("<|de|>", 4)), (("transcribe", 7), ("translate", 8))
+    timestamps = frames + 1
+    model = Whisper(
+        replace(plain.config, vocab_size=plain.config.vocab_size + timestamps),
+        replace(plain.generation, languages=languages, tasks=tasks),
+        plain.tokenizer,
+    )
+    randomize(model, seed)
+    return model.eval()
 
 
 def utterances(folder: Path, seconds: tuple[float, ...] = (0.5, 1.0, 0.3, 2.0)) -> list[Utterance]:

@@ -144,7 +144,7 @@ class TestRoundedInputs:
             seen.append(x.shape[-1])
             return x
 
-        task = block_task(visit, {f"{ENCODER}.fc2": Grid(4)}, {}, activation)
+        task = block_task(visit, {f"{ENCODER}.fc2": Grid(4)}, {}, {f"{ENCODER}.fc2": activation})
         task.output({}, 0)
         assert seen == [64]
 
@@ -168,7 +168,7 @@ class TestRoundedInputs:
             task.output({}, 0)
         assert not any(module._forward_pre_hooks for module in model.modules())
         layer = nn.Linear(2, 2)
-        with rounded_inputs([layer], torch.zeros_like):
+        with rounded_inputs([(layer, torch.zeros_like)]):
             assert torch.equal(layer(torch.ones(1, 2))[0], layer.bias)
         assert not torch.equal(layer(torch.ones(1, 2))[0], layer.bias)
 

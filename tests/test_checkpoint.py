@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -140,7 +142,8 @@ def test_manifest_says_how_the_model_was_made(tmp_path: Path) -> None:
     manifest = json.loads((result.save(tmp_path / "saved") / "manifest.json").read_text())
     settings = manifest["settings"]
     assert settings["methods"][0]["name"] == "gptq" and settings["methods"][0]["damping"] == 0.02
-    assert settings["weight"] == {"bits": 4, "group": None, "symmetric": False} and "seed" not in settings
+    assert settings["weight"] == {"bits": 4, "group": None, "symmetric": False, "scale_bits": 32}
+    assert "seed" not in settings
     assert settings["calibration"]["utterances"] == 4 and len(settings["calibration"]["sha256"]) == 64
     assert manifest["versions"]["torch"] == torch.__version__
 
@@ -259,8 +262,8 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, result: qlib.Result) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, r"format and version \('other', 3\); this library reads 'quantdraft', .* 2, 3"),
-        ({"version": 4}, r"\('quantdraft', 4\); this library reads 'quantdraft', versions 2, 3"),
+        ({"format": "other"}, r"format and version \('other', 4\); this library reads 'quantdraft', .* 3, 4"),
+        ({"version": 5}, r"\('quantdraft', 5\); this library reads 'quantdraft', versions 2, 3, 4"),
         ({"version": True}, r"\('quantdraft', True\)"),
         ({"files": None}, "lacks 'files'"),
         ({"digest": None}, "lacks 'digest'"),
@@ -304,6 +307,49 @@ def test_regular_group_index_is_not_stored(result: qlib.Result) -> None:
     assert layer.index is not None and "index" not in pack_weight(layer)
 
 
+# --- what a formula gives
+
+POSITIONS = "model.encoder.embed_positions.weight"
+GRID = qlib.Grid(4, 8)
+
+
+def with_sinusoids(shift: float = 0.0) -> Whisper:
+    """A miniature with the positions of published checkpoints, one of them shifted; by loops."""
+    model = tiny_whisper(frames=20)
+    table = model.get_parameter(POSITIONS)
+    for place, channel in itertools.product(range(20), range(8)):
+        angle = place / 10_000 ** (channel / 7)
+        table[place, channel], table[place, channel + 8] = math.sin(angle), math.cos(angle)
+    table.copy_(table.half())
+    table[3, 5] += shift
+    return model
+
+
+def test_positions_of_the_formula_are_computed_and_not_stored(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.float16):
+        model = with_sinusoids().to(dtype)
+        folder = qlib.quantize(model, weight=GRID, progress=False).save(tmp_path / str(dtype))
+        assert json.loads((folder / "manifest.json").read_text())["computed"] == [POSITIONS]
+        assert POSITIONS not in load_file(folder / "model.safetensors")
+        again = qlib.load_quantized(folder).get_parameter(POSITIONS)
+        assert torch.equal(again, model.get_parameter(POSITIONS)) and again.dtype == dtype
+
+
+def test_positions_that_differ_in_one_bit_are_stored(tmp_path: Path) -> None:
+    model = with_sinusoids(2.0**-20)
+    folder = qlib.quantize(model, weight=GRID, progress=False).save(tmp_path / "saved")
+    assert POSITIONS in load_file(folder / "model.safetensors")
+    assert torch.equal(qlib.load_quantized(folder).get_parameter(POSITIONS), model.get_parameter(POSITIONS))
+
+
+@pytest.mark.parametrize("names", [["model.encoder.layer_norm.weight"], [3], "all"])
+def test_what_no_formula_gives_cannot_be_left_out(tmp_path: Path, names: Any) -> None:
+    path = qlib.quantize(with_sinusoids(), weight=GRID, progress=False).save(tmp_path / "s") / "manifest.json"
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), "computed": names})))
+    with pytest.raises(ModelError, match=r"computed is .* this architecture computes model\.encoder"):
+        qlib.load_quantized(path.parent)
+
+
 # --- whose folder it is
 
 
@@ -336,6 +382,21 @@ def test_own_files_in_a_checkpoint_survive_and_nothing_else_goes(tmp_path: Path,
     result.save(folder)
     assert outside.exists() and (folder / "wer.json").exists() and (folder / "notes.txt").exists()
     qlib.load_quantized(folder)
+
+
+def test_version_3_which_knew_no_scale_bits_loads(tmp_path: Path, result: qlib.Result) -> None:
+    folder = result.save(tmp_path / "saved")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["layers"].values():
+        del entry["grid"]["scale_bits"]
+    del manifest["digest"]
+    old = sealed({**manifest, "version": 3})
+    (folder / "manifest.json").write_text(json.dumps(old))
+    again = qlib.load_quantized(folder)
+    assert torch.equal(logits(again), logits(result.model))
+    assert {each.grid.scale_bits for each in again.modules() if isinstance(each, qlib.FakeQuantLinear)} == {
+        32
+    }
 
 
 def test_an_older_format_loads_and_is_replaced(tmp_path: Path, result: qlib.Result) -> None:
@@ -371,7 +432,7 @@ def test_an_older_format_loads_and_is_replaced(tmp_path: Path, result: qlib.Resu
             qlib.load_quantized(folder)
     write()
     result.save(folder)
-    assert json.loads((folder / "manifest.json").read_text())["version"] == 3
+    assert json.loads((folder / "manifest.json").read_text())["version"] == 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -18,11 +18,14 @@ CORE = ["torch", "numpy", "safetensors", "soundfile", "jiwer", "tqdm", "tokenize
 EXTRAS = {
     "asr": ["whisper-normalizer", "soxr"],
     "gguf": ["gguf"],
+    "parquet": ["pyarrow"],
     "chat": ["jinja2"],
     "plots": ["matplotlib"],
+    "dask": ["distributed"],
 }
 OPTIONAL = [name for extra in EXTRAS.values() for name in extra]
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", "transformers"]
+PAGE = ("benchmark/page.css", "benchmark/page.js")  # of a study: files that are no code
 FIRST_PARTY = {*PACKAGES, "__future__"}
 
 
@@ -69,7 +72,8 @@ class TestMetadata:
 
     def test_type_information_is_packaged(self, setup: configparser.ConfigParser) -> None:
         """Newer setuptools adds the files unasked, the oldest that is allowed does not."""
-        assert dict(setup["options.package_data"]) == dict.fromkeys(PACKAGES, "py.typed")
+        files = {package: value.split(", ") for package, value in setup["options.package_data"].items()}
+        assert files == {"qlib": ["py.typed", *PAGE], "draftlib": ["py.typed"]}
 
     def test_changelog_has_this_version(self, setup: configparser.ConfigParser) -> None:
         assert f"\n## [{setup['metadata']['version']}]" in (ROOT / "CHANGELOG.md").read_text()
@@ -149,7 +153,8 @@ class TestWheel:
     def test_holds_both_packages_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
         paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
-        wanted = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in (".py", ".typed")}
+        kinds = (".py", ".typed", ".css", ".js")
+        wanted = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in kinds}
         assert files == wanted
         assert {f"{package}/py.typed" for package in PACKAGES} <= files
 

@@ -12,7 +12,8 @@ import torch
 import qlib
 from qlib.asr.wer import score
 from qlib.models.hub.load import load_model
-from qlib.models.log_mel import log_mel_batch
+from qlib.models.log_mel import log_mel_batch, log_mel_recording
+from qlib.models.waveform import SAMPLE_RATE
 from qlib.models.whisper import Whisper
 
 pytestmark = pytest.mark.weights
@@ -53,6 +54,40 @@ def test_tokens_equal_those_of_transformers(
     rows = theirs.generate(log_mel_batch([clip.read() for clip in short]), **options).tolist()
     expected = [[token for token in row if token < model.generation.end] for row in rows]
     assert [list(each.tokens) for each in qlib.transcribe(model, short, batch_size=3)] == expected
+
+
+def test_segments_and_languages_equal_those_of_transformers(
+    model: Whisper, clips: list[qlib.Utterance], checkpoint: Callable[[str], Path]
+) -> None:
+    """On short clips and on 44 s, whose windows depend on the segments before."""
+    from transformers import WhisperForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    theirs = WhisperForConditionalGeneration.from_pretrained(
+        folder_of(model, checkpoint), dtype=torch.float32
+    )
+    theirs.generation_config.max_initial_timestamp_index = 50
+    options = {"language": "en", "task": "transcribe"} if model.generation.languages else {}
+    short = [clip for clip in clips if clip.source != "moonshine-voice" and (clip.duration or 99) < 12][::5]
+    (long,) = (clip for clip in clips if (clip.duration or 0) > 30)
+    audios = [clip.read() for clip in (*short, long)]
+    features = [*(log_mel_batch([audio]) for audio in audios[:-1]), log_mel_recording(audios[-1])[None]]
+    found = qlib.transcribe(model, audios, timestamps=True, language="en")
+    assert model.tokenizer is not None
+    for audio, sound, ours in zip(audios, features, found, strict=True):
+        heard = theirs.generate(sound, return_timestamps=True, return_segments=True, **options)
+        expected = []
+        for each in heard["segments"][0]:
+            tokens = [token for token in each["tokens"].tolist() if token < model.generation.no_timestamps]
+            text = model.tokenizer.decode(tokens).strip()
+            if text and each["start"] < len(audio) / SAMPLE_RATE:  # it goes on in the padding
+                expected.append((round(float(each["start"]), 2), round(float(each["end"]), 2), text))
+        assert [(each.start, each.end, each.text) for each in ours.segments or ()] == expected
+    if model.generation.languages:
+        ids = [int(theirs.detect_language(log_mel_batch([clip.read()]))) for clip in short]
+        languages = [each.language for each in qlib.transcribe(model, short)]
+        assert [dict(model.generation.languages)[f"<|{name}|>"] for name in languages] == ids
 
 
 def test_a_list_of_end_tokens_changes_no_text(

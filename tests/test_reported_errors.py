@@ -255,7 +255,7 @@ def test_layers_before_quantizing(family: str) -> None:
 def test_layers_as_text_and_what_is_skipped() -> None:
     found = qlib.layers(FAMILIES["llama"](), skip="down_proj")
     lines = str(found).splitlines()
-    assert lines[0].startswith("12 of 15 linear layers can be quantized: 40.4% of 8,880 parameters.")
+    assert lines[0].startswith("12 of 15 layers can be quantized: 40.4% of 8,880 parameters.")
     assert len(lines) == 2 + len(found) == 17
     assert lines[1].split()[:4] == ["layer", "shape", "parameters", "share"]
     assert lines[8].split()[-3:] == ["skipped", "as", "asked"]

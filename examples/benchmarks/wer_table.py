@@ -66,7 +66,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32 convolutions, as on the CPU
     model = qlib.load_model(options.model, device=options.device)
     calib = recordings(options.calib)[:: options.every]
-    test = read_test(options.test, {each.audio.resolve() for each in calib})
+    test = read_test(options.test, {each.path.resolve() for each in calib})
     folder = options.out / options.model
     cells = load(folder / "wer.json")
     if "float" not in cells:
@@ -103,7 +103,7 @@ def read_test(manifests: Sequence[Path], calibrates: set[Path]) -> Sources:
     """Return the test recordings of each source, without those that calibrate."""
     sources = {
         manifest.parent.name: [
-            each for each in qlib.read_manifest(manifest) if each.audio.resolve() not in calibrates
+            each for each in qlib.read_manifest(manifest) if each.path.resolve() not in calibrates
         ]
         for manifest in manifests
     }
@@ -152,7 +152,7 @@ def measure(
 def evaluate(model: Any, test: Sources) -> dict[str, qlib.WerResult]:
     """Return the word error rate of each source, and of all together where there are several."""
     together = [each for utterances in test.values() for each in utterances]
-    heard = iter(qlib.transcribe(model, together))
+    heard = iter(qlib.transcribe(model, together, language="en"))
     texts = {source: [next(heard).text for _ in utterances] for source, utterances in test.items()}
     results = {source: score(require_text(test[source]), texts[source]) for source in test}
     if len(test) > 1:

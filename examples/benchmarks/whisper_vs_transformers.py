@@ -35,7 +35,12 @@ Transcribe = Callable[[list[qlib.Utterance]], list[list[int]]]
 
 def ours(name: str, batch_size: int) -> Transcribe:
     model = qlib.load_model(name)
-    return lambda clips: [list(each.tokens) for each in qlib.transcribe(model, clips, batch_size=batch_size)]
+
+    def run(clips: list[qlib.Utterance]) -> list[list[int]]:
+        found = qlib.transcribe(model, clips, batch_size=batch_size, language="en")
+        return [list(each.tokens) for each in found]
+
+    return run
 
 
 def theirs(name: str, batch_size: int) -> Transcribe:

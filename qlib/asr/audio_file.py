@@ -11,6 +11,7 @@ Files that are not what their header says are common, and libsndfile is silent a
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,30 +65,60 @@ def audio_blocks(path: Path, offset: float | None = None, duration: float | None
         The rate is not 16 kHz and soxr is not installed.
     """
     with _open(path) as file:
-        rate = file.samplerate
-        wanted = segment_seconds(path, file.frames / rate, offset, duration)
-        first = round((offset or 0) * rate)
-        left = file.frames - first
-        frames = left if wanted is None else min(left, round(wanted * rate))
-        if first:
-            file.seek(first)
-        resampler = None if rate == SAMPLE_RATE else _Resampler(path, rate)
-        done = 0
-        while done < frames:  # or until the file ends earlier than its header says
-            block_frames = min(BLOCK_SECONDS * rate, frames - done)
-            block: Samples = file.read(block_frames, dtype="float32", always_2d=True).mean(axis=1)
-            check_samples(block, str(path), f" from {(first + done) / rate:.0f} s on" if first + done else "")
-            done += len(block)
-            last = done == frames or len(block) < block_frames
-            out = block if resampler is None else resampler(block, last)
-            if len(out):  # a resampler keeps some samples back
-                yield torch.from_numpy(out)
-            if last:
-                break
-        if not done:
-            raise DataError(f"{path}: the recording is empty, it has 0 samples. Remove it from the list.")
-        if frames - done > TOLERANCE * rate:
-            warn_cut(path, (first + done) / rate, f"{(first + frames) / rate:.2f} s")
+        yield from _blocks_of(file, path, offset, duration)
+
+
+def encoded_blocks(
+    data: bytes, name: str, offset: float | None = None, duration: float | None = None
+) -> Iterator[Tensor]:
+    """Yield a recording whose file is in memory, as `audio_blocks` does; `name` is for messages.
+
+    Headers are believed: whoever puts files into a data set has finished them.
+
+    Raises
+    ------
+    DataError, MissingExtraError
+        As for `audio_blocks`.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_header(file, name)
+            yield from _blocks_of(file, name, offset, duration)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a format without a header
+        raise DataError(
+            f"{name}: {len(data)} bytes cannot be decoded as audio ({error}). They are damaged, or of a "
+            "format that libsndfile does not read: fetch them again, or store wav or flac."
+        ) from error
+
+
+def _blocks_of(
+    file: soundfile.SoundFile, path: Path | str, offset: float | None, duration: float | None
+) -> Iterator[Tensor]:
+    """Yield what `audio_blocks` does, of an open file."""
+    rate = file.samplerate
+    wanted = segment_seconds(path, file.frames / rate, offset, duration)
+    first = round((offset or 0) * rate)
+    left = file.frames - first
+    frames = left if wanted is None else min(left, round(wanted * rate))
+    if first:
+        file.seek(first)
+    resampler = None if rate == SAMPLE_RATE else _Resampler(path, rate)
+    done = 0
+    while done < frames:  # or until the file ends earlier than its header says
+        block_frames = min(BLOCK_SECONDS * rate, frames - done)
+        block: Samples = file.read(block_frames, dtype="float32", always_2d=True).mean(axis=1)
+        check_samples(block, str(path), f" from {(first + done) / rate:.0f} s on" if first + done else "")
+        done += len(block)
+        last = done == frames or len(block) < block_frames
+        out = block if resampler is None else resampler(block, last)
+        if len(out):  # a resampler keeps some samples back
+            yield torch.from_numpy(out)
+        if last:
+            break
+    if not done:
+        raise DataError(f"{path}: the recording is empty, it has 0 samples. Remove it from the list.")
+    if frames - done > TOLERANCE * rate:
+        warn_cut(path, (first + done) / rate, f"{(first + frames) / rate:.2f} s")
 
 
 def audio_seconds(path: Path) -> float:
@@ -96,8 +127,12 @@ def audio_seconds(path: Path) -> float:
         return float(file.frames / file.samplerate)
 
 
-def segment_seconds(path: Path, length: float, offset: float | None, duration: float | None) -> float | None:
-    """Check that a segment lies in a file of so many seconds; return how many to read, None for all left.
+def segment_seconds(
+    path: Path | str, length: float, offset: float | None, duration: float | None
+) -> float | None:
+    """Check that a segment lies in a recording; return how many seconds to read, None for all left.
+
+    `path` is the recording's name, for messages, and `length` its seconds.
 
     Raises
     ------
@@ -189,7 +224,7 @@ def _open(path: Path, warn: bool = True) -> Iterator[soundfile.SoundFile]:
         raise DataError(f"{path}: cannot be read as audio ({error}). {_remedy(path)}") from error
 
 
-def _check_header(file: soundfile.SoundFile, path: Path) -> None:
+def _check_header(file: soundfile.SoundFile, path: Path | str) -> None:
     check_rate(file.samplerate, str(path))
     if file.frames >= 1 << 62:
         raise DataError(

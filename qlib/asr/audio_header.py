@@ -115,7 +115,7 @@ def _ogg_ends(path: Path) -> bool:
     return page < 0 or page + 5 >= len(tail) or bool(tail[page + 5] & OGG_END)
 
 
-def warn_cut(path: Path, there: float, claimed: str) -> None:
+def warn_cut(path: Path | str, there: float, claimed: str) -> None:
     """Warn of a file that holds less than it claims."""
     log.warning(
         "%s: the file breaks off. It has %.2f s and should have %s; what is there is read. Its text may be "

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from qlib.asr.audio import stream_windows
-from qlib.asr.datasets import Utterance
-from qlib.asr.transcribe import as_speech_model, language_of, transcribe
+from qlib.asr.parquet import StoredSound
+from qlib.asr.prompts import language_of
+from qlib.asr.transcribe import as_speech_model, transcribe
+from qlib.asr.utterance import Utterance
 from qlib.errors import DataError, ModelError
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_structure import SpeechBatch
 from qlib.models.structure import Model
-
-HASHED_AT_ONCE = 1 << 20  # bytes
 
 
 @torch.no_grad()  # not inference mode: methods that learn need tensors that autograd may keep
@@ -108,24 +108,14 @@ def _batch(model: SpeechModel, audio: Tensor, tokens: Sequence[int], where: str)
 def fingerprint(utterances: Sequence[Utterance]) -> str:
     """Return a sha256 over all that calibration depends on, in order: texts, languages, segments and sound.
 
-    Of the sound, the files are hashed and not the samples, so nothing is decoded twice. A file that is not
-    there is another one than any that is; `speech_batches` says what is wrong with it.
+    Of the sound, files are hashed as they are and not decoded, each once. A file that is not there is another
+    one than any that is; `speech_batches` says what is wrong with it.
     """
     digest = hashlib.sha256()
-    files: dict[Path, str] = {}
+    hashes: dict[Path | StoredSound | Tensor, str] = {}
     for each in utterances:
-        if each.audio not in files:
-            files[each.audio] = _file_hash(each.audio)
-        known = [each.id, each.text, each.language, each.offset, each.duration, files[each.audio]]
+        if each.audio not in hashes:
+            hashes[each.audio] = each.sound_hash()
+        known = [each.id, each.text, each.language, each.offset, each.duration, hashes[each.audio]]
         digest.update(json.dumps(known).encode())
-    return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASHED_AT_ONCE):
-            digest.update(block)
     return digest.hexdigest()

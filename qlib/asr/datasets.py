@@ -19,17 +19,13 @@ evaluation cannot fail at its last line.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from qlib.asr.audio_file import audio_blocks, audio_seconds, segment_seconds
+from qlib.asr.audio_file import audio_seconds, segment_seconds
 from qlib.asr.manifest_rows import TEXT_KEYS, lines_of, rows_of_csv, rows_of_json, rows_of_tsv
+from qlib.asr.utterance import Utterance, as_seconds
 from qlib.errors import DataError, describe, list_names, whole_number
 
 AUDIO_KEYS = ("audio", "audio_filepath", "path", "file_name", "audio_path")
@@ -37,61 +33,6 @@ LANGUAGE_KEYS = ("language", "lang", "locale")
 
 
 log = logging.getLogger("qlib")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One recording of a list or a segment of one, and what is said in it."""
-
-    audio: Path  # the file
-    text: str | None = None  # what is said; None where the list does not tell
-    id: str = ""  # as the list has it, else the file's name without its ending, and the segment
-    source: str = ""  # where the recording comes from
-    split: str = ""  # what it is for, such as "calibration" or "test"
-    duration: float | None = None  # seconds, as the list has it
-    where: str = ""  # file and line of the list, for error messages
-    offset: float | None = None  # seconds from the file's beginning; None for the whole file
-    language: str = ""  # as the list has it: a code, a name or a locale; empty where it does not tell
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.audio, str | Path) or not str(self.audio):
-            raise DataError(f"Utterance: audio is {describe(self.audio)}. Give the path of an audio file.")
-        if not isinstance(self.text, str | None):
-            raise DataError(f"Utterance: text is {describe(self.text)}. Give what is said, or None.")
-        for name in ("offset", "duration"):
-            object.__setattr__(self, name, _seconds(getattr(self, name), name, "Utterance"))
-        object.__setattr__(self, "audio", Path(self.audio))
-        if not self.id:
-            object.__setattr__(self, "id", f"{self.audio.stem}{self._segment()}")
-
-    def _segment(self) -> str:
-        """Return what tells the segments of one recording apart."""
-        if self.offset is None:
-            return ""
-        return f"@{self.offset:.3f}" + ("" if self.duration is None else f"+{self.duration:.3f}")
-
-    @property
-    def place(self) -> str:
-        """Where it stands, for messages: file and line of the list, or else its id."""
-        return self.where or self.id
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the sound in blocks of up to 60 s: ``[samples]`` float32 at 16 kHz.
-
-        Raises
-        ------
-        DataError
-            As `qlib.asr.audio_file.audio_blocks`, with file and line of the list in front.
-        """
-        try:
-            yield from audio_blocks(self.audio, self.offset, self.duration)
-        except DataError as error:
-            raise DataError(f"{self.where}: {error}" if self.where else str(error)) from error
-
-    def read(self) -> Tensor:
-        """Read all of it: ``[samples]`` float32 at 16 kHz; errors are those of `blocks`."""
-        blocks = list(self.blocks())
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def read_manifest(
@@ -238,9 +179,9 @@ def as_utterance(row: Mapping[str, object], root: Path, where: str) -> Utterance
         id=_name(row.get("id")),
         source=str(row.get("source") or ""),
         split=str(row.get("split") or ""),
-        duration=_seconds(row.get("duration"), "duration", where),
+        duration=as_seconds(row.get("duration"), "duration", where),
         where=where,
-        offset=_seconds(row.get("offset"), "offset", where),
+        offset=as_seconds(row.get("offset"), "offset", where),
         language=(language or "").strip(),
     )
 
@@ -251,24 +192,6 @@ def _first(row: Mapping[str, object], names: Iterable[str]) -> object:
 
 def _name(value: object) -> str:
     return "" if value is None else str(value)
-
-
-def _seconds(value: object, name: str, where: str) -> float | None:
-    """Return a number of seconds, 0 allowed for the offset only; None where there is none."""
-    if value is None:
-        return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(str(value))
-    except ValueError:
-        seconds = math.nan
-    if math.isnan(seconds):
-        raise DataError(f"{where}: {name} {value!r} is not a number. Give seconds, or leave it out.")
-    if not math.isfinite(seconds) or seconds < 0 or (name == "duration" and not seconds):
-        raise DataError(
-            f"{where}: {name} {value!r} is no length of time. Give seconds"
-            f"{' above 0' if name == 'duration' else ', 0 or more'}, or leave it out."
-        )
-    return seconds
 
 
 def _librispeech_chapter(path: Path) -> Iterator[Utterance]:
@@ -283,10 +206,10 @@ def _checked(utterances: Iterator[Utterance], origin: Path, limit: int | None) -
     found = list(islice(utterances, limit))
     if not found:
         raise DataError(f"{origin}: no utterance in it. Write one a line.")
-    missing = [u for u in found if not u.audio.is_file()]
+    missing = [u for u in found if not u.path.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0].where}: no such audio file {missing[0].audio} "
+            f"{missing[0].where}: no such audio file {missing[0].path} "
             f"({len(missing)} of {len(found)} are missing). "
             "Check the paths, and the folder that they are relative to."
         )
@@ -299,22 +222,22 @@ def _check_segments(utterances: Sequence[Utterance], origin: Path) -> None:
     seen: dict[tuple[Path, float | None, float | None], Utterance] = {}
     cut = []
     for each in utterances:
-        place = (each.audio, each.offset, each.duration if each.offset is not None else None)
+        place = (each.path, each.offset, each.duration if each.offset is not None else None)
         if (other := seen.setdefault(place, each)).text != each.text:
             raise DataError(
-                f"{each.where}: the same recording {each.audio.name} as in {other.where}, with another text. "
+                f"{each.where}: the same recording {each.path.name} as in {other.where}, with another text. "
                 "Tell where each of them is: offset and duration, in seconds."
             )
         if each.offset is None and each.duration is None:
             continue
         try:
-            if each.audio not in lengths:
-                lengths[each.audio] = audio_seconds(each.audio)
-            seconds = segment_seconds(each.audio, lengths[each.audio], each.offset, each.duration)
+            if each.path not in lengths:
+                lengths[each.path] = audio_seconds(each.path)
+            seconds = segment_seconds(each.path, lengths[each.path], each.offset, each.duration)
         except DataError as error:
             raise DataError(f"{each.where}: {error}") from error
         if seconds is not None and each.offset is None:
-            cut.append(f"{each.where}: {seconds:g} of {lengths[each.audio]:.2f} s")
+            cut.append(f"{each.where}: {seconds:g} of {lengths[each.path]:.2f} s")
     if cut:
         log.warning(
             "%s: %d of %d utterances have a duration shorter than their file, and no offset. Only that much "

@@ -1,25 +1,32 @@
 """Speech to text: greedy, batched, any length.
 
+Without timestamps:
+
     recordings -> windows of at most 30 s, cut at pauses -> sorted by length -> batches
     batch -> encoder, window by window -> greedy decoding, all windows side by side
     texts of a recording's windows, joined in order -> Transcript
 
 The windows of all recordings wait in one queue (`window_queue.py`), which sorts and decodes them
 (`greedy.py`). A window of digital silence is not sent through the model: its text is empty.
+
+With timestamps the windows cannot be cut beforehand: `long_form.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import replace
 
 import torch
 
 from qlib.asr.audio import is_silent, stream_windows
-from qlib.asr.datasets import Utterance, check_utterances, require_text
-from qlib.asr.languages import language_code
-from qlib.asr.recordings import Recording, Source, as_sources
-from qlib.asr.wer import WerResult, score
+from qlib.asr.datasets import check_utterances, require_text
+from qlib.asr.long_form import timestamp_model, transcribe_long_form
+from qlib.asr.prompts import Language, Prompts, language_of
+from qlib.asr.recordings import Recording, as_sources
+from qlib.asr.transcript import Transcript
+from qlib.asr.utterance import Utterance
+from qlib.asr.wer import WerResult, check_scorable, score
 from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError, describe, whole_number
 from qlib.models.progress import progress_bar
@@ -27,20 +34,6 @@ from qlib.models.speech import SpeechModel
 from qlib.models.structure import Model
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.waveform import SAMPLE_RATE
-
-DEFAULT_LANGUAGE = "en"
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """The text that the model wrote for a recording."""
-
-    text: str  # as written by the model, without the leading space
-    tokens: tuple[int, ...]  # without prompt and end; the windows of a long recording one after another
-    seconds: float  # length of the recording
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @torch.inference_mode()
@@ -51,9 +44,10 @@ def transcribe(
     batch_size: int = 8,
     language: str | None = None,
     task: str = "transcribe",
+    timestamps: bool = False,
     progress: bool = True,
 ) -> list[Transcript]:
-    """Transcribe recordings greedily, without timestamps.
+    """Transcribe recordings greedily.
 
     Parameters
     ----------
@@ -67,9 +61,13 @@ def transcribe(
         Windows decoded side by side. More is faster and takes more memory.
     language : str, optional
         For multilingual checkpoints: a code (``"de"``) or an English name (``"german"``). If not given, each
-        utterance's own, and English where it has none.
+        utterance's own; where it has none, the most probable language of the first window with sound.
     task : str
         For multilingual checkpoints: ``"transcribe"``, or ``"translate"`` to English.
+    timestamps : bool
+        Also say when each segment is spoken (Whisper only). Windows then start where the last segment of the
+        one before ended, instead of at pauses, so the text of a long recording may differ. `batch_size`
+        recordings are held in memory at once, 350 MB an hour.
     progress : bool
         Show a progress bar over the recordings.
 
@@ -83,31 +81,37 @@ def transcribe(
     DataError
         A recording cannot be read; where it is of the wrong kind, the message names its position.
     ModelError
-        The model is no speech recognizer, has no tokenizer, or does not know the language or task.
+        The model is no speech recognizer, has no tokenizer, does not know the language or task, or writes no
+        timestamps.
     """
     batch_size = whole_number(batch_size, "batch_size", DataError, 1, remedy="It counts windows: 8 is usual.")
     speech_model, tokenizer = as_speech_model(model)
     seconds = speech_model.window_seconds
-    prompts = _Prompts(speech_model, language, task)
+    timed = timestamp_model(speech_model) if timestamps else None
+    prompts = Prompts(speech_model, language, task)
     sources = as_sources(recordings, "transcribe")
     if isinstance(sources, Sized):  # a list: errors come before the work
         for source in sources:
-            prompts.of(source)
+            prompts.language(source)
     total = len(sources) if isinstance(sources, Sized) else None
     with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar:
-        queue = WindowQueue(speech_model, batch_size, bar)
+        if timed is not None:
+            return transcribe_long_form(timed, sources, prompts, batch_size, bar)
+        queue = WindowQueue(speech_model, prompts, batch_size, bar)
         samples: list[int] = []  # of each recording
         for number, source in enumerate(sources):
-            prompt = prompts.of(source)
             samples.append(0)
-            queue.begin(number)
+            queue.begin(number, prompts.language(source))
             for window in stream_windows(source.blocks(), seconds):
                 samples[-1] += len(window)
                 if not is_silent(window):
-                    queue.add(number, window, prompt)
+                    queue.add(number, window)
             queue.finish(number)
         queue.decode()
-    return [_join(tokenizer, length, queue.texts.get(number, [])) for number, length in enumerate(samples)]
+    return [
+        _join(tokenizer, length, queue.texts.get(number, []), queue.languages.get(number))
+        for number, length in enumerate(samples)
+    ]
 
 
 def evaluate_wer(
@@ -125,12 +129,13 @@ def evaluate_wer(
     model : Model
         The model to judge, a Whisper or Moonshine.
     utterances : iterable of Utterance
-        Each with a reference text; those whose reference is empty are left out of the score.
+        Each with a reference text; those whose reference is empty are left out of the score. A list is
+        checked before the work begins. A generator is checked as it goes, and only its texts are kept.
     batch_size, progress
         As for `transcribe`.
     language : str, optional
-        As for `transcribe`. It also decides how a text is normalized and whether words or characters are
-        counted: see `qlib.asr.wer.score`.
+        If not given, each utterance's own, and English where it has none: nothing is detected. It also
+        decides how a text is normalized and whether words or characters count: see `qlib.asr.wer.score`.
 
     Raises
     ------
@@ -138,15 +143,40 @@ def evaluate_wer(
         No utterances, an entry that is none, one without a reference, or all references empty.
     """
     as_speech_model(model)
-    listed = check_utterances(utterances, "evaluate_wer")
-    references = require_text(listed)
-    transcripts = transcribe(model, listed, batch_size=batch_size, language=language, progress=progress)
-    return score(
-        references,
-        [transcript.text for transcript in transcripts],
-        languages=[language_of(each, language) for each in listed],
-        ids=[each.id for each in listed],
-    )
+    rows: list[tuple[str, str, str]] = []  # id, reference and language of each utterance
+    if isinstance(utterances, Iterator):
+        heard: Iterable[Recording] = _noted(utterances, rows, language)
+    else:
+        listed = check_utterances(utterances, "evaluate_wer")
+        rows.extend(_row(each, language) for each in listed)
+        # What the score counts as English is read as English: no language is detected.
+        heard = [replace(each, language=code) for each, (_, _, code) in zip(listed, rows, strict=True)]
+        check_scorable([text for _, text, _ in rows], [code for _, _, code in rows])
+    transcripts = transcribe(model, heard, batch_size=batch_size, language=language, progress=progress)
+    if not rows:
+        raise DataError("evaluate_wer: the generator gave no utterance. Is it used up? Make it again.")
+    ids, references, languages = zip(*rows, strict=True)
+    texts = [transcript.text for transcript in transcripts]
+    return score(references, texts, languages=languages, ids=ids, decoding="greedy")
+
+
+def _noted(
+    utterances: Iterator[Utterance], rows: list[tuple[str, str, str]], language: str | None
+) -> Iterator[Utterance]:
+    """Pass utterances on one by one, and note of each what its score needs, not its sound."""
+    for number, each in enumerate(utterances, 1):
+        if not isinstance(each, Utterance):
+            raise DataError(
+                f"evaluate_wer: entry {number} of the generator is {describe(each)}, not an utterance: what "
+                'is said must be known. Yield qlib.Utterance("a.wav", "what is said").'
+            )
+        rows.append(_row(each, language))
+        yield replace(each, language=rows[-1][2])
+
+
+def _row(utterance: Utterance, language: str | None) -> tuple[str, str, str]:
+    (text,) = require_text([utterance])
+    return utterance.id, text, language_of(utterance, language)
 
 
 def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:
@@ -166,43 +196,11 @@ def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:
     return model, need_tokenizer(model.tokenizer)
 
 
-def language_of(source: Source, language: str | None = None) -> str:
-    """Return the code of a recording's language: the given one, else that of its list, else English.
-
-    Raises
-    ------
-    ModelError
-        The given language is unknown.
-    DataError
-        That of the list is unknown; the message names the recording's place there.
-    """
-    if language is not None:
-        return language_code(language, error=ModelError)
-    return language_code(source.language, source.place) if source.language else DEFAULT_LANGUAGE
-
-
-class _Prompts:
-    """The prompt of each language that occurs."""
-
-    def __init__(self, model: SpeechModel, language: str | None, task: str) -> None:
-        self.model, self.language, self.task = model, language, task
-        self.known: dict[str, list[int]] = {}
-        if language is not None:
-            model.generation.prompt(language_code(language, error=ModelError), task)
-
-    def of(self, source: Source) -> list[int]:
-        """Return the tokens that a recording's texts begin with."""
-        code = language_of(source, self.language)
-        if code not in self.known:
-            try:
-                self.known[code] = self.model.generation.prompt(code, self.task)
-            except ModelError as error:
-                own = self.language is None and source.language
-                raise ModelError(f"{source.place}: {error}" if own else str(error)) from error
-        return self.known[code]
-
-
-def _join(tokenizer: Tokenizer, samples: int, parts: list[list[int]]) -> Transcript:
+def _join(
+    tokenizer: Tokenizer, samples: int, parts: list[list[int]], language: Language | None
+) -> Transcript:
     """Put the tokens of a recording's windows together."""
     text = " ".join(filter(None, (tokenizer.decode(tokens).strip() for tokens in parts)))
-    return Transcript(text, tuple(token for tokens in parts for token in tokens), samples / SAMPLE_RATE)
+    tokens = tuple(token for tokens in parts for token in tokens)
+    code, probability = language or (None, None)
+    return Transcript(text, tokens, samples / SAMPLE_RATE, code, probability)

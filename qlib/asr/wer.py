@@ -13,44 +13,34 @@ One rule is our own: each broken byte in a hypothesis (U+FFFD) counts as a word.
 remove punctuation, so a model that writes nothing else would be one that writes nothing.
 
 Intervals: bootstrap over utterances (Bisani and Ney 2004, ICASSP). An utterance is drawn with all its errors
-and all its words, because errors within one are not independent. `compare` draws the same utterances for both
-systems, so what is hard for both cancels out: it sees differences that two separate intervals would hide.
+and all its words, because errors within one are not independent. Two systems are compared in `comparison.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib.metadata import version
 
-import jiwer
 import numpy as np
 
-from qlib.asr.bootstrap import Counts, error_rate, errors_and_words, percentile_interval, resampled_rates
-from qlib.asr.normalizers import as_written, normalizers_of
+from qlib.asr.alignment import Alignment, WordError, align, count_kinds, marked, word_errors
+from qlib.asr.bootstrap import (
+    PERCENT,
+    ClipCounts,
+    Counts,
+    error_rate,
+    errors_and_words,
+    percentile_interval,
+    resampled_rates,
+)
+from qlib.asr.normalizers import Normalizer, as_written, normalizers_of
+from qlib.asr.signature import short, signature
 from qlib.errors import DataError, describe, whole_number
 
 IGNORED = "ignore time segment in scoring"  # a marker of some corpora, not speech
-
-
-KINDS: dict[str, Literal["substitution", "deletion", "insertion"]] = {
-    "substitute": "substitution",
-    "delete": "deletion",
-    "insert": "insertion",
-}
-
-
-@dataclass(frozen=True)
-class WordError:
-    """One error: a word (or character) that was not recognized, or one that nobody said."""
-
-    utterance: str  # id
-    kind: Literal["substitution", "deletion", "insertion"]
-    reference: str  # what was said, normalized; empty for an insertion
-    hypothesis: str  # what was written instead; empty for a deletion
-    position: int  # in the normalized reference, from 0; of an insertion, that of the word behind it
 
 
 @dataclass(frozen=True)
@@ -79,6 +69,9 @@ class WerResult:
     hypotheses: tuple[str, ...] = field(default=(), repr=False)
     normalized_references: tuple[str, ...] = field(default=(), repr=False)  # what is compared
     normalized_hypotheses: tuple[str, ...] = field(default=(), repr=False)
+    signature: str = field(
+        default="", compare=False
+    )  # the settings behind the figure: equal ones, equal line
 
     def errors(self) -> list[WordError]:
         """Return which words went wrong, in the order of the utterances.
@@ -88,13 +81,11 @@ class WerResult:
         DataError
             The result was stored without its texts.
         """
-        found = []
-        for name, reference, hypothesis, chunks in self._aligned():
-            for chunk in chunks:
-                if chunk.type != "equal":
-                    pairs = _pairs(chunk, reference, hypothesis)
-                    found += [WordError(name, KINDS[chunk.type], *each) for each in pairs]
-        return found
+        return [
+            error
+            for name, alignment in zip(self.ids, self.alignments(), strict=True)
+            for error in word_errors(name, alignment)
+        ]
 
     def marked(self, limit: int | None = 10) -> str:
         """Return the texts with errors, the most errors first, one a line: ``[-said-]{+written+}``.
@@ -107,9 +98,9 @@ class WerResult:
         if limit is not None:
             limit = whole_number(limit, "limit", DataError, 1, remedy="Use None for all utterances.")
         lines = [
-            f"{name}, {errors} of {words}: {_marked(reference, hypothesis, chunks)}"
-            for errors, words, (name, reference, hypothesis, chunks) in zip(
-                self.utterance_errors, self.utterance_words, self._aligned(), strict=True
+            f"{name}, {errors} of {words}: {marked(alignment)}"
+            for name, errors, words, alignment in zip(
+                self.ids, self.utterance_errors, self.utterance_words, self.alignments(), strict=True
             )
         ]
         worst = sorted(range(len(lines)), key=lambda i: -self.utterance_errors[i])
@@ -117,49 +108,49 @@ class WerResult:
         more = [f"({len(wrong) - limit} more)"] if limit is not None and len(wrong) > limit else []
         return "\n".join([*wrong[:limit], *more]) or "no errors"
 
-    def _aligned(self) -> Iterator[tuple[str, list[str], list[str], list[Any]]]:
-        """Yield id, words said, words written and the aligned pieces of each scored utterance."""
+    def alignments(self) -> list[Alignment]:
+        """Return of each scored utterance which word was written for which.
+
+        Raises
+        ------
+        DataError
+            The result was stored without its texts.
+        """
         if len(self.ids) != self.utterances:
             raise DataError(
                 "This result has no texts: it was stored without them. Score the transcripts again."
             )
-        pairs = list(zip(self.normalized_references, self.normalized_hypotheses, strict=True))
-        for name, (reference, hypothesis), chunks in zip(self.ids, pairs, _alignments(pairs), strict=True):
-            yield name, reference.split(), hypothesis.split(), chunks
+        return align(self.normalized_references, self.normalized_hypotheses)
+
+    @property
+    def measure(self) -> str:
+        """WER, or CER where characters are counted."""
+        return "CER" if self.unit == "characters" else "WER"
+
+    @property
+    def clip_counts(self) -> ClipCounts:
+        """What `compare` reads."""
+        return ClipCounts(
+            measure=self.measure,
+            errors=np.array(self.utterance_errors),
+            amounts=np.array(self.utterance_words),
+            per=PERCENT,
+            kinds=(self.substitutions, self.deletions, self.insertions),
+            listed="references",
+            listed_sha256=self.references_sha256,
+            rule=f"normalizer {self.normalizer}",
+        )
 
     def __str__(self) -> str:
         low, high = self.interval
         dropped = f" ({self.dropped} dropped)" if self.dropped else ""
         made_up = f", {self.dropped_words} words where nothing was said" if self.dropped_words else ""
-        rate = "CER" if self.unit == "characters" else "WER"
+        line = f"\n{self.signature}" if self.signature else ""  # results stored by older versions have none
         return (
-            f"{rate} {self.wer:.2f} % [{low:.2f}, {high:.2f}], raw {self.wer_raw:.2f} %: "
+            f"{self.measure} {self.wer:.2f} % [{low:.2f}, {high:.2f}], raw {self.wer_raw:.2f} %: "
             f"{self.substitutions} substitutions, {self.deletions} deletions, {self.insertions} insertions "
             f"in {self.words} {self.unit} of {self.utterances} utterances{dropped}, "
-            f"length ratio {self.length_ratio:.2f}{made_up}, normalizer {self.normalizer}"
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Word error rate of one system minus a baseline's, on the same utterances, in percentage points."""
-
-    difference: float  # above 0: the other system is worse than the baseline
-    interval: tuple[float, float]  # 95 %, paired bootstrap over utterances
-    probability_worse: float  # share of the resamples in which the other system is worse
-    utterances: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval[0] > 0 or self.interval[1] < 0
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        verdict = "significant" if self.significant else "not significant"
-        return (
-            f"WER difference {self.difference:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}; worse in "
-            f"{100 * self.probability_worse:.1f} % of the resamples of {self.utterances} utterances"
+            f"length ratio {self.length_ratio:.2f}{made_up}, normalizer {self.normalizer}{line}"
         )
 
 
@@ -171,6 +162,7 @@ def score(
     ids: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = 1000,
+    decoding: str = "unknown",
 ) -> WerResult:
     """Score transcripts against what was said.
 
@@ -190,6 +182,8 @@ def score(
         Of the bootstrap.
     resamples : int
         Of the bootstrap, 1 or more.
+    decoding : str
+        How the hypotheses were searched for, such as ``"greedy"``: a word for the signature.
 
     Raises
     ------
@@ -210,14 +204,22 @@ def score(
     ]
     kept = [i for i, (reference, _) in enumerate(pairs) if not _is_empty(reference)]
     if not kept:
-        raise DataError(
-            f"all {len(references)} references are empty after normalization: there is no word to score. "
-            "Check that the manifest's transcripts are what was said."
-        )
-    aligned = _align([pairs[i] for i in kept])
-    raw = _align([as_written(normalizers[i], references[i], hypotheses[i]) for i in kept])
+        raise _nothing_to_score(len(references))
+    aligned = _count([pairs[i] for i in kept])
+    raw = _count([as_written(normalizers[i], references[i], hypotheses[i]) for i in kept])
     hits, substitutions, deletions, insertions = (int(n) for n in aligned.sum(axis=1))
     errors, words = errors_and_words(aligned)
+    sha256 = hashlib.sha256(json.dumps(references).encode()).hexdigest()
+    used = list(dict.fromkeys(normalizers[i] for i in kept))
+    settings = {
+        **_scored_by(used),
+        "dec": decoding,
+        "clips": len(kept),
+        "words": int(words.sum()),
+        "refs": short(sha256),
+        "seed": seed,
+        "resamples": resamples,
+    }
     return WerResult(
         wer=error_rate(aligned),
         wer_raw=error_rate(raw),
@@ -230,10 +232,10 @@ def score(
         utterances=len(kept),
         dropped=len(references) - len(kept),
         length_ratio=(hits + substitutions + insertions) / int(words.sum()),
-        normalizer=" and ".join(dict.fromkeys(str(normalizers[i]) for i in kept)),
+        normalizer=" and ".join(map(str, used)),
         utterance_errors=tuple(errors.tolist()),
         utterance_words=tuple(words.tolist()),
-        references_sha256=hashlib.sha256(json.dumps(references).encode()).hexdigest(),
+        references_sha256=sha256,
         unit=" and ".join(sorted({normalizers[i].unit for i in kept}, reverse=True)),
         dropped_words=sum(len(hypothesis.split()) for reference, hypothesis in pairs if _is_empty(reference)),
         ids=tuple(named[i] for i in kept),
@@ -241,48 +243,29 @@ def score(
         hypotheses=tuple(hypotheses[i] for i in kept),
         normalized_references=tuple(pairs[i][0].strip() for i in kept),
         normalized_hypotheses=tuple(pairs[i][1].strip() for i in kept),
+        signature=signature("wer", settings),
     )
 
 
-def compare(baseline: WerResult, other: WerResult, *, seed: int = 0, resamples: int = 10_000) -> Comparison:
-    """Compare two systems on the same utterances by a paired bootstrap.
-
-    Parameters
-    ----------
-    baseline, other : WerResult
-        Results of `score` with the same references in the same order.
-    seed : int
-        Of the bootstrap.
-    resamples : int
-        Of the bootstrap, 1 or more.
+def check_scorable(references: Sequence[str], languages: str | Sequence[str] = "en") -> None:
+    """Refuse references without a single word to score, before somebody transcribes for hours.
 
     Raises
     ------
     DataError
-        The references or the normalizers differ, so that nothing is paired.
+        All references are empty after normalization, or a language is unknown.
+    MissingExtraError
+        The ``asr`` extra is not installed.
     """
-    for each in (baseline, other):
-        if not isinstance(each, WerResult):
-            raise DataError(
-                f"compare: {describe(each)} is no WerResult. Pass those of evaluate_wer or score."
-            )
-    if baseline.references_sha256 != other.references_sha256:
-        raise DataError(
-            f"compare: the results have different references ({baseline.utterances} and {other.utterances} "
-            "utterances scored). Score both systems on the same list in the same order."
-        )
-    if baseline.normalizer != other.normalizer:
-        raise DataError(
-            f"compare: normalizers {baseline.normalizer} and {other.normalizer} differ. Score both with one."
-        )
-    words = np.array(baseline.utterance_words)
-    more = np.array(other.utterance_errors) - np.array(baseline.utterance_errors)
-    drawn = resampled_rates(more, words, resamples, seed)
-    return Comparison(
-        difference=float(100 * more.sum() / words.sum()),
-        interval=percentile_interval(drawn),
-        probability_worse=float((drawn > 0).mean()),
-        utterances=len(words),
+    pairs = zip(normalizers_of(languages, len(references)), references, strict=True)
+    if all(_is_empty(normalize(reference)) for normalize, reference in pairs):
+        raise _nothing_to_score(len(references))
+
+
+def _nothing_to_score(count: int) -> DataError:
+    return DataError(
+        f"all {count} references are empty after normalization: there is no word to score. "
+        "Check that the manifest's transcripts are what was said."
     )
 
 
@@ -307,42 +290,16 @@ def _is_empty(reference: str) -> bool:
     return reference.strip() in ("", IGNORED)
 
 
-def _alignments(pairs: Sequence[tuple[str, str]]) -> list[list[Any]]:
-    """Return jiwer's aligned pieces of each pair."""
-    # jiwer splits at single spaces only; transcripts may hold tabs and line ends.
-    references, hypotheses = ([" ".join(text.split()) for text in side] for side in zip(*pairs, strict=True))
-    found: list[list[Any]] = jiwer.process_words(references, hypotheses).alignments
-    return found
+def _count(pairs: Sequence[tuple[str, str]]) -> Counts:
+    """Return hits, substitutions, deletions and insertions of each pair of texts, [4, utterances]."""
+    references, hypotheses = zip(*pairs, strict=True)
+    return count_kinds(align(references, hypotheses))
 
 
-def _align(pairs: Sequence[tuple[str, str]]) -> Counts:
-    """Return hits, substitutions, deletions and insertions of each pair, [4, utterances]."""
-    kinds = {"equal": 0, "substitute": 1, "delete": 2, "insert": 3}
-    counts = np.zeros((4, len(pairs)), dtype=np.int64)
-    for i, chunks in enumerate(_alignments(pairs)):
-        for chunk in chunks:
-            side = "hyp" if chunk.type == "insert" else "ref"
-            length = getattr(chunk, f"{side}_end_idx") - getattr(chunk, f"{side}_start_idx")
-            counts[kinds[chunk.type], i] += length
-    return counts
-
-
-def _pairs(chunk: Any, reference: list[str], hypothesis: list[str]) -> Iterator[tuple[str, str, int]]:
-    """Yield word said, word written and position of each error of an aligned piece."""
-    said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-    written = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-    for i in range(max(len(said), len(written))):
-        place = chunk.ref_start_idx + min(i, len(said))
-        yield said[i] if said else "", written[i] if written else "", place
-
-
-def _marked(reference: list[str], hypothesis: list[str], chunks: Sequence[Any]) -> str:
-    parts = []
-    for chunk in chunks:
-        said = " ".join(reference[chunk.ref_start_idx : chunk.ref_end_idx])
-        written = " ".join(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx])
-        if chunk.type == "equal":
-            parts.append(said)
-        else:
-            parts.append((f"[-{said}-]" if said else "") + (f"{{+{written}+}}" if written else ""))
-    return " ".join(parts)
+def _scored_by(normalizers: Sequence[Normalizer]) -> dict[str, object]:
+    """Return what a signature says of normalizers and aligner."""
+    return {
+        "norm": "+".join(each.name for each in normalizers),
+        "whisper-normalizer": normalizers[0].version,
+        "jiwer": version("jiwer"),
+    }

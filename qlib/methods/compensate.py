@@ -23,15 +23,17 @@ Precision: sums over earlier blocks in float64, the rest as everywhere (float32)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import Fit, Grid, fit_scale
+from qlib.grid import Fit, Grid, RoundedScales, fit_scale
 from qlib.methods.hessian import factorize
-from qlib.quantized_weight import QuantizedWeight
+from qlib.methods.two_levels import of_all_groups
+from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
 def visiting_order(H: Tensor, act_order: bool) -> Tensor:
@@ -210,20 +212,31 @@ class Compensated:
 
 # --- the ordinary grid, of GPTQ and QUIK
 
-Scale = tuple[Tensor, Tensor | None]  # scale and zero point of one group, [rows] each
+
+class Scale(NamedTuple):
+    """Scale and zero point of one group, [rows] each, and the codes of the scales if these were rounded."""
+
+    scale: Tensor
+    zero: Tensor | None
+    second: RoundedScales | None
 
 
 def fit_groups(weight: Tensor, grid: Grid, fit: Fit) -> list[Scale]:
     """Return scale and zero point of each group of a weight [columns, rows]."""
-    fitted = fit_scale(weight.T, grid, fit)
-    zeros = fitted.zero
-    return [
-        (
-            fitted.scale[:, group].contiguous(),
-            None if zeros is None else zeros[:, group].to(weight.dtype),
-        )
-        for group in range(fitted.scale.shape[1])
-    ]
+    one_group, scales = replace(grid, group=None), []
+    for part in grid.slices(len(weight)):
+        fitted = fit_scale(weight[part].T, one_group, fit)
+        zero = None if fitted.zero is None else fitted.zero[:, 0].to(weight.dtype)
+        scales.append(Scale(fitted.scale[:, 0].contiguous(), zero, fitted.second))
+    return scales
+
+
+def _second_level(rounded: Sequence[RoundedScales]) -> SecondLevel | None:
+    """Return the scales of all groups, from those of each."""
+    if not rounded:
+        return None
+    levels = [SecondLevel.of(each).scale for each in rounded]
+    return SecondLevel(rounded[0].grid, of_all_groups(levels, 0))
 
 
 def assemble(
@@ -247,11 +260,13 @@ def assemble(
         Notes of the result.
     """
     place = order.argsort()
-    zeros = [zero for _, zero in scales if zero is not None]
+    zeros = [each.zero for each in scales if each.zero is not None]
+    rounded = [each.second for each in scales if each.second is not None]
     return QuantizedWeight(
         codes.to(grid.code_dtype)[place].T.contiguous(),
-        torch.stack([scale for scale, _ in scales], dim=1),
+        torch.stack([each.scale for each in scales], dim=1),
         torch.stack(zeros, dim=1).to(torch.uint8) if zeros else None,
         index[place] if len(scales) > 1 else None,
         notes,
+        second=_second_level(rounded),
     )

@@ -90,7 +90,7 @@ def gptq_steps(
         # 1. Where a group begins: fit its scale and zero point to its columns as they are now.
         if j in begins:
             scales += fit_groups(W[begins[j]].to(original.dtype), one_group, fit)
-        scale, zero = scales[index[j]]
+        scale, zero, _ = scales[index[j]]
         # 2. Round the column: q = Q(w_j).
         codes[j] = to_codes(W[j].to(original.dtype), scale, zero, grid)
         q = to_values(codes[j], scale, zero)
@@ -194,7 +194,7 @@ def gptq(
             scales.extend(fit_groups(group.weight, one_group, fit))
         for j, w in group:  # w: column j as the errors so far have moved it
             # 2. Round one column.
-            scale, zero = scales[group_of[j]]
+            scale, zero, _ = scales[group_of[j]]
             to_codes(w, scale, zero, grid, out=codes_of[j])
             # 3. and 4. All columns to come make up for its error.
             compensated.set(j, to_values(codes_of[j], scale, zero))

@@ -19,7 +19,7 @@ Left out: groups along the outputs (the package's default, axis=0), which no oth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar
 
@@ -30,10 +30,10 @@ from qlib.errors import QuantError, as_whole, real_number
 from qlib.grid import (
     CHUNK,
     Grid,
-    QuantParams,
     as_compute_dtype,
     encode,
     fit_float_zero,
+    short_zero,
     to_codes_float_zero,
     to_values,
 )
@@ -83,10 +83,10 @@ def hqq_plain(
         # 4. Move the zero point to the best fit for the rest: z = mean over the group of q - (W - E) / s.
         fits = q - (W - E) / s
         means = [fits[:, group].mean(1) for group in grid.slices(W.shape[1])]
-        params = QuantParams(params.scale, torch.stack(means, dim=1), params.index)
+        params = replace(params, zero=short_zero(torch.stack(means, dim=1), grid))
         # 5. Tie E more tightly to R.
         beta *= kappa
-    return QuantizedWeight(encode(W, best, grid), best.scale, best.zero, best.index)
+    return QuantizedWeight.of(encode(W, best, grid), best)
 
 
 # --- the same in parts that fit into the processor's cache
@@ -161,12 +161,10 @@ def hqq(
     [0.013, 0.113, 0.113, 0.113, 0.213, 0.313]
     """
     params = fit_float_zero(weight, grid)
-    best = params.zero
     for step in hqq_steps(weight, grid, p=p, beta=beta, kappa=kappa, iterations=iterations):
         if step.kept:
-            best = step.zero
-    codes = encode(weight.contiguous(), QuantParams(params.scale, best, params.index), grid)
-    return QuantizedWeight(codes, params.scale, best, params.index)
+            params = replace(params, zero=step.zero)
+    return QuantizedWeight.of(encode(weight.contiguous(), params, grid), params)
 
 
 def hqq_steps(
@@ -184,7 +182,7 @@ def hqq_steps(
         yield step
         if not step.kept:
             break
-        least, zero, beta = error, moved, beta * kappa
+        least, zero, beta = error, short_zero(moved, grid), beta * kappa
 
 
 def _iterate(

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from qlib.errors import QuantError
-from qlib.grid import Grid, in_groups, min_max_on, round_to_nearest, scale_and_zero_point
+from qlib.grid import Grid, in_groups, min_max_on, round_to_nearest, scale_and_zero_point, short_scales
 from qlib.methods.checks import check_learnable, check_types
 from qlib.methods.contracts import BlockTask, Fitted, Fold, Needs, apply_folds
 from qlib.methods.straight_through import round_within
@@ -65,6 +65,8 @@ def fake_quant_plain(weight: Tensor, grid: Grid, upper: Tensor, lower: Tensor | 
     lo, hi = learned_range(groups, grid, upper, lower)
     # 2. Its scale and zero point, equation 2. The rounding of the zero point passes no gradient.
     scale, zero = scale_and_zero_point(lo, hi, grid)
+    short, _ = short_scales(scale.squeeze(-1), (lo == hi).squeeze(-1), grid)
+    scale = scale + (short.unsqueeze(-1) - scale).detach()  # in the grid's bits, straight through
     z = torch.zeros_like(scale) if zero is None else zero.detach()
     # 3. Clip to the range, and round: scale (code - zero), the code within those of the grid.
     w = groups.minimum(hi).maximum(lo)

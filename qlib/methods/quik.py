@@ -111,7 +111,7 @@ def quik(
     for group in compensated.groups(grid.slices(rounded)):
         # 2. GPTQ over the rounded columns: fit a group to its columns as they are now,
         scales += fit_groups(group.weight, one_group, fit)
-        scale, zero = scales[-1]
+        scale, zero, _ = scales[-1]
         for j, w in group:
             # round one column, and let all columns to come, the float ones too, make up for its error.
             to_codes(w, scale, zero, grid, out=codes_of[j])

@@ -50,7 +50,7 @@ def rtn(weight: Tensor, grid: Grid, fit: Fit = "minmax") -> QuantizedWeight:
     # 2. Round each weight: q = clamp(round(w / scale) + zero).
     codes = encode(weight, params, grid)
     # 3. These codes stand for the values w^ = scale (q - zero): see `QuantizedWeight.decode`.
-    return QuantizedWeight(codes, params.scale, params.zero, params.index)
+    return QuantizedWeight.of(codes, params)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ Why it works: ((w - w^) / U_jj)^2 is what an error costs at the outputs once all
 Shapes: W [outputs, inputs], H [inputs, inputs], scale and zero [outputs, groups].
 Needs: the Hessian. Changes: this weight only.
 Left out: the published code lets a group of one sign keep 0 out of its range. Its zero then lies far from the
-    codes and spoils the 3 bits of the 15 zeros beside it; here every range reaches 0. The numbers of the
-    second level are kept in float32: 16 by 16 weights share four such numbers, 0.5 bits a weight instead of
-    0.25.
+    codes and spoils the 3 bits of the 15 zeros beside it; here every range reaches 0. The four numbers of the
+    second level, which 16 by 16 weights share, have the grid's `scale_bits`, 32 or 16: 0.5 or 0.25 bits.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from qlib.methods.checks import (
 )
 from qlib.methods.compensate import Compensated, visiting_order
 from qlib.methods.contracts import LayerStats, Needs
-from qlib.methods.two_levels import round_scales, second_level
+from qlib.methods.two_levels import check_first_level, round_scales, second_level
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 
@@ -68,7 +67,8 @@ def spqr(
     hessian : Tensor
         [inputs, inputs], the sum of x x^T over the inputs of this layer.
     grid : Grid
-        Bits and group, asymmetric. The paper's group is 16: `Grid(bits=4, group=16)`.
+        Bits and group, asymmetric. The paper's group is 16: `Grid(bits=4, group=16, scale_bits=16)`. Its
+        `scale_bits`, 32 or 16, are those of the numbers that scales and zeros were rounded with.
     threshold : float
         A weight stays in float if its error costs more than `threshold` times what it costs on average to
         replace a weight by the mean of its column. Larger: fewer outliers; infinity: none.
@@ -107,11 +107,12 @@ def spqr(
     threshold, second_bits, second_group, damping, act_order = _checked(
         threshold, second_bits, second_group, damping, act_order
     )
+    check_first_level(grid)
     H = check_layer(weight, hessian, grid)
     order = visiting_order(H, act_order)
     compensated = Compensated(weight, H, order, damping)
-    W, one_group = compensated.weight, replace(grid, group=None)  # [columns, rows]
-    second = Grid(second_bits, min(second_group, W.shape[1]))
+    W, one_group = compensated.weight, replace(grid, group=None, scale_bits=32)  # [columns, rows]
+    second = Grid(second_bits, min(second_group, W.shape[1]), scale_bits=grid.scale_bits)
     # What an error costs: ((w - w^) / U_jj)^2, and nothing at an input that was always 0.
     pivots = compensated.R.diagonal() * (H.diagonal()[order] != 0)  # 1 / U_jj
     variance = W.var(1, correction=min(1, W.shape[1] - 1))  # 0 where there is one row
@@ -254,6 +255,7 @@ class SpQR:
                 f"SpQR rounds zero points with the scales, and {grid} has none: it needs an asymmetric grid. "
                 "Use Grid(..., symmetric=False), or another method."
             )
+        check_first_level(grid)
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer by its Hessian; `notes` also say when there were too few tokens.

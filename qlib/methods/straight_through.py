@@ -34,7 +34,7 @@ class _RoundWithin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, lo: Tensor, hi: Tensor, grid: Grid) -> Tensor:
         # The ends are the smallest and largest weight of a group of two: the grid's own fit, on few numbers.
-        fit = fit_minmax(torch.cat([lo, hi], -1).flatten(0, 1), replace(grid, group=None))
+        fit = fit_minmax(torch.cat([lo, hi], -1).flatten(1), replace(grid, group=2))
         scale = fit.scale.view_as(hi)
         zero = None if fit.zero is None else fit.zero.view_as(hi).to(scale)
         clamped = weight.clamp(lo, hi)

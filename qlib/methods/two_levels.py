@@ -1,4 +1,6 @@
-"""Scales and zero points that are rounded themselves: the second level of SpQR.
+"""Scales and zero points that are rounded together: the second level of SpQR.
+
+Any other method rounds its scales alone, on a grid with `scale_bits` of 2 to 8: `qlib.grid.two_levels`.
 
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Rule: within a group of columns, the scales of 16 neighbouring rows are rounded as 16 weights would be: to
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qlib.errors import QuantError
 from qlib.grid import Grid, encode, fit_float_zero
 from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
@@ -51,6 +54,15 @@ def round_scales(
     return rounded_scale, rounded_zero, level
 
 
+def check_first_level(grid: Grid) -> None:
+    """Refuse a grid that rounds scales in two levels by itself."""
+    if isinstance(grid, Grid) and grid.scale_bits < 16:
+        raise QuantError(
+            f"scale_bits={grid.scale_bits} for SpQR, which rounds its scales to second_bits by itself. "
+            f"Use SpQR(second_bits={grid.scale_bits}) and Grid(..., scale_bits=16)."
+        )
+
+
 def second_level(levels: Sequence[QuantizedWeight], grid: Grid) -> SecondLevel:
     """Return the rounded scales and zero points of all groups, from what `round_scales` gave for each.
 
@@ -61,11 +73,11 @@ def second_level(levels: Sequence[QuantizedWeight], grid: Grid) -> SecondLevel:
     grid : Grid
         The one that they were rounded on.
     """
-    return SecondLevel(grid, _of_all_groups(levels, 0), _of_all_groups(levels, 1))
+    return SecondLevel(grid, of_all_groups(levels, 0), of_all_groups(levels, 1))
 
 
-def _of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
-    """Return the rounded scales (row 0) or zeros (row 1) of all groups, [groups, rows]."""
+def of_all_groups(levels: Sequence[QuantizedWeight], row: int) -> QuantizedWeight:
+    """Return what was rounded in one row of the codes of each group, for all groups, [groups, rows]."""
     codes, scales, zeros = (
         torch.cat([getattr(level, name)[row : row + 1] for level in levels])
         for name in ("codes", "scale", "zero")

@@ -126,6 +126,40 @@ def log_mel_batch(audios: Sequence[Tensor] | Tensor, bins: int = 80, frames: int
     return features
 
 
+def log_mel_recording(audio: Tensor, bins: int = 80) -> Tensor:
+    """Whisper's features of a recording of any length, all its frames at once.
+
+    They differ from those of its windows: nothing is padded, so a frame at a cut contains the sound on both
+    sides of it, and step 4 looks at the maximum of the whole recording.
+
+    Parameters
+    ----------
+    audio : Tensor
+        ``[samples]`` at 16 kHz, more than 200 samples.
+    bins : int
+        Mel bands: 80 or 128.
+
+    Returns
+    -------
+    Tensor
+        ``[bins, samples // 160]`` float32 on the device of `audio`: 115 MB an hour with 80 bins.
+
+    Raises
+    ------
+    DataError
+        Not a waveform, too short to be reflected, or not finite.
+    """
+    check_waveform(audio)
+    if len(audio) <= N_FFT // 2:
+        raise DataError(
+            f"log_mel_recording: {len(audio)} samples, expected more than {N_FFT // 2}. Use log_mel, which "
+            "pads."
+        )
+    features = torch.empty(bins, len(audio) // HOP, dtype=torch.float32, device=audio.device)
+    _write_bands(audio, features)
+    return _scale(features)
+
+
 def _write_log_mel(audio: Tensor, out: Tensor) -> None:
     """Write the features of one window into `out [bins, frames]`."""
     check_waveform(audio)
@@ -136,22 +170,34 @@ def _write_log_mel(audio: Tensor, out: Tensor) -> None:
             f"{frames / FRAMES_PER_SECOND:g}. "
             "Cut it by split_windows first."
         )
-    # 1. Frames. Those centred more than half a frame after the audio's end contain zeros only.
+    # Frames centred more than half a frame after the audio's end contain zeros only.
     with_sound = min(-(-(len(audio) + N_FFT) // HOP), frames)
-    padded = pad(audio.float()[None], (0, with_sound * HOP - len(audio)))
-    padded = pad(padded, (N_FFT // 2, N_FFT // 2), mode="reflect")[0]
-    cut = padded.unfold(0, N_FFT, HOP)[:with_sound]
-    # 2. Power [with_sound, 201]; in half the time of torch.stft.
-    spectrum = torch.fft.rfft(cut * torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device))
-    power = spectrum.real.square() + spectrum.imag.square()
-    # 3. Bands [bins, with_sound].
-    mel = mel_filters(len(out)).to(audio.device) @ power.T
-    # 4. Logarithm, cut off and scaled.
-    out[:, :with_sound] = mel.clamp(min=POWER_FLOOR).log10()
+    _write_bands(pad(audio, (0, with_sound * HOP - len(audio))), out[:, :with_sound])
     out[:, with_sound:] = math.log10(POWER_FLOOR)
-    peak = out.max()
+    _scale(out)
+
+
+def _write_bands(audio: Tensor, out: Tensor) -> None:
+    """Write the log energies of a waveform's first frames into `out [bins, frames]`."""
+    # 1. Frames, so many at a time that the spectrum of an hour does not fill the memory.
+    padded = pad(audio.float()[None], (N_FFT // 2, N_FFT // 2), mode="reflect")[0]
+    for start in range(0, out.shape[1], N_FRAMES):
+        part = out[:, start : start + N_FRAMES]
+        cut = padded[start * HOP :].unfold(0, N_FFT, HOP)[: part.shape[1]]
+        # 2. Power [frames, 201]; in half the time of torch.stft.
+        spectrum = torch.fft.rfft(cut * torch.hann_window(N_FFT, dtype=torch.float32, device=audio.device))
+        power = spectrum.real.square() + spectrum.imag.square()
+        # 3. Bands [bins, frames].
+        mel = mel_filters(len(out)).to(audio.device) @ power.T
+        # 4. Logarithm.
+        part.copy_(mel.clamp(min=POWER_FLOOR).log10())
+
+
+def _scale(bands: Tensor) -> Tensor:
+    """Cut log energies off below their maximum and scale them, in place: the rest of step 4."""
+    peak = bands.max()
     if not math.isfinite(peak.item()):
         raise DataError(
             "log_mel: the audio has NaN or infinite samples. Read it by read_audio, which names the file."
         )
-    out.clamp_(min=peak.item() - LOG_RANGE).add_(4.0).div_(4.0)
+    return bands.clamp_(min=peak.item() - LOG_RANGE).add_(4.0).div_(4.0)

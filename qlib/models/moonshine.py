@@ -42,7 +42,7 @@ from qlib.models.moonshine_rotary import Angles, rotary_angles, rotate
 from qlib.models.moonshine_structure import DecoderStage, EncoderStage, moonshine_groups
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import Cross, SpeechAttention, SpeechCache, causal_mask
-from qlib.models.structure import LayerGroup, write_description
+from qlib.models.structure import LayerGroup, TokenLayers, write_description
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
 
@@ -240,6 +240,7 @@ class Moonshine(SpeechModel):
     """A Moonshine model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "moonshine"
+    token_layers = TokenLayers("model.decoder.embed_tokens", "model.decoder.norm", "proj_out")
     generation: MoonshineGeneration
 
     def __init__(
@@ -297,6 +298,10 @@ class Moonshine(SpeechModel):
             hidden = layer(hidden, cache.cross(i), angles, mask, cache.own, i)
         cache.own.advance(new)
         return call(decoder.norm, hidden)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the decoder's last layer writes."""
+        return call(self.proj_out, call(self.model.decoder.norm, hidden))
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but the tied head, by the input that it reads, in order of use."""

@@ -108,6 +108,11 @@ class MoonshineGeneration:
         """All ids that end a text."""
         return (self.end, *self.other_ends)
 
+    @property
+    def languages(self) -> tuple[tuple[str, int], ...]:
+        """Language tokens: it has none."""
+        return ()
+
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any] | ConfigValues, vocabulary: int = MOST_TOKENS

@@ -31,6 +31,16 @@ class Generation(Protocol):
     """Token ids that steer decoding."""
 
     @property
+    def start(self) -> int:
+        """Id that every prompt begins with."""
+        ...
+
+    @property
+    def languages(self) -> tuple[tuple[str, int], ...]:
+        """Language tokens and their ids, ``("<|en|>", id)``; empty where there is one language."""
+        ...
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """All ids that end a text."""
         ...

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from qlib.errors import ModelError
+from qlib.models.quantized_linear import QuantizedLinear, TiedEmbedding
 from qlib.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ class LayerGroup:
         total = torch.zeros(int(rows.max()) + 1, dtype=scale.dtype, device=scale.device)
         count = torch.zeros_like(total).index_add(0, rows, torch.ones_like(scale))
         return (total.index_add(0, rows, scale.log()) / count.clamp(min=1)).exp()[rows]
+
+
+@dataclass(frozen=True)
+class TokenLayers:
+    """The layers between tokens and blocks, by full module path."""
+
+    embedding: str  # a row for each token
+    norm: str  # behind the last block
+    head: str  # reads what `norm` writes, and gives each token a score
 
 
 class Stage(Protocol):
@@ -124,7 +134,17 @@ class Model(nn.Module):
 
     family: ClassVar[str]
     tied: Mapping[str, str]  # parameters that are another one: {"proj_out.weight": "...embed_tokens.weight"}
+    token_layers: TokenLayers
     packed: bool = False  # laid out for inference by `pack`
+
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The matrices with a row for each token, by the layer that holds them, and all names of each.
+
+        A tied one is held by the head and has two names.
+        """
+        embedding, head = self.token_layers.embedding, self.token_layers.head
+        return {head: (head, embedding)} if self.tied else {head: (head,), embedding: (embedding,)}
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but a tied head, by the input that it reads, in order of use."""
@@ -134,16 +154,29 @@ class Model(nn.Module):
         """Return the chains of blocks, in order."""
         raise NotImplementedError
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Return the logits ``[..., V]`` of what the last stage's last block writes, ``[..., D]``."""
+        raise NotImplementedError
+
     def replace(self, name: str, layer: nn.Module) -> None:
-        """Put a layer in the place of the module of that name, in this model."""
-        parent, _, child = name.rpartition(".")
-        setattr(self.get_submodule(parent), child, layer)
+        """Put a layer in the place of the module of that name, in this model.
+
+        An embedding that is tied to it reads its rows from the new layer.
+        """
+        self.put(name, layer)
+        if (other := self.tied.get(f"{name}.weight")) is not None:
+            self.put(other.removesuffix(".weight"), TiedEmbedding(layer))
 
     def tie(self) -> None:
         """Make tied parameters the same tensor again, after new ones were put in place."""
         for name, other in self.tied.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.get_submodule(parent), child, self.get_parameter(other))
+            if not isinstance(self.get_submodule(name.rpartition(".")[0]), QuantizedLinear):
+                self.put(name, self.get_parameter(other))
+
+    def put(self, path: str, value: nn.Module | nn.Parameter) -> None:
+        """Put a module or a parameter in the place of the one of that path, and do nothing else."""
+        parent, _, child = path.rpartition(".")
+        setattr(self.get_submodule(parent), child, value)
 
     def untie(self, where: str) -> None:
         """Give tied parameters tensors of their own, before a checkpoint `where` they differ is read.
@@ -159,6 +192,13 @@ class Model(nn.Module):
             "one for both. Remove the first from the file if it is a leftover; else this checkpoint cannot "
             "be used."
         )
+
+    def computed(self) -> dict[str, Tensor]:
+        """Return the parameters that published checkpoints took from a formula, by name, as those hold them.
+
+        A quantized checkpoint need not store them where they are as the formula says.
+        """
+        return {}
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""

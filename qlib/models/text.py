@@ -30,7 +30,7 @@ from qlib.models.fast.row_stability import STABLE_ROWS, StableSizes
 from qlib.models.fast.row_stable_attention import measure_stable_network
 from qlib.models.layers import Attention, AttentionInputs, GatedMLP, RMSNorm, attention_dtype, embedding
 from qlib.models.quantized_linear import QuantizedLinear
-from qlib.models.structure import Model, write_description
+from qlib.models.structure import Model, TokenLayers, write_description
 from qlib.models.text_config import TextConfig, TextGeneration
 from qlib.models.text_structure import TextStage
 from qlib.models.tokenizer import Tokenizer
@@ -81,6 +81,8 @@ class TextModel(Model):
     template_file : str
         Where the template comes from, for messages.
     """
+
+    token_layers = TokenLayers("model.embed_tokens", "model.norm", "lm_head")
 
     def __init__(
         self,
@@ -245,6 +247,10 @@ class TextModel(Model):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of tokens [B, T], each position seeing those before it."""
         return self.logits(self.decode(tokens))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the last layer writes."""
+        return self.logits(call(self.model.norm, hidden))
 
     def stages(self) -> tuple[TextStage]:
         """Return the one chain of blocks."""

@@ -8,7 +8,7 @@ checkpoints, and every projection is a plain `nn.Linear`, so a quantizer finds a
                      feed-forward) -> layer norm -> proj_out, tied to the embedding -> [B, T, V]
 
 B batch, S = 1500 frames of 20 ms, T tokens, D width, H heads, V vocabulary. Layers are pre-norm.
-Left out: timestamps, alignment heads and dropout, which greedy transcription does not use.
+Left out: alignment heads and dropout, which greedy transcription does not use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qlib.models.layers import embedding
 from qlib.models.log_mel import FRAMES_PER_SECOND, HOP, log_mel_batch
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import Cross, SpeechAttention, SpeechCache, causal_mask
-from qlib.models.structure import LayerGroup, write_description
+from qlib.models.structure import LayerGroup, TokenLayers, write_description
 from qlib.models.tokenizer import Tokenizer, need_tokenizer
 from qlib.models.whisper_config import WhisperConfig, WhisperGeneration
 from qlib.models.whisper_structure import DecoderStage, EncoderStage, whisper_groups
@@ -107,6 +107,17 @@ class DecoderLayer(nn.Module):
         return hidden + call(self.fc2, F.gelu(self.fc1(x)))
 
 
+def sinusoids(positions: int, width: int) -> Tensor:
+    """Return the encoder's position vectors [positions, width]: sines, then cosines, from fast to slow.
+
+    The formula is that of Vaswani et al. 2017, arXiv 1706.03762, section 3.5, with the slowest period 10,000
+    times the fastest. In float64, rounded to float16, they are those of OpenAI's checkpoints bit for bit.
+    """
+    speed = 10_000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2 - 1))
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * speed
+    return torch.cat([angles.sin(), angles.cos()], 1).half()
+
+
 class WhisperEncoder(nn.Module):
     """Convolution stem, sinusoid positions (stored in the checkpoint), layers, final norm."""
 
@@ -172,6 +183,7 @@ class Whisper(SpeechModel):
     """A Whisper model of any size, with its tokenizer and decoding settings."""
 
     family: ClassVar[str] = "whisper"
+    token_layers = TokenLayers("model.decoder.embed_tokens", "model.decoder.layer_norm", "proj_out")
     generation: WhisperGeneration
 
     def __init__(
@@ -184,6 +196,11 @@ class Whisper(SpeechModel):
         self.model: WhisperCore = WhisperCore(config)
         self.proj_out: nn.Module = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.tie()
+
+    def computed(self) -> dict[str, Tensor]:
+        """Return the encoder's positions, by name."""
+        vectors = sinusoids(self.config.max_source_positions, self.config.d_model)
+        return {"model.encoder.embed_positions.weight": vectors}
 
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: its two configurations and the tokenizer."""
@@ -248,6 +265,10 @@ class Whisper(SpeechModel):
             hidden = layer(hidden, cache.cross(i), mask, cache.own, i)
         cache.own.advance(new)
         return call(decoder.layer_norm, hidden)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm and the head to what the decoder's last layer writes."""
+        return call(self.proj_out, call(self.model.decoder.layer_norm, hidden))
 
     def groups(self) -> list[LayerGroup]:
         """Return every linear layer but the tied head, by the input that it reads, in order of use."""

@@ -13,10 +13,11 @@ import torch
 from speech_fixtures import noise, utterances
 
 from qlib.asr.audio_file import SAMPLE_RATE
+from qlib.asr.comparison import compare
 from qlib.asr.datasets import Utterance
 from qlib.asr.recordings import as_source, as_sources
 from qlib.asr.transcribe import evaluate_wer, transcribe
-from qlib.asr.wer import compare, score
+from qlib.asr.wer import score
 from qlib.errors import DataError, ModelError, QlibError
 from qlib.models.tiny import tiny_whisper
 from qlib.models.whisper import Whisper

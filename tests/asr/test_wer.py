@@ -6,14 +6,17 @@ import dataclasses
 import itertools
 import json
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlib.asr.alignment import WordError
+from qlib.asr.comparison import compare
 from qlib.asr.normalizers import normalizer
-from qlib.asr.wer import Comparison, WerResult, WordError, compare, score
+from qlib.asr.wer import WerResult, score
 from qlib.errors import DataError, MissingExtraError
 
 WORDS = ["alpha", "bravo", "delta", "lima"]  # the normalizer leaves these alone
@@ -200,7 +203,7 @@ def test_a_mixed_list_is_scored_each_by_its_own() -> None:
     assert wer.unit == "words and characters"
     names = [part.split()[0] for part in wer.normalizer.split(" and ")]
     assert names == ["whisper-english", "whisper-basic", "whisper-basic-characters"]
-    with pytest.raises(DataError, match=r"normalizers .* differ"):
+    with pytest.raises(DataError, match=r"normalizer .* and by normalizer .* differ"):
         compare(wer, score(said, heard))
 
 
@@ -289,6 +292,34 @@ def test_names_of_utterances_do_not_make_results_differ() -> None:
     assert score(["alpha"], ["alpha"], ids=["a"]) == score(["alpha"], ["alpha"])
 
 
+# --- the signature
+
+
+def test_a_signature_names_every_setting() -> None:
+    wer = score(["alpha bravo", "", "delta"], ["alpha", "x", "lima"], seed=3, resamples=50, decoding="greedy")
+    name, package_version = str(normalizer()).split()
+    start = f"wer|norm:{name}|whisper-normalizer:{package_version}|jiwer:{version('jiwer')}|dec:greedy"
+    middle = f"|clips:2|words:3|refs:{wer.references_sha256[:8]}|seed:3|resamples:50|qlib:"
+    assert wer.signature.startswith(start + middle)
+    assert str(wer).endswith(f"\n{wer.signature}")
+    assert json.loads(json.dumps(dataclasses.asdict(wer)))["signature"] == wer.signature
+
+
+def test_equal_settings_have_equal_signatures_whatever_was_heard() -> None:
+    one = score(["alpha", "bravo"], ["alpha", "bravo"])
+    assert one.signature == score(["alpha", "bravo"], ["lima", ""]).signature
+    others = [
+        score(["alpha", "lima"], ["alpha", "bravo"]),
+        score(["alpha", "bravo"], ["alpha", "bravo"], seed=1),
+        score(["alpha", "bravo"], ["alpha", "bravo"], resamples=10),
+        score(["alpha", "bravo"], ["alpha", "bravo"], decoding="beam 5"),
+        score(["alpha", "bravo"], ["alpha", "bravo"], languages="de"),
+        score(["alpha", "bravo"], ["alpha", "bravo"], languages=["de", "en"]),
+    ]
+    assert len({each.signature for each in [one, *others]}) == 7
+    assert "norm:whisper-basic+whisper-english|" in others[-1].signature
+
+
 # --- intervals
 
 
@@ -342,73 +373,3 @@ def test_chunks_of_draws_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_resample_is_refused() -> None:
     with pytest.raises(DataError, match="resamples=0"):
         score(["alpha"], ["alpha"], resamples=0)
-
-
-# --- compare
-
-
-def test_pairing_sees_what_two_intervals_hide() -> None:
-    # Utterances differ a lot, the systems by one word in every fourth: always in the same direction.
-    errors = [0, 2, 4, 6] * 10
-    baseline = result(errors, [10] * 40)
-    other = result([e + (i % 4 == 0) for i, e in enumerate(errors)], [10] * 40)
-    assert other.interval[0] < baseline.wer  # unpaired: they overlap
-    comparison = compare(baseline, other)
-    assert comparison.difference == pytest.approx(2.5)
-    assert comparison.interval[0] > 0
-    assert comparison.significant
-    assert comparison.probability_worse > 0.999
-
-
-def test_the_other_way_round_changes_the_sign() -> None:
-    baseline, other = result([0, 1, 0], [4, 5, 6]), result([2, 1, 1], [4, 5, 6])
-    there, back = compare(baseline, other), compare(other, baseline)
-    assert back.difference == -there.difference
-    assert back.interval == (-there.interval[1], -there.interval[0])
-    assert back.probability_worse == 0
-
-
-def test_the_interval_of_a_difference_is_that_of_all_resamples() -> None:
-    words, better, worse = [3, 4, 5, 6, 2], [0, 1, 2, 4, 1], [1, 0, 4, 4, 2]
-    exact = enumerated([w - b for w, b in zip(worse, better, strict=True)], words)
-    comparison = compare(result(better, words), result(worse, words), resamples=200_000)
-    assert comparison.interval == pytest.approx(np.percentile(exact, [2.5, 97.5]), abs=1.0)
-    assert comparison.probability_worse == pytest.approx((exact > 0).mean(), abs=0.01)
-    assert comparison.utterances == 5
-
-
-def test_a_system_does_not_differ_from_itself() -> None:
-    wer = result([0, 3, 1], [4, 4, 4])
-    comparison = compare(wer, wer)
-    assert (comparison.difference, comparison.interval, comparison.probability_worse) == (0, (0, 0), 0)
-    assert not comparison.significant
-
-
-@pytest.mark.parametrize(
-    ("interval", "significant"), [((0.1, 2), True), ((-2, -0.1), True), ((-1, 2), False), ((0, 1), False)]
-)
-def test_significant_is_an_interval_without_zero(interval: tuple[float, float], significant: bool) -> None:
-    comparison = Comparison(1.0, interval, 0.9, 10)
-    assert comparison.significant is significant
-    assert ("not significant" in str(comparison)) is not significant
-
-
-def test_a_comparison_reads_as_one_line() -> None:
-    text = str(Comparison(1.234, (-0.5, 3.0), 0.875, 40))
-    assert text == (
-        "WER difference +1.23 [-0.50, +3.00], not significant; "
-        "worse in 87.5 % of the resamples of 40 utterances"
-    )
-
-
-@pytest.mark.parametrize("references", [["bravo", "alpha"], ["alpha", "bravo", ""], ["alpha", "Bravo"]])
-def test_other_references_are_refused(references: list[str]) -> None:
-    baseline = score(["alpha", "bravo"], ["alpha", "bravo"])
-    with pytest.raises(DataError, match=r"different references.*same list in the same order"):
-        compare(baseline, score(references, references))
-
-
-def test_another_normalizer_is_refused() -> None:
-    wer = result([0], [1])
-    with pytest.raises(DataError, match=r"whisper-english 9\.9 differ"):
-        compare(wer, dataclasses.replace(wer, normalizer="whisper-english 9.9"))

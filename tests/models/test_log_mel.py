@@ -19,6 +19,7 @@ from qlib.models.log_mel import (
     N_FRAMES,
     log_mel,
     log_mel_batch,
+    log_mel_recording,
     mel_filters,
 )
 from qlib.models.waveform import SAMPLE_RATE
@@ -55,6 +56,22 @@ def test_log_mel_equals_the_reference_on_speech(reference, speech: Path) -> None
     audio = read_audio(speech / "prompt-dir-intro.flac")
     expected = reference(audio.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
     torch.testing.assert_close(log_mel(audio, reference.feature_size), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [201, 16_000, CHUNK_SAMPLES + 1, 2 * CHUNK_SAMPLES + 7_999])
+def test_a_whole_recording_equals_the_reference(reference, samples: int) -> None:
+    audio = noise(samples, seed=samples)
+    audio[: samples // 2] *= 1e-5  # the maximum is in the second half, and cuts off the first
+    options = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt", "truncation": False}
+    expected = reference(audio.numpy(), padding="longest", **options).input_features[0]
+    features = log_mel_recording(audio, reference.feature_size)
+    assert features.shape == (reference.feature_size, samples // HOP)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+
+
+def test_a_recording_too_short_to_be_reflected_is_refused() -> None:
+    with pytest.raises(DataError, match=r"200 samples, expected more than 200\. Use log_mel, which pads"):
+        log_mel_recording(noise(200))
 
 
 def test_filters_equal_the_reference(reference) -> None:

@@ -1,0 +1,101 @@
+"""Lesson 18: which layers hurt, and a plan of bits.
+
+What you will learn
+- the error of a layer says little about what it does to the text; the gradient of the log-probabilities says
+  how much the text depends on it: KL = 1/2 mean of (g . E)^2 for a small change E of its weight;
+- with a loss for each layer on each grid, the best plan within a budget is a knapsack: one option of each
+  layer, costs within the budget, the sum of losses smallest;
+- at the same size, bits put where they count beat the same bits everywhere.
+
+Page: docs/explain.md, docs/cost.md    Source: qlib/analysis/fisher.py, knapsack.py, allocate.py
+Run: python examples/18_which_layers_hurt.py                            a random miniature (seconds)
+     python examples/18_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+from drawing import BLUE, ORANGE, canvas, save
+from recognizer import chosen_recognizer
+
+import qlib
+from qlib.analysis.knapsack import least_loss
+from qlib.asr.calibration import speech_batches
+from qlib.models.table import align
+
+GRIDS = [qlib.Grid(bits, 32, scale_bits=16) for bits in (2, 3, 4, 5, 6)]
+
+
+# %% 1. A knapsack by hand: three layers, three options each, at most 10 bits together
+COSTS = [[2, 3, 4], [2, 3, 4], [2, 3, 4]]
+LOSSES = [[9.0, 3.0, 1.0], [2.0, 1.9, 1.8], [5.0, 2.5, 0.5]]
+
+
+def by_hand(budget: int) -> tuple[int, ...]:
+    """Try all plans; return the option of each layer in the best one."""
+    plans = list(product(range(3), repeat=3))
+    allowed = [plan for plan in plans if sum(COSTS[i][o] for i, o in enumerate(plan)) <= budget]
+    return min(allowed, key=lambda plan: sum(LOSSES[i][o] for i, o in enumerate(plan)))
+
+
+# %% 2. What is lost in the end: the KL divergence of the logits on recordings of which nothing was known
+@torch.no_grad()
+def logprobs(model: Any, batches: list[Any]) -> torch.Tensor:
+    """Return log p of all true tokens' positions, given the true tokens before them."""
+    found = [model(batch.features, batch.tokens)[batch.token_mask] for batch in batches]
+    return torch.cat(found).log_softmax(-1)
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Return the mean KL(p || q) over positions, in nats."""
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+# %% 3. Sensitivities, a plan for each budget, and the same bits everywhere
+def main() -> None:
+    """Print three tables, draw one picture."""
+    print(
+        "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)
+    )
+    model, calib, test, real = chosen_recognizer()
+    found = qlib.sensitivity(model, GRIDS, calib[:6], measure="fisher", progress=False)
+    print(f"\nthe layers that hurt most at 3 bits\n\n{found.table(found.worst(GRIDS[1]))}")
+    batches = speech_batches(model, test[:8])
+    reference = logprobs(model, batches)
+
+    def measure(weight: Any) -> tuple[float, float]:
+        result = qlib.quantize(model, [], weight=weight, progress=False)
+        return result.report.bits_per_weight, divergence(reference, logprobs(result.model, batches))
+
+    rows, curves = [("bits per weight", "uniform KL", "planned KL", "2-bit layers", "6-bit layers")], []
+    for grid in GRIDS[1:4]:
+        bits, uniform = measure(grid)
+        plan = qlib.allocate(found.losses, model, bits_per_weight=bits)
+        planned_bits, planned = measure(plan)
+        counts = [sum(each.grid == chosen for each in plan.layers) for chosen in (GRIDS[0], GRIDS[-1])]
+        rows.append((f"{bits:.2f}", f"{uniform:.4f}", f"{planned:.4f}", *map(str, counts)))
+        curves.append((bits, uniform, planned_bits, planned))
+    print(f"\n{len(test[:8])} other recordings, rounded to nearest\n\n{align(rows)}")
+
+    figure = canvas(7, 4)
+    axes = figure.subplots()
+    axes.plot(
+        [c[0] for c in curves], [c[1] for c in curves], "o-", color=ORANGE, label="the same bits everywhere"
+    )
+    axes.plot([c[2] for c in curves], [c[3] for c in curves], "o-", color=BLUE, label="bits where they count")
+    title = "At the same size, a plan loses less" if real else "A miniature: how it is measured"
+    axes.set(title=title, xlabel="bits per weight, scales counted", ylabel="KL, nats a token", yscale="log")
+    axes.legend()
+    save(figure, "18_which_layers_hurt")
+
+
+# %% Try this: predict first, then run
+# 1. `by_hand(9)`: which layer gives up a bit? Why not the one with the smallest loss?
+# 2. measure="output" in place of "fisher": does the plan still beat uniform bits?
+# 3. Offer 8 bits as well. Does any layer take them at 3.5 bits per weight?
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Lesson 19: bytes and bit operations against word errors.
+
+What you will learn
+- the bits of a code are not the size of a file: scales, embedding and what stays in float count; "4 bits" of
+  the linear layers alone is 11 bits per parameter of Whisper tiny;
+- an encoder's weights are read once per recording, a decoder's once per written token: memory I/O is the
+  decoder's, bit operations are the encoder's;
+- a table of sizes and error rates has a front: settings that no other one beats in both.
+
+Page: docs/cost.md    Source: qlib/analysis/cost.py
+Run: python examples/19_what_a_byte_buys.py                            a random miniature (seconds)
+     python examples/19_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drawing import BLUE, GREY, ORANGE, canvas, save
+from recognizer import chosen_recognizer
+
+import qlib
+from qlib.models.table import align
+
+TABLE = "embed_tokens"  # which is the head, too
+
+
+def grids(bits: int, table: int | None = None) -> dict[str, qlib.Grid]:
+    """Return a grid for all layers, and one for the token table if it is to be rounded."""
+    found = {"*": qlib.Grid(bits, 64, scale_bits=16)}
+    return found if table is None else {**found, TABLE: qlib.Grid(table, 64, scale_bits=16)}
+
+
+SETTINGS: dict[str, tuple[dict[str, qlib.Grid], Any]] = {
+    "w8": (grids(8), None),
+    "w8, table 8": (grids(8, 8), None),
+    "w4": (grids(4), None),
+    "w4, table 8": (grids(4, 8), None),
+    "w4, table 4": (grids(4, 4), None),
+    "w4a8, table 4": (grids(4, 4), qlib.PerToken(8)),
+}
+
+
+# %% 1. The front: settings that no other one beats in both numbers
+def front(points: list[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points on the front, by size."""
+    found: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if not found or points[i][1] < points[found[-1]][1]:
+            found.append(i)
+    return found
+
+
+# %% 2. What each setting costs, and what it does to words
+def main() -> None:
+    """Print one table, draw one picture."""
+    model, calib, test, real = chosen_recognizer()
+    models: dict[str, Any] = {"float": model}
+    for name, (weight, activation) in SETTINGS.items():
+        method = [qlib.GPTQ(damping=0.1, fit="mse")] if real else []
+        result = qlib.quantize(
+            model, method, weight=weight, activation=activation, calib=calib, progress=False
+        )
+        models[name] = result.model
+    rows = [("", "file MB", "bits/parameter", "MB per token", "10^9 bit operations", "WER %" if real else "")]
+    points = []
+    for name, each in models.items():
+        found = qlib.cost(each, audio_seconds=10, tokens=40)
+        wer = qlib.evaluate_wer(each, test, progress=False).wer if real else 0.0
+        size = found.size.file_bytes / 1e6
+        points.append((size, wer))
+        rows.append(
+            (
+                name,
+                f"{size:.1f}",
+                f"{found.bits_per_parameter:.2f}",
+                f"{found.per_token.weight_bytes / 1e6:.1f}",
+                f"{found.total.bit_operations / 1e9:,.0f}",
+                f"{wer:.1f}" if real else "",
+            )
+        )
+    print(f"10 s of audio, 40 written tokens; words of {len(test)} recordings\n\n{align(rows)}")
+    best = front(points)
+    print(f"\non the front: {', '.join(list(models)[i] for i in best)}")
+
+    figure = canvas(7, 4)
+    axes = figure.subplots()
+    axes.plot(*zip(*(points[i] for i in best), strict=True), "--", color=GREY)
+    for i, (name, (size, wer)) in enumerate(zip(models, points, strict=True)):
+        axes.plot(size, wer, "o", color=BLUE if i in best else ORANGE)
+        axes.annotate(name, (size, wer), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    title = "Half of the file is the token table" if real else "A miniature: sizes only"
+    axes.set(title=title, xlabel="megabytes of the file", ylabel="word error rate, %")
+    save(figure, "19_what_a_byte_buys")
+
+
+# %% Try this: predict first, then run
+# 1. Which setting halves the megabytes per token: w4, or a table of 4 bits? Look at the table's share first.
+# 2. Eight-bit inputs halve bit operations: why not the bytes per token?
+# 3. A table of 3 bits: smaller by how much, and still on the front?
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|benchmark|report|ls`.
+
+python -m qlib quantize --model whisper-tiny.en --method gptq --calib speech.jsonl --output out/w4
+python -m qlib evaluate --model whisper-tiny.en out/w4 --data test.jsonl --output-path out --log-samples
+python -m qlib compare whisper-tiny.en out/w4 --data test.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlib.asr.comparison import compare as compare_results
+from qlib.asr.datasets import require_text
+from qlib.asr.hypotheses import (
+    Hypothesis,
+    read_hypotheses,
+    recognize,
+    score_hypotheses,
+    write_hypotheses,
+)
+from qlib.asr.transcribe import transcribe as transcribe_recordings
+from qlib.asr.utterance import Utterance
+from qlib.asr.wer import WerResult
+from qlib.benchmark.config import Study, read_study
+from qlib.benchmark.page import write_report
+from qlib.benchmark.runner import run_study
+from qlib.checkpoint import folder_bytes
+from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
+from qlib.errors import DataError, QlibError
+from qlib.models.__main__ import table as registered
+from qlib.models.files import atomic_file
+from qlib.models.hub.load import load_model
+from qlib.overview import layers
+from qlib.pipeline import quantize as quantize_model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser().parse_args(with_dashes(arguments))
+    if getattr(options, "threads", None):
+        torch.set_num_threads(options.threads)
+    try:
+        COMMANDS[options.command](options)
+    except QlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-done was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quantize(options: argparse.Namespace) -> None:
+    """Quantize a model, save it, and show the report."""
+    chain, (weight, activation) = methods(options.method), plan(options)  # errors before the model is read
+    model = load_model(options.model, device=options.device)
+    result = quantize_model(
+        model,
+        chain,
+        weight=weight,
+        activation=activation,
+        calib=calibration(options, model),
+        skip=options.skip,
+        work=options.work,
+        progress=not options.quiet,
+    )
+    folder = result.save(options.output)
+    if options.json:
+        print(json.dumps({"folder": str(folder), "bytes": folder_bytes(folder), **asdict(result.report)}))
+    else:
+        print(result)
+        print(f"\n{folder}: {folder_bytes(folder) / 1e6:.1f} MB")
+
+
+def transcribe(options: argparse.Namespace) -> None:
+    """Write the text of each recording, one a line."""
+    found = transcribe_recordings(
+        load(options.model, options),
+        options.audio,
+        batch_size=options.batch_size,
+        language=options.language,
+        task=options.task,
+        progress=not options.quiet,
+    )
+    for path, transcript in zip(options.audio, found, strict=True):
+        if options.json:
+            row = {"audio_filepath": path, "duration": transcript.seconds, "text": transcript.text}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"{path}: {transcript}" if len(found) > 1 else transcript)
+
+
+# --- word error rates
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Score models on recordings; keep results and hypotheses where asked."""
+    if options.log_samples and options.output_path is None:
+        raise DataError("--log-samples writes hypotheses into the folder --output-path. Name one.")
+    files = [file_name(name) for name in options.model]
+    if options.log_samples and len(set(files)) < len(files):
+        twice = next(name for name in files if files.count(name) > 1)
+        raise DataError(f"--log-samples would write two models to {twice}. Give their folders other names.")
+    data = utterances(options.data, options.limit)
+    require_text(data)
+    rows: list[str] = []
+    for name in options.model:
+        hypotheses = recognized(name, data, options)
+        result = score_hypotheses(hypotheses, options.language)
+        row = result_row(name, result, hypotheses)
+        rows.append(json.dumps(row, ensure_ascii=False))
+        print(rows[-1] if options.json else f"{name}: {result}, {row['rtfx']:.1f} times as fast as speech")
+        if options.output_path is not None:
+            options.output_path.mkdir(parents=True, exist_ok=True)
+            if options.log_samples:
+                write_hypotheses(hypotheses, options.output_path / file_name(name))
+            with atomic_file(options.output_path / "results.jsonl") as fresh:
+                fresh.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def recognized(name: str, data: Sequence[Utterance], options: argparse.Namespace) -> list[Hypothesis]:
+    """Return what the model of a name writes."""
+    return recognize(
+        load(name, options),
+        data,
+        batch_size=options.batch_size,
+        language=options.language,
+        progress=not options.quiet,
+    )
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare models, or files of hypotheses, with the first one."""
+    names = [options.baseline, *options.other]
+    files = [name.endswith(".jsonl") for name in names]
+    data = [] if all(files) else _data_of(options)
+    results = [
+        score_hypotheses(
+            read_hypotheses(Path(name)) if is_file else recognized(name, data, options), options.language
+        )
+        for name, is_file in zip(names, files, strict=True)
+    ]
+    for name, result in zip(names, results, strict=True):
+        found = compare_results(results[0], result)
+        if options.json:
+            print(json.dumps({"name": name, "wer": result.wer, "baseline": names[0], **asdict(found)}))
+        elif result is results[0]:
+            print(f"{name}: {result}")
+        else:
+            print(f"{name}: {result}\n  against {names[0]}: {found}")
+
+
+def _data_of(options: argparse.Namespace) -> list[Utterance]:
+    if options.data is None:
+        raise DataError("compare: models are compared on recordings. Name them: --data MANIFEST ...")
+    data = utterances(options.data, options.limit)
+    require_text(data)
+    return data
+
+
+def score(options: argparse.Namespace) -> None:
+    """Score files of hypotheses."""
+    for path in options.hypotheses:
+        hypotheses = read_hypotheses(path)
+        result = score_hypotheses(hypotheses, options.language)
+        if options.json:
+            print(json.dumps(result_row(str(path), result, hypotheses), ensure_ascii=False))
+        else:
+            print(f"{path}: {result}")
+            if options.marked is not None:
+                print(result.marked(options.marked))
+
+
+def result_row(name: str, result: WerResult, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+    """Return a result as a JSON object: rates and counts, without the texts."""
+    seconds, time = (sum(getattr(each, field) for each in hypotheses) for field in ("duration", "time"))
+    texts = ("ids", "references", "hypotheses", "normalized_references", "normalized_hypotheses")
+    rates = {key: value for key, value in asdict(result).items() if key not in texts}
+    return {"name": name, "seconds": seconds, "time": time, "rtfx": seconds / time if time else 0.0, **rates}
+
+
+def file_name(model: str) -> str:
+    """Return the name of the file of a model's hypotheses."""
+    return f"{Path(model).resolve().name}.jsonl"
+
+
+# --- studies
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Run a study, from a file or from options."""
+    outcome = run_study(
+        study_of(options),
+        options.output,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        progress=not options.quiet,
+    )
+    print(json.dumps(asdict(outcome)) if options.json else outcome)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write a study as a page and as tables."""
+    found = write_report(options.study, options.output)
+    print(json.dumps([str(path) for path in found]) if options.json else "\n".join(map(str, found)))
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """Return the study that the options name."""
+    if options.study is not None:
+        if options.model or options.data:
+            raise DataError(f"{options.study} names models and data already. Leave --model and --data out.")
+        return read_study(options.study)
+    if not options.model or not options.data:
+        raise DataError("benchmark: name a study file, or --model and --data.")
+    return Study(
+        models=tuple(options.model),
+        data={data_name(path): path for path in options.data},
+        methods=tuple(options.method),
+        schemes=tuple(options.scheme),
+        calib=options.calib,
+        calib_limit=options.calib_limit,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        language=options.language,
+    )
+
+
+def data_name(path: str) -> str:
+    """Return what a test set is called: a folder by its name, `manifest.jsonl` by that of its folder."""
+    place = Path(path).resolve()
+    return place.parent.name if place.stem == "manifest" else place.stem
+
+
+# --- what there is
+
+
+def ls(options: argparse.Namespace) -> None:
+    """List the models that are known by name, or the layers of some."""
+    if not options.model:
+        print(registered())
+    for name in options.model:
+        found = layers(load_model(name, device=options.device), options.skip)
+        if options.json:
+            for each in found:
+                print(json.dumps({"model": name, **asdict(each)}))
+        else:
+            print(f"{name}: {found}")
+
+
+COMMANDS: Mapping[str, Any] = {
+    "quantize": quantize,
+    "transcribe": transcribe,
+    "evaluate": evaluate,
+    "compare": compare,
+    "score": score,
+    "benchmark": benchmark,
+    "report": report,
+    "ls": ls,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

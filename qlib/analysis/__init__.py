@@ -1,0 +1,1 @@
+"""What a quantized model costs, which layers hurt, and where bits pay."""

@@ -1,0 +1,1 @@
+"""Many quantizations of many models, measured on many corpora: a study that can be stopped and goes on."""

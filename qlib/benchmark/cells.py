@@ -1,0 +1,180 @@
+"""The cells of a study: one quantization of one model, measured on all test sets.
+
+A cell has a key: a hash of everything that decides its result. What is stored under the key is never computed
+again; anything that changes (a weight of the model, a setting, a recording, a version) makes another key, so
+that no old number stands under new settings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from qlib.asr.calibration import fingerprint
+from qlib.asr.datasets import require_text
+from qlib.asr.hypotheses import recognize, score_hypotheses
+from qlib.asr.parquet import StoredSound
+from qlib.asr.utterance import Utterance
+from qlib.asr.wer import WerResult
+from qlib.benchmark.config import Study, chain_names
+from qlib.benchmark.memory import check_memory
+from qlib.checkpoint import folder_bytes
+from qlib.command_line import methods, utterances
+from qlib.errors import DataError
+from qlib.models.disk.hashes import digest_of
+from qlib.models.hub.load import load_model
+from qlib.pipeline import quantize
+from qlib.scheme import parse_scheme
+from qlib.version import library_version
+
+FLOAT = "float"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes
+    ----------
+    model, method, scheme : str
+        As in the study; method and scheme are "float" for the model as it is.
+    """
+
+    model: str
+    method: str
+    scheme: str
+
+    @property
+    def name(self) -> str:
+        """What stands in messages."""
+        return f"{Path(self.model).name} {self.method}" + ("" if self.method == FLOAT else f" {self.scheme}")
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """Return all runs of a study, model by model, float first."""
+    found = []
+    for model in study.models:
+        found.append(Cell(model, FLOAT, FLOAT))
+        found += [Cell(model, method, scheme) for scheme in study.schemes for method in study.methods]
+    return found
+
+
+@dataclass(frozen=True)
+class Data:
+    """The recordings of a study, with a hash of each list."""
+
+    tests: dict[str, list[Utterance]]
+    calib: list[Utterance] | None
+    hashes: dict[str, str]
+
+    @classmethod
+    def of(cls, study: Study) -> Data:
+        """Read all lists; recordings that calibrate are in no test.
+
+        Raises
+        ------
+        DataError
+            A list cannot be read, has no transcripts, or is empty once the calibration is taken out.
+        """
+        calib = utterances([study.calib], study.calib_limit, "train") if study.calib else None
+        used = {_stored(each) for each in calib or []} - {None}
+        tests = {}
+        for name, place in study.data.items():
+            listed = utterances([place], None)
+            tests[name] = [each for each in listed if _stored(each) not in used][: study.limit]
+            require_text(tests[name])
+            if not tests[name]:
+                raise DataError(f"{place}: all {len(listed)} recordings calibrate, and none is left to test.")
+        hashes = {name: fingerprint(listed) for name, listed in tests.items()}
+        return cls(tests, calib, {**hashes, "calibration": "" if calib is None else fingerprint(calib)})
+
+
+def _stored(utterance: Utterance) -> tuple[Path, int] | None:
+    """Return file and row of a recording, row 0 of a file of its own; None where the sound is in memory."""
+    if isinstance(utterance.audio, StoredSound):
+        return utterance.audio.path.resolve(), utterance.audio.row
+    return (utterance.audio.resolve(), 0) if isinstance(utterance.audio, Path) else None
+
+
+def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
+    """Return the hash of everything that decides a cell's result; `weights` is that of the float model."""
+    chain = [] if cell.method == FLOAT else [_settings(each) for each in methods(chain_names(cell.method))]
+    return digest_of(
+        {
+            "weights": weights,
+            "methods": chain,
+            "scheme": cell.scheme,
+            "data": data.hashes,
+            "language": study.language,
+            "versions": {"torch": torch.__version__, "quantdraft": library_version()},
+        }
+    )
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return json.loads(json.dumps({"name": method.name, **asdict(method)}))  # type: ignore[no-any-return]
+
+
+# --- one run
+
+
+def run(cell: Cell, study: Study, key: str, folder: Path, threads: int) -> Row:
+    """Quantize and measure; return the row of the result, which holds no times, and the texts.
+
+    Parameters
+    ----------
+    cell, study
+        What to do.
+    key : str
+        Of the cell; finished blocks of a killed run are taken up from a folder of this name.
+    folder : Path
+        Of the study.
+    threads : int
+        Of the processor.
+    """
+    torch.set_num_threads(threads)
+    started = perf_counter()
+    data = Data.of(study)
+    check_memory(cell.model)
+    model = load_model(cell.model)
+    row: Row = {"key": key, **asdict(cell), "parameters": sum(each.numel() for each in model.parameters())}
+    if cell.method != FLOAT:
+        grid, activation = parse_scheme(cell.scheme)
+        result = quantize(
+            model,
+            methods(chain_names(cell.method)),
+            weight=grid,
+            activation=activation,
+            calib=data.calib,
+            work=folder / "work" / key,
+            progress=False,
+        )
+        place = folder / "work" / f"{key}-checkpoint"
+        model, size = result.model, folder_bytes(result.save(place))
+        row |= {"settings": result.settings, "bits_per_weight": result.report.bits_per_weight, "bytes": size}
+    quantized = perf_counter()
+    row["tests"], texts = {}, {}
+    for name, listed in data.tests.items():
+        hypotheses = recognize(
+            model,
+            listed,
+            batch_size=study.batch_size,
+            language=study.language or None,
+            progress=False,
+        )
+        row["tests"][name] = rates(score_hypotheses(hypotheses, study.language or None))
+        texts[name] = [each.row() for each in hypotheses]
+    times = {"quantize": quantized - started, "recognize": perf_counter() - quantized, "threads": threads}
+    return {"row": row, "texts": texts, "times": times}
+
+
+def rates(result: WerResult) -> Row:
+    """Return the rates and counts of a result as plain data, with the errors of each recording."""
+    texts = ("references", "hypotheses", "normalized_references", "normalized_hypotheses")
+    return {key: value for key, value in asdict(result).items() if key not in texts}

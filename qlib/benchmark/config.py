@@ -1,0 +1,139 @@
+"""What a study is about: models, methods, schemes, calibration and test recordings.
+
+From options of the command line, or from a small TOML file:
+
+    models = ["whisper-tiny.en", "moonshine-tiny"]
+    methods = ["rtn", "gptq", "awq + gptq"]
+    schemes = ["W4A16", "W3A16"]
+    calib = "calibration.jsonl"
+    calib_limit = 32
+
+    [data]
+    other = "test-other.jsonl"
+    clean = "LibriSpeech/test-clean"
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qlib.command_line import CALIBRATION, methods
+from qlib.errors import DataError, describe, did_you_mean, whole_number
+from qlib.scheme import parse_scheme
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs: each model in float, and by each method with each scheme.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Names or folders of float models.
+    methods : tuple of str
+        Chains of methods, as "awq + gptq".
+    schemes : tuple of str
+        As `qlib.scheme` has them.
+    data : dict of str to str
+        Test sets by name: manifests, or folders in LibriSpeech's layout.
+    calib : str
+        A manifest; empty where no method looks at inputs.
+    calib_limit, batch_size : int
+        Recordings that calibrate, and windows decoded side by side.
+    limit : int, optional
+        Most recordings of each test set.
+    language : str
+        Of the recordings, for multilingual checkpoints; empty if the lists say it.
+
+    Raises
+    ------
+    DataError
+        A setting is of the wrong kind, empty or unknown. QuantError: an unknown method or scheme.
+    """
+
+    models: tuple[str, ...]
+    data: Mapping[str, str]
+    methods: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ("W4A16",)
+    calib: str = ""
+    calib_limit: int = CALIBRATION
+    limit: int | None = None
+    batch_size: int = 8
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("models", "methods", "schemes"):
+            object.__setattr__(self, name, _names(getattr(self, name), name))
+        for name in ("calib_limit", "batch_size"):
+            whole_number(getattr(self, name), f"study: {name}", DataError, 1)
+        if self.limit is not None:
+            whole_number(self.limit, "study: limit", DataError, 1, remedy="Leave it out for all recordings.")
+        if not isinstance(self.data, Mapping) or not self.data:
+            raise DataError(f'study: data is {describe(self.data)}. Name test sets: [data] name = "path".')
+        if not self.models:
+            raise DataError('study: no models. Name one or more: models = ["whisper-tiny.en"].')
+        for text in self.schemes:
+            parse_scheme(text)
+        for chain in self.methods:
+            methods(chain_names(chain))
+
+
+def chain_names(chain: str) -> list[str]:
+    """Return the methods of a chain: "awq + gptq" -> ["awq", "gptq"]."""
+    return [name.strip() for name in chain.split("+")]
+
+
+def read_study(path: Path) -> Study:
+    """Read a study from a TOML file; paths in it count from the file's folder.
+
+    Raises
+    ------
+    DataError
+        The file is missing, no TOML, or has an unknown setting; see `Study` for the others.
+    """
+    if sys.version_info < (3, 11):  # pragma: no cover
+        raise DataError(f"{path}: TOML files need Python 3.11. Pass the study as options.")
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: no TOML ({error}).") from error
+    known = [each.name for each in fields(Study)]
+    for name in values:
+        if name not in known:
+            raise DataError(f"{path}: there is no setting {name!r}.{did_you_mean(name, known)}")
+    if missing := [name for name in ("models", "data") if name not in values]:
+        raise DataError(f"{path}: {missing[0]} is missing.")
+    study = Study(**values)
+    data = {name: _beside(path, place) for name, place in study.data.items()}
+    models = tuple(_beside(path, name) if _is_path(name) else name for name in study.models)
+    calib = _beside(path, study.calib) if study.calib else ""
+    return Study(
+        **{**{name: getattr(study, name) for name in known}, "data": data, "models": models, "calib": calib}
+    )
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) and each for each in names):
+        raise DataError(f"study: {name} is {describe(value)}. Pass a list of names.")
+    if len(set(names)) < len(names):
+        raise DataError(f"study: {name} names something twice: {', '.join(names)}.")
+    return tuple(names)
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name
+
+
+def _beside(path: Path, place: Any) -> str:
+    if not isinstance(place, str):
+        raise DataError(f"{path}: {describe(place)} is no path.")
+    return str(path.parent / place)

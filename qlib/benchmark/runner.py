@@ -1,0 +1,249 @@
+"""Running a study: cell by cell, stopped at any moment, and gone on with.
+
+    FOLDER/results.jsonl       one line a cell in the order of the study; no times: the same study gives the
+                               same file, however often it was stopped
+    FOLDER/cells/KEY.json      a finished cell: its row, what was written, and how long it took
+    FOLDER/work/KEY            finished blocks of a cell that is being quantized
+
+1. read all lists, hash all models: what is wrong with them is said before any work
+2. what is finished under the same key is taken
+3. the others run, here or in other processes or on other machines; each is written as soon as it is done
+4. a cell that fails is recorded with its error, and tried again by the next call
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from qlib.benchmark.cells import Cell, Data, Row, cells_of, key_of, run
+from qlib.benchmark.config import Study
+from qlib.benchmark.memory import hash_of
+from qlib.errors import DataError, QlibError, require_extra, whole_number
+from qlib.models.disk.hashes import SEAL, digest_of, sealed
+from qlib.models.disk.lock import BusyError, locked
+from qlib.models.files import atomic_file, parse_json, write_json
+from qlib.models.progress import progress_bar
+
+log = logging.getLogger(__name__)
+TIMEOUT = 10  # seconds to wait for a scheduler
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call did: how many cells were there already, were computed now, and failed."""
+
+    known: int
+    computed: int
+    failed: tuple[tuple[str, str], ...]  # (cell, error)
+
+    def __str__(self) -> str:
+        lines = [f"{self.known} cells were there, {self.computed} are new, {len(self.failed)} failed"]
+        return "\n".join([*lines, *(f"  {name}: {error}" for name, error in self.failed)])
+
+
+def run_study(
+    study: Study,
+    folder: str | Path,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Compute all cells of a study that are not there yet.
+
+    Parameters
+    ----------
+    study : Study
+        What to compute.
+    folder : str or Path
+        Of the results; created.
+    workers : int
+        Processes on this machine; 1 computes in this one. The threads are shared out among them.
+    scheduler : str, optional
+        Address of a Dask scheduler, ``tcp://host:8786``: its workers compute, and must see the same files.
+    progress : bool
+        Show a progress bar over the cells.
+
+    Raises
+    ------
+    DataError
+        A list or model cannot be used, or somebody else is at work in the folder; see `Data.of`.
+    FileError
+        The disk is full, or may not be written: what was finished before is there.
+    """
+    workers = whole_number(workers, "workers", DataError, 1)
+    data = Data.of(study)  # 1
+    hashes = {name: hash_of(name) for name in study.models}
+    cells = cells_of(study)
+    keys = {cell: key_of(cell, study, data, hashes[cell.model]) for cell in cells}
+    place = Path(folder)
+    (place / "cells").mkdir(parents=True, exist_ok=True)
+    with _alone(place):
+        rows = {cell: _read(place, keys[cell]) for cell in cells}  # 2
+        missing = [cell for cell in cells if rows[cell] is None]
+        failed: dict[Cell, str] = {}
+        bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
+        with bar, _executor(workers, scheduler) as pool:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            tasks = {cell: (run, cell, study, keys[cell], place.resolve(), threads) for cell in missing}
+            for cell, found in _results(pool, tasks, workers):  # 3
+                if isinstance(found, str):
+                    failed[cell] = found  # 4
+                    log.warning("%s failed: %s", cell.name, found)
+                else:
+                    rows[cell] = _write(place, keys[cell], found)
+                _write_results(place, cells, rows, failed)
+                bar.update()
+                bar.set_postfix_str(cell.name)
+        _write_results(place, cells, rows, failed)
+    told = tuple((cell.name, error) for cell, error in failed.items())
+    return Outcome(len(cells) - len(missing), len(missing) - len(failed), told)
+
+
+# --- who computes
+
+
+Task = tuple[Any, ...]
+
+
+class _Here(Executor):
+    """Computes in this process, when it is asked to."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
+    """Yield what computes."""
+    if scheduler is not None:
+        distributed = require_extra("distributed", "dask", "A scheduler on other machines")
+        try:
+            client = distributed.Client(scheduler, timeout=TIMEOUT)
+        except OSError as error:
+            raise DataError(
+                f"No scheduler answers at {scheduler}: {error}. Start one, or leave it out."
+            ) from error
+        with client, client.get_executor() as pool:
+            yield pool
+        return
+    with _pool(workers) as pool:
+        yield pool
+
+
+def _pool(workers: int) -> AbstractContextManager[Executor]:
+    # "spawn": a process that PyTorch has computed in must not be forked.
+    return _Here() if workers == 1 else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def _results(
+    pool: Executor, tasks: dict[Cell, Task], workers: int
+) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """Yield each cell with what it gave, or with its error.
+
+    A process that dies takes all tasks of its pool along. They are tried once more, each alone: then the one
+    that kills its process is known.
+    """
+    lost = []
+    if isinstance(pool, _Here):
+        for cell, task in tasks.items():
+            yield cell, _outcome(pool.submit(*task))
+        return
+    futures = {pool.submit(*task): cell for cell, task in tasks.items()}
+    for future in as_completed(futures):
+        if isinstance(future.exception(), BrokenExecutor):
+            lost.append(futures[future])
+        else:
+            yield futures[future], _outcome(future)
+    for cell in lost:
+        with _pool(2) as single:
+            yield cell, _outcome(single.submit(*tasks[cell]))
+
+
+def _outcome(future: Future[Any]) -> dict[str, Any] | str:
+    try:
+        found: dict[str, Any] = future.result()
+        return found
+    except BrokenExecutor:
+        return "its process was killed, twice: by the system for want of memory, or by somebody"
+    except Exception as error:
+        known = isinstance(error, QlibError)
+        return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+# --- what is kept
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    lock = locked(place / "study", wait=False)
+    try:
+        lock.__enter__()
+    except BusyError as error:
+        raise DataError(
+            f"Another run is at work in {place}. Wait until it ends, or choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _write(place: Path, key: str, found: dict[str, Any]) -> Row:
+    """Keep a finished cell, and return its row; what it was made with is removed."""
+    write_json(place / "cells" / f"{key}.json", sealed(found))
+    for each in (place / "work").glob(f"{key}*"):
+        shutil.rmtree(each, ignore_errors=True)
+    row: Row = found["row"]
+    return row
+
+
+def read_cell(place: Path, key: str) -> dict[str, Any] | None:
+    """Return a finished cell; None where there is none, or a damaged one."""
+    path = place / "cells" / f"{key}.json"
+    if not path.exists():
+        return None
+    try:
+        found = parse_json(path.read_bytes(), path)
+        if found.get(SEAL) == digest_of(found):
+            return found
+    except QlibError:
+        pass
+    log.warning("%s is damaged, and is computed again", path)
+    return None
+
+
+def _read(place: Path, key: str) -> Row | None:
+    found = read_cell(place, key)
+    return None if found is None else found["row"]
+
+
+def _write_results(
+    place: Path, cells: Sequence[Cell], rows: dict[Cell, Row | None], failed: dict[Cell, str]
+) -> None:
+    """Write the file of results; an empty cell has no line."""
+    lines = []
+    for cell in cells:
+        row = rows[cell]
+        if row is not None:
+            lines.append(row)
+        elif cell in failed:
+            lines.append({**asdict(cell), "error": failed[cell]})
+    with atomic_file(place / "results.jsonl") as fresh:
+        text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+        fresh.write_text(text, encoding="utf-8")

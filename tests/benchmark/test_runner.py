@@ -1,0 +1,312 @@
+"""Studies on miniatures: every cell, stopped and gone on with, failed and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from speech_fixtures import utterances
+
+import qlib
+from qlib.benchmark import cells, memory, runner
+from qlib.benchmark.config import Study, read_study
+from qlib.benchmark.runner import read_cell, run_study
+from qlib.errors import DataError, QuantError
+from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two recognizers, recordings, and lists of them."""
+    root = tmp_path_factory.mktemp("study")
+    write_folder(tiny_whisper(5), root / "whisper")
+    write_folder(tiny_moonshine(2), root / "moonshine")
+    rows = [{"audio": each.audio.name, "text": each.text, "id": each.id} for each in utterances(root)]
+    for name, part in (("calib", rows[:1]), ("test", rows[1:]), ("all", rows)):
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    return root
+
+
+def study(place: Path, **changes: Any) -> Study:
+    settings: dict[str, Any] = {
+        "models": (str(place / "whisper"), str(place / "moonshine")),
+        "data": {"test": str(place / "test.jsonl"), "all": str(place / "all.jsonl")},
+        "methods": ("rtn", "awq + gptq"),
+        "schemes": ("W4A16G8", "W3A8G8"),
+        "calib": str(place / "calib.jsonl"),
+    }
+    return Study(**{**settings, **changes})
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    outcome = run_study(study(place), folder, progress=False)
+    assert (outcome.known, outcome.computed, outcome.failed) == (0, 10, ())
+    return folder
+
+
+def test_a_cell_is_what_the_library_computes(place: Path, finished: Path) -> None:
+    found = rows(finished)
+    assert [(row["method"], row["scheme"]) for row in found[:5]] == [
+        ("float", "float"),
+        *((method, scheme) for scheme in ("W4A16G8", "W3A8G8") for method in ("rtn", "awq + gptq")),
+    ]
+    model = qlib.load_model(str(place / "whisper"))
+    row = next(row for row in found if (row["method"], row["scheme"]) == ("awq + gptq", "W3A8G8"))
+    result = qlib.quantize(
+        model,
+        [qlib.AWQ(), qlib.GPTQ()],
+        weight=qlib.Grid(3, 8),
+        activation=qlib.PerToken(8),
+        calib=qlib.read_manifest(place / "calib.jsonl"),
+        progress=False,
+    )
+    listed = qlib.read_manifest(place / "test.jsonl")
+    expected = qlib.evaluate_wer(result.model, listed, progress=False)
+    assert row["tests"]["test"]["wer"] == expected.wer
+    assert row["tests"]["all"]["utterances"] == 3  # the recording that calibrates is in no test
+    assert row["bits_per_weight"] == result.report.bits_per_weight
+    cell = read_cell(finished, row["key"])
+    assert cell is not None and [each["pred_text"] for each in cell["texts"]["test"]] == list(
+        expected.hypotheses
+    )
+    assert not list((finished / "work").iterdir())
+
+
+def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "results.jsonl").read_bytes()
+    monkeypatch.setattr(runner, "run", lambda *task: pytest.fail("computed again"))
+    outcome = run_study(study(place), finished, progress=False)
+    assert (outcome.known, outcome.computed) == (10, 0)
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"limit": 1}, {"language": "en"}, {"calib": ""}, {"data": {"other": "{}/test.jsonl"}}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_settings_are_other_cells(place: Path, finished: Path, changes: dict[str, Any]) -> None:
+    changes = {k: {"other": str(place / "test.jsonl")} if k == "data" else v for k, v in changes.items()}
+    one, other = study(place), study(place, **changes)
+    keys = [
+        {cells.key_of(cell, each, cells.Data.of(each), "weights") for cell in cells.cells_of(each)}
+        for each in (one, other)
+    ]
+    assert not keys[0] & keys[1]
+
+
+def test_other_weights_are_other_cells(tmp_path: Path) -> None:
+    hashes = {memory.hash_of(str(write_folder(tiny_whisper(i), tmp_path / str(i)))) for i in (1, 2)}
+    assert len(hashes) == 2
+
+
+def test_a_failed_cell_is_recorded_and_tried_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runner.run
+
+    def failing(cell: cells.Cell, *task: Any) -> Any:
+        if cell.method == "rtn":
+            raise QuantError("layer fc1: a reason") if cell.scheme == "W4A16G8" else ZeroDivisionError("why")
+        return run(cell, *task)
+
+    monkeypatch.setattr(runner, "run", failing)
+    one = study(place, models=(str(place / "whisper"),), data={"test": str(place / "test.jsonl")})
+    outcome = run_study(one, tmp_path, progress=False)
+    assert (outcome.computed, len(outcome.failed)) == (3, 2)
+    assert [row["error"] for row in rows(tmp_path) if "error" in row] == [
+        "layer fc1: a reason",
+        "ZeroDivisionError: why",
+    ]
+    assert "2 failed" in str(outcome) and "layer fc1: a reason" in str(outcome)
+    monkeypatch.undo()
+    outcome = run_study(one, tmp_path, progress=False)
+    assert (outcome.known, outcome.computed, outcome.failed) == (3, 2, ())
+    assert not any("error" in row for row in rows(tmp_path))
+
+
+def test_a_damaged_cell_is_computed_again(place: Path, tmp_path: Path) -> None:
+    one = study(place, models=(str(place / "whisper"),), methods=())
+    run_study(one, tmp_path, progress=False)
+    (path,) = (tmp_path / "cells").iterdir()
+    before = (tmp_path / "results.jsonl").read_bytes()
+    path.write_bytes(path.read_bytes().replace(b'"wer":', b'"wfr":'))
+    assert run_study(one, tmp_path, progress=False).computed == 1
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+# --- processes
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from qlib.__main__ import main
+sys.exit(main(["benchmark", sys.argv[1], "--output", sys.argv[2], "--workers", sys.argv[3], "--quiet"]))
+"""
+
+
+def toml(place: Path) -> Path:
+    path = place / "study.toml"
+    path.write_text(
+        'models = ["./whisper", "./moonshine"]\nmethods = ["rtn", "awq + gptq"]\n'
+        'schemes = ["W4A16G8", "W3A8G8"]\ncalib = "calib.jsonl"\n'
+        '[data]\ntest = "test.jsonl"\nall = "all.jsonl"\n'
+    )
+    return path
+
+
+def test_a_study_from_a_file(place: Path) -> None:
+    found = read_study(toml(place))
+    assert found == study(place, models=(str(place / "./whisper"), str(place / "./moonshine")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_killed_at_random_the_result_is_the_same_file(place: Path, finished: Path, tmp_path: Path) -> None:
+    generator, killed = random.Random(0), 0
+    for _ in range(60):
+        arguments = [sys.executable, "-c", COMMAND, str(toml(place)), str(tmp_path), "1"]
+        process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 4.0 + 3 * generator.random() if killed < 10 else float("inf")
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if process.returncode == 0:
+            break
+    assert killed >= 3
+    assert (tmp_path / "results.jsonl").read_bytes() == (finished / "results.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_file(place: Path, finished: Path, tmp_path: Path) -> None:
+    outcome = run_study(study(place), tmp_path, workers=2, progress=False)
+    assert (outcome.computed, outcome.failed) == (10, ())
+    assert (tmp_path / "results.jsonl").read_bytes() == (finished / "results.jsonl").read_bytes()
+
+
+def die(cell: cells.Cell, *task: Any) -> Any:
+    """A task whose process is killed."""
+    if cell.method == "rtn":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return cells.run(cell, *task)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_lost_process_is_one_failed_cell(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run", die)
+    one = study(place, models=(str(place / "whisper"),), schemes=("W4A16G8",))
+    outcome = run_study(one, tmp_path, workers=2, progress=False)
+    assert outcome.computed == 2
+    assert [error for _, error in outcome.failed] == [
+        "its process was killed, twice: by the system for want of memory, or by somebody"
+    ]
+
+
+def run_slowly(cell: cells.Cell, *task: Any) -> Any:
+    """A task that takes long enough to be killed in the middle, on the worker that does it first."""
+    time.sleep(1.0)
+    return cells.run(cell, *task)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_which_a_worker_is_lost(
+    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(runner, "run", run_slowly)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        pids = list(distributed.Client(cluster).run(os.getpid).values())
+        timer = threading.Timer(3.0, os.kill, (pids[0], signal.SIGKILL))
+        timer.start()
+        outcome = run_study(study(place), tmp_path, scheduler=cluster.scheduler_address, progress=False)
+        timer.join()
+    assert (outcome.computed, outcome.failed) == (10, ())
+    assert (tmp_path / "results.jsonl").read_bytes() == (finished / "results.jsonl").read_bytes()
+
+
+def test_no_scheduler_answers(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    one = study(place, models=(str(place / "whisper"),), methods=())
+    with pytest.raises(DataError, match="No scheduler answers"):
+        run_study(one, tmp_path, scheduler="tcp://127.0.0.1:1", progress=False)
+
+
+# --- errors
+
+
+def test_a_model_too_large_for_memory(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    one = study(place, models=(str(place / "whisper"),), methods=())
+    outcome = run_study(one, tmp_path, progress=False)
+    assert "GB to quantize, and 0.0 GB are free" in outcome.failed[0][1]
+    count = memory.count_weights(str(place / "whisper"))
+    assert count == sum(each.numel() for each in qlib.load_model(str(place / "whisper")).parameters())
+
+
+def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    with runner._alone(tmp_path), pytest.raises(DataError, match="Another run is at work"):
+        run_study(study(place), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": ()}, "no models"),
+        ({"models": ("a", "a")}, "twice"),
+        ({"models": 7}, "models is the int 7"),
+        ({"data": {}}, "Name test sets"),
+        ({"schemes": ("4bit",)}, "is no scheme"),
+        ({"methods": ("gptk",)}, "no method 'gptk'"),
+        ({"limit": 0}, "limit"),
+        ({"data": {"test": "{}/calib.jsonl"}}, "none is left to test"),
+        ({"data": {"test": "{}/none.jsonl"}}, "there is no such file"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_run(place: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    if isinstance(changes.get("data"), dict):
+        changes = {"data": {name: path.format(place) for name, path in changes["data"].items()}}
+    with pytest.raises((DataError, QuantError), match=words):
+        run_study(study(place, **changes), tmp_path, progress=False)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models = [", "no TOML"),
+        ('models = ["a"]\n', "data is missing"),
+        ('model = ["a"]\n[data]\na = "b"\n', "Did you mean 'models'"),
+        ('models = ["a"]\n[data]\na = 7\n', "is no path"),
+    ],
+)
+def test_what_is_no_study(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_study(tmp_path / "study.toml")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_study(tmp_path / "none.toml")

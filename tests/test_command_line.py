@@ -1,0 +1,208 @@
+"""The command line, on miniatures written to folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from speech_fixtures import utterances
+
+import qlib
+from qlib.__main__ import main
+from qlib.asr.hypotheses import Hypothesis, read_hypotheses, score_hypotheses, write_hypotheses
+from qlib.models.tiny import tiny_llama, tiny_whisper, write_folder
+from qlib.scheme import parse_grid, parse_scheme
+
+OUT = ("--output-path", "{}/o")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recognizer, a text model, recordings, a manifest and texts."""
+    root = tmp_path_factory.mktemp("command_line")
+    write_folder(tiny_whisper(5), root / "speech")
+    write_folder(tiny_whisper(6), root / "other")
+    write_folder(tiny_llama(3), root / "text")
+    rows = [{"audio": each.audio.name, "text": each.text, "id": each.id} for each in utterances(root)]
+    (root / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "texts.txt").write_text("the heat\na tea at the hat\n")
+    return root
+
+
+def lines(capsys: Capture) -> list[Any]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- schemes
+
+
+def test_schemes() -> None:
+    assert parse_scheme("W4A16") == (qlib.Grid(4, 64), None)
+    assert parse_scheme("w3a8g128", symmetric=True) == (qlib.Grid(3, 128, True), qlib.PerToken(8))
+    assert parse_scheme("W8A8C") == (qlib.Grid(8), qlib.PerToken(8))
+    assert (parse_grid("4"), parse_grid("8C"), parse_grid("3G32")) == (
+        qlib.Grid(4, 64),
+        qlib.Grid(8),
+        qlib.Grid(3, 32),
+    )
+
+
+@pytest.mark.parametrize("text", ["4bit", "W4", "A8", "W4A16G", "W4A32", "W9A16", "W4A1", "W4A16G0", ""])
+def test_what_is_no_scheme_shows_the_grammar(text: str) -> None:
+    with pytest.raises(qlib.QuantError, match="W<bits>A<bits>"):
+        parse_scheme(text)
+
+
+# --- quantize
+
+
+def test_quantize_saves_what_the_library_makes(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "out"
+    command = ["quantize", "--model", str(place / "speech"), "--scheme", "W4A8G8", "--method", "gptq"]
+    command += ["--layer", "fc2=8C", "--skip", "fc1", "--calib", str(place / "list.jsonl"), "--calib_limit=2"]
+    assert main([*command, "--output", str(folder), "--quiet", "--json"]) == 0
+    (report,) = lines(capsys)
+    assert report["folder"] == str(folder) and report["bytes"] > 0
+    model = qlib.load_model(str(place / "speech"))
+    calib = qlib.read_manifest(place / "list.jsonl", 2)
+    grids = {"*": qlib.Grid(4, 8), "fc2": qlib.Grid(8)}
+    expected = qlib.quantize(
+        model,
+        [qlib.GPTQ()],
+        weight=grids,
+        activation=qlib.PerToken(8),
+        calib=calib,
+        skip=["fc1"],
+        progress=False,
+    ).model.state_dict()
+    found = qlib.load_quantized(folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_text_model_is_calibrated_with_texts(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["quantize", "--model", str(place / "text"), "--scheme", "W4A16G8", "--method", "awq", "gptq"]
+    assert (
+        main([*command, "--calib", str(place / "texts.txt"), "--output", str(tmp_path / "o"), "--quiet"]) == 0
+    )
+    assert "awq + gptq" in capsys.readouterr().out
+
+
+# --- transcribe, evaluate, compare, score
+
+
+def test_transcribe(place: Path, capsys: Capture) -> None:
+    audio = [str(place / f"noise{i}.wav") for i in range(2)]
+    assert main(["transcribe", *audio, "--model", str(place / "speech"), "--quiet", "--json"]) == 0
+    model = qlib.load_model(str(place / "speech"))
+    texts = [each.text for each in qlib.transcribe(model, audio, progress=False)]
+    assert [row["text"] for row in lines(capsys)] == texts
+    assert main(["transcribe", audio[0], "--model", str(place / "speech"), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{texts[0]}\n"
+
+
+def test_evaluate_writes_what_score_reads(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "results"
+    names = [str(place / "speech"), str(place / "other")]
+    command = ["evaluate", "--model", *names, "--tasks", str(place / "list.jsonl"), "--limit", "3", "--json"]
+    assert main([*command, "--output_path", str(out), "--log_samples", "--quiet"]) == 0
+    rows = lines(capsys)
+    assert [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()] == rows
+    model = qlib.load_model(names[0])
+    data = qlib.read_manifest(place / "list.jsonl", 3)
+    expected = qlib.evaluate_wer(model, data, progress=False)
+    assert rows[0]["wer"] == expected.wer and rows[0]["utterances"] == 3 and rows[0]["rtfx"] > 0
+    assert main(["score", str(out / "speech.jsonl"), "--json"]) == 0
+    (scored,) = lines(capsys)
+    assert scored["wer"] == expected.wer
+    assert scored["references_sha256"] == expected.references_sha256
+    samples = [json.loads(line) for line in (out / "speech.jsonl").read_text().splitlines()]
+    assert {"audio_filepath", "duration", "time", "text", "pred_text"} <= samples[0].keys()
+    assert [each["text"] for each in samples] == [each.text for each in data]
+    assert sum(each["time"] for each in samples) == pytest.approx(rows[0]["time"], abs=1e-3)
+    command = ["compare", str(out / "speech.jsonl"), str(place / "speech"), "--limit", "3", "--quiet"]
+    assert main([*command, "--data", str(place / "list.jsonl"), "--json"]) == 0
+    assert [row["difference"] for row in lines(capsys)] == [0.0, 0.0]
+
+
+def test_hypotheses_survive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    found = [
+        Hypothesis("1", "a.flac", 1.5, 0.25, "the cat sat", 'the "cat"\n', "en"),
+        Hypothesis("2", "b.flac", 2.0, 0.5, "ein Haus", "ein Haus", "de"),
+    ]
+    write_hypotheses(found, path)
+    assert read_hypotheses(path) == found
+    assert score_hypotheses(found).words == 5
+    path.write_text('{"text": "a", "pred_text": "a"}\n')  # what others write
+    assert read_hypotheses(path) == [Hypothesis("1", "", 0.0, 0.0, "a", "a")]
+
+
+def test_score_shows_errors(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"text": "the cat sat", "pred_text": "the hat sat"}\n')
+    assert main(["score", str(path), "--marked", "3"]) == 0
+    assert "WER 33.33 %" in (out := capsys.readouterr().out) and "[-cat-]{+hat+}" in out
+
+
+# --- ls, and errors
+
+
+def test_ls(place: Path, capsys: Capture) -> None:
+    assert main(["ls"]) == 0
+    assert "whisper-tiny.en" in capsys.readouterr().out
+    assert main(["ls", str(place / "speech"), "--skip", "fc1", "--json"]) == 0
+    rows = lines(capsys)
+    assert {row["skipped"] for row in rows if row["name"].endswith("fc1")} == {"skipped as asked"}
+    assert main(["ls", str(place / "text")]) == 0
+    assert "layers can be quantized" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["quantize", "--model", "{}/speech", "--output", "{}/o", "--scheme", "4bit"], "is no scheme"),
+        (["quantize", "--model", "{}/speech", "--output", "{}/o", "--method", "gptk"], "Did you mean 'gptq'"),
+        (
+            ["quantize", "--model", "{}/speech", "--output", "{}/o", "--layer", "fc2"],
+            "a pattern and its grid",
+        ),
+        (["quantize", "--model", "{}/speech", "--output", "{}/o", "--layer", "fc2=x"], "is no grid"),
+        (["quantize", "--model", "{}/none", "--output", "{}/o"], "none"),
+        (["evaluate", "--model", "{}/speech", "--data", "{}/none.jsonl"], "there is no such file"),
+        (["evaluate", "--model", "{}/speech", "--data", "{}/list.jsonl", "--log-samples"], "--output-path"),
+        (
+            [
+                "evaluate",
+                "--model",
+                "{}/speech",
+                "{}/speech",
+                "--data",
+                "{}/list.jsonl",
+                "--log-samples",
+                *OUT,
+            ],
+            "two models to speech.jsonl",
+        ),
+        (["compare", "{}/speech", "{}/speech"], "--data"),
+        (["score", "{}/list.jsonl"], "'pred_text'"),
+        (["transcribe", "{}/texts.txt", "--model", "{}/speech"], "texts.txt"),
+        (["transcribe", "{}/noise0.wav", "--model", "{}/text"], "does not transcribe speech"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_failures_exit_with_1(place: Path, capsys: Capture, command: list[str], words: str) -> None:
+    assert main([each.format(place) for each in command]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.splitlines()[-1].startswith("error: ")
+    assert not (place / "o").exists()
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["quantise"])
+    assert exit.value.code == 2
