@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from qlib.asr.manifest_rows import rows_of_json
+from qlib.asr.prompts import told
 from qlib.asr.transcribe import transcribe
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult, score
@@ -69,12 +70,13 @@ def recognize(
     language: str | None = None,
     progress: bool = True,
 ) -> list[Hypothesis]:
-    """Return what a model writes, with the time that it took; arguments and errors are `transcribe`'s.
+    """Return what a model writes, with the time that it took; arguments and errors are `evaluate_wer`'s.
 
     Windows are decoded side by side, so the time of an utterance is its share by length.
     """
     started = perf_counter()
-    found = transcribe(model, utterances, batch_size=batch_size, language=language, progress=progress)
+    heard = [told(each, language) for each in utterances]
+    found = transcribe(model, heard, batch_size=batch_size, language=language, progress=progress)
     share = (perf_counter() - started) / max(sum(each.seconds for each in found), 1e-9)
     return [
         Hypothesis(

@@ -18,7 +18,7 @@ from qlib.asr.bootstrap import ClipCounts, percentile_interval, resampled_rates
 from qlib.asr.datasets import check_utterances
 from qlib.asr.loops import Loop, find_loop
 from qlib.asr.normalizers import Normalizer, normalizers_of
-from qlib.asr.prompts import language_of
+from qlib.asr.prompts import language_of, told
 from qlib.asr.signature import short, signature
 from qlib.asr.sounds import sounds_without_speech
 from qlib.asr.transcribe import transcribe
@@ -111,7 +111,7 @@ def invented_text(
     sounds : iterable of Utterance, optional
         Recordings without speech, their texts empty; `sounds_without_speech(seed)` if not given.
     language : str, optional
-        As for `transcribe`; it also decides the normalizer.
+        As for `evaluate_wer`; it also decides the normalizer.
     batch_size, progress
         As for `transcribe`.
     seed : int
@@ -132,7 +132,8 @@ def invented_text(
                 "Pass recordings without speech, or none, and speech to evaluate_wer."
             )
     normalizers = normalizers_of([language_of(each, language) for each in listed], len(listed))
-    heard = transcribe(model, listed, batch_size=batch_size, language=language, progress=progress)
+    sounding = [told(each, language) for each in listed]
+    heard = transcribe(model, sounding, batch_size=batch_size, language=language, progress=progress)
     clips = tuple(map(_clip, listed, heard, normalizers))
     words = np.array([each.words for each in clips])
     samples = np.array([round(each.seconds * SAMPLE_RATE) for each in clips])

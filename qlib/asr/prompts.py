@@ -7,6 +7,7 @@ first window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from qlib.asr.greedy import Head
 from qlib.asr.languages import language_code
 from qlib.asr.recordings import Source
+from qlib.asr.utterance import Utterance
 from qlib.errors import ModelError
 from qlib.models.speech import SpeechModel
 from qlib.models.speech_layers import SpeechCache
@@ -116,6 +118,14 @@ def row_languages(
         return told
     detected = detect_languages(model, head, cache)
     return [language or heard for language, heard in zip(known, detected, strict=True)]
+
+
+def told(utterance: Utterance, language: str | None = None) -> Utterance:
+    """Return an utterance that says its language: what is counted as English is also read as English.
+
+    Errors are those of `language_of`.
+    """
+    return replace(utterance, language=language_of(utterance, language))
 
 
 def language_of(source: Source, language: str | None = None) -> str:

@@ -15,14 +15,13 @@ With timestamps the windows cannot be cut beforehand: `long_form.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import replace
 
 import torch
 
 from qlib.asr.audio import is_silent, stream_windows
 from qlib.asr.datasets import check_utterances, require_text
 from qlib.asr.long_form import timestamp_model, transcribe_long_form
-from qlib.asr.prompts import Language, Prompts, language_of
+from qlib.asr.prompts import Language, Prompts, language_of, told
 from qlib.asr.recordings import Recording, as_sources
 from qlib.asr.transcript import Transcript
 from qlib.asr.utterance import Utterance
@@ -149,8 +148,7 @@ def evaluate_wer(
     else:
         listed = check_utterances(utterances, "evaluate_wer")
         rows.extend(_row(each, language) for each in listed)
-        # What the score counts as English is read as English: no language is detected.
-        heard = [replace(each, language=code) for each, (_, _, code) in zip(listed, rows, strict=True)]
+        heard = [told(each, language) for each in listed]
         check_scorable([text for _, text, _ in rows], [code for _, _, code in rows])
     transcripts = transcribe(model, heard, batch_size=batch_size, language=language, progress=progress)
     if not rows:
@@ -171,7 +169,7 @@ def _noted(
                 'is said must be known. Yield qlib.Utterance("a.wav", "what is said").'
             )
         rows.append(_row(each, language))
-        yield replace(each, language=rows[-1][2])
+        yield told(each, language)
 
 
 def _row(utterance: Utterance, language: str | None) -> tuple[str, str, str]:

@@ -11,7 +11,10 @@ from speech_fixtures import multilingual_whisper, noise, utterances
 from torch import Tensor
 
 from qlib.asr.audio import split_windows
+from qlib.asr.hypotheses import recognize
+from qlib.asr.invented import invented_text
 from qlib.asr.transcribe import evaluate_wer, transcribe
+from qlib.asr.utterance import Utterance
 from qlib.errors import ModelError
 from qlib.models.log_mel import log_mel
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
@@ -102,3 +105,15 @@ def test_word_errors_are_of_english_where_no_language_is_known(tmp_path: Path) -
     listed = utterances(tmp_path)
     assert {each.language for each in transcribe(german, listed)} == {"de"}
     assert evaluate_wer(german, listed) == evaluate_wer(german, listed, language="en")
+
+
+def test_what_is_counted_is_read_in_the_language_that_it_is_counted_in(model: Whisper) -> None:
+    """A language is detected where a recording is transcribed, and none where its words are counted."""
+    listed = [Utterance(audio, "the cat", str(i)) for i, audio in enumerate(AUDIOS)]
+    english = [each.text for each in transcribe(model, listed, language="en")]
+    assert [each.text for each in transcribe(model, listed)] != english, "must sound otherwise"
+    assert list(evaluate_wer(model, listed).hypotheses) == english
+    assert list(evaluate_wer(model, iter(listed)).hypotheses) == english
+    assert [each.pred_text for each in recognize(model, listed)] == english
+    sounds = [replace(each, text="") for each in listed]
+    assert [each.text for each in invented_text(model, sounds).clips] == english
