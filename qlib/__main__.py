@@ -110,9 +110,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.log_samples and len(set(files)) < len(files):
         twice = next(name for name in files if files.count(name) > 1)
         raise DataError(f"--log-samples would write two models to {twice}. Give their folders other names.")
-    data = utterances(options.data, options.limit)
-    require_text(data)
-    rows: list[str] = []
+    data, rows = data_of(options), list[str]()
     for name in options.model:
         hypotheses = recognized(name, data, options)
         result = score_hypotheses(hypotheses, options.language)
@@ -142,7 +140,7 @@ def compare(options: argparse.Namespace) -> None:
     """Compare models, or files of hypotheses, with the first one."""
     names = [options.baseline, *options.other]
     files = [name.endswith(".jsonl") for name in names]
-    data = [] if all(files) else _data_of(options)
+    data = [] if all(files) else data_of(options)
     results = [
         score_hypotheses(
             read_hypotheses(Path(name)) if is_file else recognized(name, data, options), options.language
@@ -159,7 +157,8 @@ def compare(options: argparse.Namespace) -> None:
             print(f"{name}: {result}\n  against {names[0]}: {found}")
 
 
-def _data_of(options: argparse.Namespace) -> list[Utterance]:
+def data_of(options: argparse.Namespace) -> list[Utterance]:
+    """Return the recordings that the options name, all of them with transcripts."""
     if options.data is None:
         raise DataError("compare: models are compared on recordings. Name them: --data MANIFEST ...")
     data = utterances(options.data, options.limit)
@@ -183,8 +182,8 @@ def score(options: argparse.Namespace) -> None:
 def result_row(name: str, result: WerResult, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
     """Return a result as a JSON object: rates and counts, without the texts."""
     seconds, time = (sum(getattr(each, field) for each in hypotheses) for field in ("duration", "time"))
-    texts = ("ids", "references", "hypotheses", "normalized_references", "normalized_hypotheses")
-    rates = {key: value for key, value in asdict(result).items() if key not in texts}
+    rates = result.record()
+    del rates["ids"]
     return {"name": name, "seconds": seconds, "time": time, "rtfx": seconds / time if time else 0.0, **rates}
 
 

@@ -21,8 +21,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class WerResult:
             for name, alignment in zip(self.ids, self.alignments(), strict=True)
             for error in word_errors(name, alignment)
         ]
+
+    def record(self) -> dict[str, Any]:
+        """Return rates and counts, also of each utterance, as plain data, without the texts."""
+        texts = ("references", "hypotheses", "normalized_references", "normalized_hypotheses")
+        return {key: value for key, value in asdict(self).items() if key not in texts}
 
     def marked(self, limit: int | None = 10) -> str:
         """Return the texts with errors, the most errors first, one a line: ``[-said-]{+written+}``.

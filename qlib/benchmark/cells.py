@@ -20,7 +20,6 @@ from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import recognize, score_hypotheses
 from qlib.asr.parquet import StoredSound
 from qlib.asr.utterance import Utterance
-from qlib.asr.wer import WerResult
 from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.memory import check_memory
 from qlib.checkpoint import folder_bytes
@@ -124,13 +123,15 @@ def _settings(method: Any) -> dict[str, Any]:
 # --- one run
 
 
-def run(cell: Cell, study: Study, key: str, folder: Path, threads: int) -> Row:
-    """Quantize and measure; return the row of the result, which holds no times, and the texts.
+def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Quantize and measure; return the row of the result, which holds no times, the texts, and the times.
 
     Parameters
     ----------
     cell, study
         What to do.
+    data : Data
+        The study's recordings, without their sound.
     key : str
         Of the cell; finished blocks of a killed run are taken up from a folder of this name.
     folder : Path
@@ -140,7 +141,6 @@ def run(cell: Cell, study: Study, key: str, folder: Path, threads: int) -> Row:
     """
     torch.set_num_threads(threads)
     started = perf_counter()
-    data = Data.of(study)
     check_memory(cell.model)
     model = load_model(cell.model)
     row: Row = {"key": key, **asdict(cell), "parameters": sum(each.numel() for each in model.parameters())}
@@ -168,13 +168,7 @@ def run(cell: Cell, study: Study, key: str, folder: Path, threads: int) -> Row:
             language=study.language or None,
             progress=False,
         )
-        row["tests"][name] = rates(score_hypotheses(hypotheses, study.language or None))
+        row["tests"][name] = score_hypotheses(hypotheses, study.language or None).record()
         texts[name] = [each.row() for each in hypotheses]
     times = {"quantize": quantized - started, "recognize": perf_counter() - quantized, "threads": threads}
     return {"row": row, "texts": texts, "times": times}
-
-
-def rates(result: WerResult) -> Row:
-    """Return the rates and counts of a result as plain data, with the errors of each recording."""
-    texts = ("references", "hypotheses", "normalized_references", "normalized_hypotheses")
-    return {key: value for key, value in asdict(result).items() if key not in texts}

@@ -95,8 +95,8 @@ def run_study(
         bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
         with bar, _executor(workers, scheduler) as pool:
             threads = max(1, (os.cpu_count() or 1) // workers)
-            tasks = {cell: (run, cell, study, keys[cell], place.resolve(), threads) for cell in missing}
-            for cell, found in _results(pool, tasks, workers):  # 3
+            tasks = {cell: (run, cell, study, data, keys[cell], place.resolve(), threads) for cell in missing}
+            for cell, found in _results(pool, tasks):  # 3
                 if isinstance(found, str):
                     failed[cell] = found  # 4
                     log.warning("%s failed: %s", cell.name, found)
@@ -151,19 +151,17 @@ def _pool(workers: int) -> AbstractContextManager[Executor]:
     return _Here() if workers == 1 else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _results(
-    pool: Executor, tasks: dict[Cell, Task], workers: int
-) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+def _results(pool: Executor, tasks: dict[Cell, Task]) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
     """Yield each cell with what it gave, or with its error.
 
     A process that dies takes all tasks of its pool along. They are tried once more, each alone: then the one
     that kills its process is known.
     """
-    lost = []
     if isinstance(pool, _Here):
         for cell, task in tasks.items():
             yield cell, _outcome(pool.submit(*task))
         return
+    lost = []
     futures = {pool.submit(*task): cell for cell, task in tasks.items()}
     for future in as_completed(futures):
         if isinstance(future.exception(), BrokenExecutor):
