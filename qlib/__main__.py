@@ -36,6 +36,7 @@ from qlib.checkpoint import folder_bytes
 from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
 from qlib.errors import DataError, QlibError
 from qlib.models.__main__ import table as registered
+from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
 from qlib.models.hub.load import load_model
 from qlib.overview import layers
@@ -118,7 +119,7 @@ def evaluate(options: argparse.Namespace) -> None:
         rows.append(json.dumps(row, ensure_ascii=False))
         print(rows[-1] if options.json else f"{name}: {result}, {row['rtfx']:.1f} times as fast as speech")
         if options.output_path is not None:
-            options.output_path.mkdir(parents=True, exist_ok=True)
+            make_folder(options.output_path)
             if options.log_samples:
                 write_hypotheses(hypotheses, options.output_path / file_name(name))
             with atomic_file(options.output_path / "results.jsonl") as fresh:

@@ -24,11 +24,9 @@ from torch import Tensor, nn
 
 from qlib.errors import ModelError, QuantError
 from qlib.linear import FakeQuantWeight
-from qlib.models.disk.disk_errors import disk_errors
+from qlib.models.disk.folders import working_folder
 from qlib.models.disk.hashes import digest_of
-from qlib.models.disk.lock import BusyError, locked
 from qlib.models.disk.safetensors_file import open_safetensors
-from qlib.models.disk.work_place import sweep
 from qlib.models.files import atomic_file, read_json, write_json
 from qlib.models.structure import Model
 from qlib.report import LayerReport
@@ -56,21 +54,11 @@ def finished_blocks(
         yield None
         return
     folder = Path(folder)
-    with disk_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(folder / "run", wait=False)
-    try:
-        with disk_errors("write", folder):
-            lock.__enter__()
-    except BusyError as error:
-        raise QuantError(
-            f"Another run is at work in {folder} right now. Wait until it ends, or choose another folder."
-        ) from error
-    try:
-        sweep(folder)
+    busy = QuantError(
+        f"Another run is at work in {folder} right now. Wait until it ends, or choose another folder."
+    )
+    with working_folder(folder, busy):
         yield FinishedBlocks(folder, settings, model)
-    finally:
-        lock.__exit__(None, None, None)
 
 
 class FinishedBlocks:

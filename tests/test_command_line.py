@@ -188,6 +188,18 @@ def test_ls(place: Path, capsys: Capture) -> None:
             ],
             "two models to speech.jsonl",
         ),
+        (
+            [
+                "evaluate",
+                "--model",
+                "{}/speech",
+                "--data",
+                "{}/list.jsonl",
+                "--output-path",
+                "{}/list.jsonl/o",
+            ],
+            "a part of the path is a file",
+        ),
         (["compare", "{}/speech", "{}/speech"], "--data"),
         (["score", "{}/list.jsonl"], "'pred_text'"),
         (["transcribe", "{}/texts.txt", "--model", "{}/speech"], "texts.txt"),

@@ -123,7 +123,7 @@ def _settings(method: Any) -> dict[str, Any]:
 # --- one run
 
 
-def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: int) -> dict[str, Any]:
+def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: int | None) -> dict[str, Any]:
     """Quantize and measure; return the row of the result, which holds no times, the texts, and the times.
 
     Parameters
@@ -136,10 +136,11 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
         Of the cell; finished blocks of a killed run are taken up from a folder of this name.
     folder : Path
         Of the study.
-    threads : int
-        Of the processor.
+    threads : int, optional
+        Of the processor; None leaves them to the process.
     """
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     started = perf_counter()
     check_memory(cell.model)
     model = load_model(cell.model)
@@ -170,5 +171,6 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
         )
         row["tests"][name] = score_hypotheses(hypotheses, study.language or None).record()
         texts[name] = [each.row() for each in hypotheses]
-    times = {"quantize": quantized - started, "recognize": perf_counter() - quantized, "threads": threads}
+    times = {"quantize": quantized - started, "recognize": perf_counter() - quantized}
+    times["threads"] = torch.get_num_threads()
     return {"row": row, "texts": texts, "times": times}

@@ -17,6 +17,7 @@ from pathlib import Path
 from qlib.benchmark.cells import FLOAT
 from qlib.benchmark.charts import intervals, scatter
 from qlib.benchmark.results import Clip, Record, changed_clips, read_results
+from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
 
 MOST_SOUND = 6_000_000  # bytes of audio files in a page
@@ -44,7 +45,7 @@ def write_report(study: Path, output: Path | None = None) -> tuple[Path, Path]:
     """
     records = read_results(study)
     output = output or study
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     found = (output / "report.html", output / "report.md")
     for path, text in zip(found, (html(study, records), markdown(records)), strict=True):
         with atomic_file(path) as fresh:

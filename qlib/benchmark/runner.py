@@ -29,8 +29,8 @@ from qlib.benchmark.cells import Cell, Data, Row, cells_of, key_of, run
 from qlib.benchmark.config import Study
 from qlib.benchmark.memory import hash_of
 from qlib.errors import DataError, QlibError, require_extra, whole_number
+from qlib.models.disk.folders import make_folder, working_folder
 from qlib.models.disk.hashes import SEAL, digest_of, sealed
-from qlib.models.disk.lock import BusyError, locked
 from qlib.models.files import atomic_file, parse_json, write_json
 from qlib.models.progress import progress_bar
 
@@ -68,7 +68,7 @@ def run_study(
     folder : str or Path
         Of the results; created.
     workers : int
-        Processes on this machine; 1 computes in this one. The threads are shared out among them.
+        Processes on this machine, which share its threads out; 1 computes in this one, with its threads.
     scheduler : str, optional
         Address of a Dask scheduler, ``tcp://host:8786``: its workers compute, and must see the same files.
     progress : bool
@@ -87,14 +87,15 @@ def run_study(
     cells = cells_of(study)
     keys = {cell: key_of(cell, study, data, hashes[cell.model]) for cell in cells}
     place = Path(folder)
-    (place / "cells").mkdir(parents=True, exist_ok=True)
-    with _alone(place):
+    busy = DataError(f"Another run is at work in {place}. Wait until it ends, or choose another folder.")
+    with working_folder(place, busy):
+        make_folder(place / "cells")
         rows = {cell: _read(place, keys[cell]) for cell in cells}  # 2
         missing = [cell for cell in cells if rows[cell] is None]
         failed: dict[Cell, str] = {}
         bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
         with bar, _executor(workers, scheduler) as pool:
-            threads = max(1, (os.cpu_count() or 1) // workers)
+            threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
             tasks = {cell: (run, cell, study, data, keys[cell], place.resolve(), threads) for cell in missing}
             for cell, found in _results(pool, tasks):  # 3
                 if isinstance(found, str):
@@ -185,21 +186,6 @@ def _outcome(future: Future[Any]) -> dict[str, Any] | str:
 
 
 # --- what is kept
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    lock = locked(place / "study", wait=False)
-    try:
-        lock.__enter__()
-    except BusyError as error:
-        raise DataError(
-            f"Another run is at work in {place}. Wait until it ends, or choose another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _write(place: Path, key: str, found: dict[str, Any]) -> Row:

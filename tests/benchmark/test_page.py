@@ -15,7 +15,7 @@ import soundfile
 from qlib.__main__ import main
 from qlib.benchmark.page import marked, write_report
 from qlib.benchmark.results import changed_clips, pareto, read_results
-from qlib.errors import DataError
+from qlib.errors import DataError, FileError
 from qlib.models.disk.hashes import sealed
 
 SAID = ["the cat sat", "on <the> mat", "and then"]
@@ -139,6 +139,12 @@ def test_the_front_by_brute_force() -> None:
     points = [(3.0, 1.0), (1.0, 5.0), (2.0, 2.0), (2.0, 3.0), (4.0, 1.0)]
     better = [all(not (x <= a and y <= b and (x, y) != (a, b)) for x, y in points) for a, b in points]
     assert sorted(pareto(points)) == [i for i, best in enumerate(better) if best]
+
+
+def test_a_folder_that_cannot_be_made(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="a part of the path is a file"):
+        write_report(study, tmp_path / "file" / "report")
 
 
 def test_without_results(tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from speech_fixtures import utterances
 
 import qlib
 from qlib.benchmark import cells, memory, runner
 from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.runner import read_cell, run_study
-from qlib.errors import DataError, QuantError
+from qlib.errors import DataError, FileError, QuantError
+from qlib.models.disk.folders import working_folder
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
 
 
@@ -54,8 +56,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
+    threads = torch.get_num_threads()
     outcome = run_study(study(place), folder, progress=False)
     assert (outcome.known, outcome.computed, outcome.failed) == (0, 10, ())
+    assert torch.get_num_threads() == threads
     return folder
 
 
@@ -266,9 +270,14 @@ def test_a_model_too_large_for_memory(place: Path, tmp_path: Path, monkeypatch: 
     assert count == sum(each.numel() for each in qlib.load_model(str(place / "whisper")).parameters())
 
 
+def test_a_folder_that_cannot_be_made_is_one_error(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="a part of the path is a file"):
+        run_study(study(place), tmp_path / "file" / "study", progress=False)
+
+
 def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "cells").mkdir()
-    with runner._alone(tmp_path), pytest.raises(DataError, match="Another run is at work"):
+    with working_folder(tmp_path, DataError("")), pytest.raises(DataError, match="Another run is at work"):
         run_study(study(place), tmp_path, progress=False)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from qlib.errors import QlibError
 from qlib.models.disk.disk_errors import disk_errors
-from qlib.models.disk.lock import locked
+from qlib.models.disk.lock import BusyError, locked
 from qlib.models.disk.replace_folder import Owned, check_replaceable, install, recover
-from qlib.models.disk.work_place import clean, subfolder, work_place
+from qlib.models.disk.work_place import clean, subfolder, sweep, work_place
 
 
 @contextmanager
@@ -59,3 +60,31 @@ def mend(folder: Path, ours: Owned, *, wait: bool = True) -> None:
         with disk_errors("write", folder), locked(target, wait=wait, holder=f"another writer of {target}"):
             clean(target)
             recover(target, ours)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; one that is there stays. Raises FileError where that cannot be."""
+    with disk_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def working_folder(folder: Path, busy: QlibError) -> Iterator[None]:
+    """Create a folder for a long run, keep other runs out of it, and remove what killed ones left.
+
+    Raises
+    ------
+    QlibError
+        `busy`, at once, where another run is at work there.
+    FileError
+        The folder may not be written.
+    """
+    make_folder(folder)
+    with ExitStack() as held:
+        try:
+            with disk_errors("write", folder):
+                held.enter_context(locked(folder / "run", wait=False))
+        except BusyError as error:
+            raise busy from error
+        sweep(folder)
+        yield
