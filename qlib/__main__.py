@@ -34,7 +34,7 @@ from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import run_study
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
-from qlib.errors import DataError, QlibError
+from qlib.errors import DataError, QlibError, repeated
 from qlib.models.__main__ import table as registered
 from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
@@ -107,9 +107,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score models on recordings; keep results and hypotheses where asked."""
     if options.log_samples and options.output_path is None:
         raise DataError("--log-samples writes hypotheses into the folder --output-path. Name one.")
-    files = [file_name(name) for name in options.model]
-    if options.log_samples and len(set(files)) < len(files):
-        twice = next(name for name in files if files.count(name) > 1)
+    if options.log_samples and (twice := repeated(map(file_name, options.model))):
         raise DataError(f"--log-samples would write two models to {twice}. Give their folders other names.")
     data, rows = data_of(options), list[str]()
     for name in options.model:
@@ -222,6 +220,10 @@ def study_of(options: argparse.Namespace) -> Study:
         return read_study(options.study)
     if not options.model or not options.data:
         raise DataError("benchmark: name a study file, or --model and --data.")
+    if twice := repeated(map(data_name, options.data)):
+        raise DataError(
+            f"--data has two test sets that are called {twice}. Name them in a study file: [data] NAME = ..."
+        )
     return Study(
         models=tuple(options.model),
         data={data_name(path): path for path in options.data},

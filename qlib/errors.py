@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from numbers import Real
 from types import ModuleType
@@ -115,6 +115,27 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(str(word), list(known), 1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stood before already, or None.
+
+    >>> repeated(["a", "b", "a"]), repeated("abc")
+    ('a', None)
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def check_one_of(value: Any, name: str, known: Sequence[str], error: type[QlibError]) -> None:
+    """Raise the error of a word that is none of those known; it lists them and names the nearest."""
+    if not isinstance(value, str) or value not in known:
+        near = did_you_mean(str(value), known)
+        raise error(f"{name}={value!r} is unknown. Use {', '.join(map(repr, known))}.{near}")
 
 
 def as_whole(value: Any) -> int | None:

@@ -200,6 +200,18 @@ def test_ls(place: Path, capsys: Capture) -> None:
             ],
             "a part of the path is a file",
         ),
+        (
+            [
+                "benchmark",
+                "--output",
+                "{}/o",
+                "--model",
+                "{}/speech",
+                "--data",
+                *("{}/list.jsonl", "x/list.jsonl"),
+            ],
+            "two test sets",
+        ),
         (["compare", "{}/speech", "{}/speech"], "--data"),
         (["score", "{}/list.jsonl"], "'pred_text'"),
         (["transcribe", "{}/texts.txt", "--model", "{}/speech"], "texts.txt"),

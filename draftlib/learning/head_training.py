@@ -26,7 +26,7 @@ from draftlib.learning.online import OnlineAdapter
 from draftlib.learning.schedules import interleaved, joint
 from draftlib.round import Round
 from draftlib.state import State
-from qlib.errors import DraftError, whole_number
+from qlib.errors import DraftError, check_one_of, whole_number
 
 if TYPE_CHECKING:
     from draftlib.decoder import SpeculativeDecoder
@@ -86,8 +86,7 @@ class HeadTraining(Adapter):
         batch: int = 8,
         seed: int = 0,
     ):
-        if schedule not in get_args(Schedule):
-            raise DraftError(f"HeadTraining: schedule={schedule!r} is unknown. Use 'joint' or 'interleaved'.")
+        check_one_of(schedule, "HeadTraining: schedule", get_args(Schedule), DraftError)
         if adapter.update_every is not None:
             raise DraftError(
                 f"HeadTraining says when the drafter learns, and its adapter does so every "

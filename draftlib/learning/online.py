@@ -40,7 +40,7 @@ from draftlib.learning.lora import add_lora, folded_copy
 from draftlib.learning.train import Loss, Teacher, Weight, train_step
 from draftlib.round import Round
 from draftlib.state import State
-from qlib.errors import DraftError, describe, did_you_mean, real_number, true_or_false, whole_number
+from qlib.errors import DraftError, check_one_of, describe, real_number, true_or_false, whole_number
 from qlib.models.text import TextModel
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class OnlineAdapter(Adapter):
             remedy = "None trains all weights."
             lora_rank = whole_number(lora_rank, "lora_rank", DraftError, 1, remedy=remedy)
         self.lora_rank = lora_rank
-        if loss not in get_args(Loss):
-            known = ", ".join(map(repr, get_args(Loss)))
-            raise DraftError(f"loss={loss!r} is unknown: {known}.{did_you_mean(str(loss), get_args(Loss))}")
+        check_one_of(loss, "loss", get_args(Loss), DraftError)
         self.loss: Loss = loss
         self.share = _positive(
             share, "share", "With no time nothing is learned: set `frozen`, or leave the adapter out."

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
-from qlib.errors import QuantError, did_you_mean
 from qlib.models.speech import SpeechModel
 from qlib.models.structure import Model
 
@@ -20,17 +19,6 @@ COMPONENTS = (  # what belongs to each by its path; the first that fits counts
     ("decoder feed-forward", (".fc1", ".fc2", ".mlp.")),
 )
 HEAD = "head and embedding"
-
-
-def check_parts(parts: object) -> Parts:
-    """Refuse a word that names no kind of parts."""
-    for known in get_args(Parts):
-        if parts == known:
-            return known  # type: ignore[no-any-return]
-    raise QuantError(
-        f"parts={parts!r} is unknown. Use {', '.join(map(repr, get_args(Parts)))}."
-        f"{did_you_mean(str(parts), get_args(Parts))}"
-    )
 
 
 def parts_of(model: Model, layers: Iterable[str], parts: Parts) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from qlib.analysis.heat_map import draw, shaded
 from qlib.analysis.losses import fisher_losses, kl_losses, output_losses, round_layers, wer_losses
-from qlib.analysis.parts import HEAD, Parts, check_parts, head_of, parts_of
+from qlib.analysis.parts import HEAD, Parts, head_of, parts_of
 from qlib.analysis.passes import batches_of
 from qlib.arguments import as_calibration, as_model
 from qlib.asr.datasets import require_text
@@ -27,8 +27,8 @@ from qlib.errors import (
     DataError,
     ModelError,
     QuantError,
+    check_one_of,
     describe,
-    did_you_mean,
     true_or_false,
     whole_number,
 )
@@ -165,7 +165,8 @@ def sensitivity(
     started = time.perf_counter()
     model = as_model(model, "sensitivity")
     chosen = _grids(grids)
-    parts, measure = check_parts(parts), _measure(measure)
+    check_one_of(parts, "parts", get_args(Parts), QuantError)
+    check_one_of(measure, "measure", get_args(Measure), QuantError)
     listed, seed = _data(data, model, measure), whole_number(seed, "seed", QuantError, 0)
     if not isinstance(method, WeightMethod):
         raise QuantError(
@@ -206,16 +207,6 @@ def _grids(grids: object) -> list[Grid]:
     for grid in listed:
         check_grid(grid)
     return list(dict.fromkeys(listed))
-
-
-def _measure(measure: object) -> Measure:
-    for known in get_args(Measure):
-        if measure == known:
-            return known  # type: ignore[no-any-return]
-    raise QuantError(
-        f"measure={measure!r} is unknown. Use {', '.join(map(repr, get_args(Measure)))}."
-        f"{did_you_mean(str(measure), get_args(Measure))}"
-    )
 
 
 def _data(data: object, model: Model, measure: Measure) -> Sequence[Any]:

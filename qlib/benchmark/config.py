@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from qlib.command_line import CALIBRATION, methods
-from qlib.errors import DataError, describe, did_you_mean, whole_number
+from qlib.errors import DataError, describe, did_you_mean, repeated, whole_number
 from qlib.scheme import parse_scheme
 
 
@@ -76,6 +76,15 @@ class Study:
             raise DataError(f'study: data is {describe(self.data)}. Name test sets: [data] name = "path".')
         if not self.models:
             raise DataError('study: no models. Name one or more: models = ["whisper-tiny.en"].')
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuse models that one could not tell apart, unknown schemes and unknown methods."""
+        if clash := repeated(Path(name).name for name in self.models):
+            raise DataError(
+                f"study: two models are called {clash}, and their results could not be told apart. Give "
+                "their folders other names."
+            )
         for text in self.schemes:
             parse_scheme(text)
         for chain in self.methods:
@@ -112,11 +121,11 @@ def read_study(path: Path) -> Study:
     if missing := [name for name in ("models", "data") if name not in values]:
         raise DataError(f"{path}: {missing[0]} is missing.")
     study = Study(**values)
-    data = {name: _beside(path, place) for name, place in study.data.items()}
-    models = tuple(_beside(path, name) if _is_path(name) else name for name in study.models)
-    calib = _beside(path, study.calib) if study.calib else ""
-    return Study(
-        **{**{name: getattr(study, name) for name in known}, "data": data, "models": models, "calib": calib}
+    return replace(
+        study,
+        models=tuple(_beside(path, name) if _is_path(name) else name for name in study.models),
+        data={name: _beside(path, place) for name, place in study.data.items()},
+        calib=_beside(path, study.calib) if study.calib else "",
     )
 
 
@@ -124,7 +133,7 @@ def _names(value: Any, name: str) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(each, str) and each for each in names):
         raise DataError(f"study: {name} is {describe(value)}. Pass a list of names.")
-    if len(set(names)) < len(names):
+    if repeated(names):
         raise DataError(f"study: {name} names something twice: {', '.join(names)}.")
     return tuple(names)
 

@@ -104,8 +104,8 @@ def read_results(folder: Path) -> list[Record]:
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [parse_json(line.encode(), path) for line in lines]
     rows = [row for row in rows if "error" not in row]
-    floats = {Path(row["model"]).name: row for row in rows if row["method"] == FLOAT}
-    found = [record for row in rows for record in _records(row, floats.get(Path(row["model"]).name))]
+    floats = {row["model"]: row for row in rows if row["method"] == FLOAT}
+    found = [record for row in rows for record in _records(row, floats.get(row["model"]))]
     if not found:
         raise DataError(f"{path} holds no finished cell. See its errors, and run the study again.")
     return found

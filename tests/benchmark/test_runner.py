@@ -286,6 +286,7 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
     [
         ({"models": ()}, "no models"),
         ({"models": ("a", "a")}, "twice"),
+        ({"models": ("one/whisper", "other/whisper")}, "two models are called whisper"),
         ({"models": 7}, "models is the int 7"),
         ({"data": {}}, "Name test sets"),
         ({"schemes": ("4bit",)}, "is no scheme"),
