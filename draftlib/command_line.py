@@ -77,10 +77,12 @@ def _length(options: argparse.Namespace) -> Length | None:
 
 def _sources(options: argparse.Namespace) -> tuple[Source, ...] | None:
     """Return who guesses; None leaves it to the decoder."""
-    names = options.source
-    if names is not None and "none" in names and len(names) > 1:
-        raise DraftError(f"--source none stands beside {', '.join(set(names) - {'none'})}. Leave one out.")
-    return None if names is None else as_sources([name for name in names if name != "none"])
+    if options.source is None:
+        return None
+    names = [name for name in options.source if name != "none"]
+    if names and len(names) < len(options.source):
+        raise DraftError(f"--source none stands beside {', '.join(names)}. Leave one out.")
+    return as_sources(names)
 
 
 def _learns(options: argparse.Namespace) -> bool:

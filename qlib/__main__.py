@@ -34,7 +34,8 @@ from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import run_study
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
-from qlib.errors import DataError, QlibError, repeated
+from qlib.errors import DataError, repeated
+from qlib.models.__main__ import exit_code
 from qlib.models.__main__ import table as registered
 from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
@@ -49,15 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(with_dashes(arguments))
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
-    try:
-        COMMANDS[options.command](options)
-    except QlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-done was left behind", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: COMMANDS[options.command](options))
 
 
 def quantize(options: argparse.Namespace) -> None:

@@ -132,9 +132,8 @@ def _write(
     for name, layer in layers.items():
         stored, entries[name] = pack_layer(name, layer)
         tensors |= stored
-    state = model.state_dict()
-    computed = [name for name, value in model.computed().items() if _is(state[name], value)]
-    for name, value in state.items():
+    computed = list(model.recomputed())
+    for name, value in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and name not in (*model.tied, *computed):
             tensors[name] = to_16_bits(value.detach().cpu()).contiguous()
     save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -154,11 +153,6 @@ def _write(
         "computed": computed,
     }
     (fresh / MANIFEST).write_text(json.dumps(sealed(manifest), indent=1))
-
-
-def _is(tensor: Tensor, value: Tensor) -> bool:
-    """Return whether a parameter has this value, in its own dtype."""
-    return torch.equal(tensor.cpu(), value.to(tensor.dtype))
 
 
 def _quantized_layers(model: nn.Module) -> dict[str, FakeQuantWeight]:

@@ -77,12 +77,14 @@ class Request:
 
     def batches(self) -> list[Any]:
         """Return the calibration data as the model's stages read it; none where nothing looks at inputs."""
-        if not self.looks_at_inputs:
-            return []
-        data = self.data or []
-        if isinstance(self.model, TextModel):
-            return list(text_batches(self.model, [each for each in data if isinstance(each, str)]))
-        return list(speech_batches(self.model, [each for each in data if isinstance(each, Utterance)]))
+        return batches_of(self.model, self.data or []) if self.looks_at_inputs else []
+
+
+def batches_of(model: Model, data: Sequence[Utterance] | Sequence[str]) -> list[Any]:
+    """Return recordings with their transcripts, or texts, as the model's stages read them, one a batch."""
+    if isinstance(model, TextModel):
+        return list(text_batches(model, [each for each in data if isinstance(each, str)]))
+    return list(speech_batches(model, [each for each in data if isinstance(each, Utterance)]))
 
 
 def check_request(

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import command_line, names, parse, recordings
+from common import command_line, names, parse, recognizer_options, recordings
 from wer_table import recipes
 
 import qlib
@@ -106,15 +106,12 @@ def table(records: Sequence[Record]) -> str:
 def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--model", default="whisper-tiny.en")
-    parser.add_argument("--test", type=Path, nargs="+", required=True)
-    parser.add_argument("--calib", type=Path, nargs="+", required=True)
+    recognizer_options(parser)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--clips", type=int, default=32, help="recordings in a draw (%(default)s)")
     parser.add_argument("--only", type=names, default=["awq", "gptq"], help="methods (awq,gptq)")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out") / "calibration_draws")
     return parse(parser)
 

@@ -25,6 +25,14 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
+def recognizer_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model that is measured, recordings that test and calibrate it, and where it computes."""
+    parser.add_argument("--model", default="whisper-tiny.en")
+    parser.add_argument("--test", type=Path, nargs="+", required=True)
+    parser.add_argument("--calib", type=Path, nargs="+", required=True)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
+
+
 def names(text: str) -> list[str]:
     """Return the names in a list with commas, as `--only awq,gptq` has it."""
     return text.split(",")

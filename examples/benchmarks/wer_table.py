@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import command_line, names, parse, recordings
+from common import command_line, names, parse, recognizer_options, recordings
 
 import qlib
 from qlib.asr.datasets import require_text
@@ -202,14 +202,11 @@ def table(cells: dict[str, Any], source: str) -> str:
 def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--model", default="whisper-tiny.en")
-    parser.add_argument("--test", type=Path, nargs="+", required=True)
-    parser.add_argument("--calib", type=Path, nargs="+", required=True)
+    recognizer_options(parser)
     parser.add_argument("--every", type=int, default=1, help="take one calibration clip in so many")
     parser.add_argument("--only", type=names, default=list(recipes(4, 64)))
     parser.add_argument("--configs", type=names, default=list(CONFIGS))
     parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out") / "wer_table")
     return parse(parser)
 

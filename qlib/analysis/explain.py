@@ -22,7 +22,6 @@ from qlib.analysis.hybrids import Pair, components, pair, units, with_float_weig
 from qlib.analysis.made_up import MadeUp, made_up
 from qlib.analysis.parts import HEAD, first_block
 from qlib.analysis.passes import (
-    batches_of,
     entered,
     first_visit,
     last_hidden,
@@ -40,6 +39,7 @@ from qlib.errors import QuantError, true_or_false
 from qlib.models.progress import progress_bar
 from qlib.models.structure import Model
 from qlib.pipeline import Result
+from qlib.request import batches_of
 
 UTTERANCES = 8  # that the divergence is measured on, spread over the list
 STEPS = 3  # layers that are put back

@@ -59,9 +59,9 @@ def drawn_gradients(
     for batch in batches:
         with torch.enable_grad():
             logits = work.finish(next(last_hidden(first_visit(work, [batch])))).float()
-        law = logits.detach().softmax(-1).cpu()
+        probabilities = logits.detach().softmax(-1).cpu()
         for draw in range(DRAWS):
-            tokens = torch.multinomial(law, 1, generator=generator)[:, 0].to(logits.device)
+            tokens = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
             with torch.enable_grad():
                 loss = cross_entropy(logits, tokens, reduction="sum")
             found = torch.autograd.grad(

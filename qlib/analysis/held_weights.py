@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import nn
 
 from qlib.activation import FixedRange, PerTensor, PerToken
@@ -175,19 +174,14 @@ def size_of(model: Model) -> Size:
     bits = sum(weight.bits(grid) for weight, grid in quantized.values())
     held = {name for name, module in model.named_modules() if quantized_of(module) is not None}
     state = model.state_dict()
-    computed = {
-        name for name, value in model.computed().items() if torch.equal(state[name], value.to(state[name]))
-    }
     floats = [state[f"{name}.bias"] for name in quantized if f"{name}.bias" in state]
     for name, value in state.items():
         if name not in model.tied and name.rpartition(".")[0] not in held:
             floats.append(value)
-    formula = sum(
-        to_16_bits(state[name].detach()).nbytes for name in computed
-    )  # not stored: see checkpoint.py
+    recomputed = sum(to_16_bits(state[name].detach()).nbytes for name in model.recomputed())  # not stored
     return Size(
         parameters=weights + sum(each.numel() for each in floats),
-        file_bytes=bits // 8 + sum(to_16_bits(each.detach()).nbytes for each in floats) - formula,
+        file_bytes=bits // 8 + sum(to_16_bits(each.detach()).nbytes for each in floats) - recomputed,
         quantized_weights=weights,
         quantized_bits=bits,
     )

@@ -20,19 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlib.asr.calibration import speech_batches
-from qlib.asr.utterance import Utterance
 from qlib.calibrate import Visit
 from qlib.models.structure import Model
-from qlib.models.text import TextModel
-from qlib.text import text_batches
-
-
-def batches_of(model: Model, data: Sequence[Any]) -> list[Any]:
-    """Return recordings with their transcripts, or texts, as the model's stages read them, one a batch."""
-    if isinstance(model, TextModel):
-        return list(text_batches(model, [each for each in data if isinstance(each, str)]))
-    return list(speech_batches(model, [each for each in data if isinstance(each, Utterance)]))
 
 
 def shared_copy(model: Model) -> Model:

@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 from qlib.analysis.heat_map import draw, shaded
 from qlib.analysis.losses import fisher_losses, kl_losses, output_losses, round_layers, wer_losses
 from qlib.analysis.parts import HEAD, Parts, head_of, parts_of
-from qlib.analysis.passes import batches_of
 from qlib.arguments import as_calibration, as_model
 from qlib.asr.datasets import require_text
 from qlib.asr.utterance import Utterance
@@ -39,6 +38,7 @@ from qlib.models.progress import progress_bar
 from qlib.models.structure import Model
 from qlib.models.table import align
 from qlib.models.text import TextModel
+from qlib.request import batches_of
 from qlib.selection import check_layers, choose_layers
 
 Measure = Literal["kl", "output", "wer", "fisher"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qlib.errors import QlibError
 from qlib.models.hub import registry
@@ -14,16 +14,13 @@ from qlib.models.table import align
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
+    return exit_code(lambda: _run(options))
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Run a command; return 0, 1 after an error in one line on stderr, or 130 after Ctrl-C."""
     try:
-        if options.command == "list":
-            print(table())
-        elif options.command == "path":
-            print(registry.path(options.name))
-        else:
-            for name in options.names:
-                registry.entry(name)  # a misspelt second name is an error before the first download
-            for name in options.names:
-                print(registry.fetch(name, progress=not options.quiet))
+        run()
     except QlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -31,6 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; nothing half-done was left behind", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "list":
+        print(table())
+    elif options.command == "path":
+        print(registry.path(options.name))
+    else:
+        for name in options.names:
+            registry.entry(name)  # a misspelt second name is an error before the first download
+        for name in options.names:
+            print(registry.fetch(name, progress=not options.quiet))
 
 
 def table() -> str:

@@ -200,6 +200,15 @@ class Model(nn.Module):
         """
         return {}
 
+    def recomputed(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are, in their own dtype, just as `computed` gives them."""
+        state = self.state_dict()
+        return tuple(
+            name
+            for name, value in self.computed().items()
+            if torch.equal(state[name].cpu(), value.to(state[name].dtype))
+        )
+
     def save_description(self, folder: Path) -> None:
         """Write all of a checkpoint but the weights: configurations and tokenizer."""
         raise NotImplementedError

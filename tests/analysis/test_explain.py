@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from foreign_table import Table
 from speech_fixtures import utterances
-from torch import Tensor, nn
+from torch import nn
 
 import qlib
 from qlib.activation import FixedRange
@@ -19,11 +19,12 @@ from qlib.analysis.explanation import Effect, Restored, main_cause
 from qlib.analysis.hybrids import components, pair, units, with_float_weights, without_input_rounding
 from qlib.analysis.made_up import made_up
 from qlib.analysis.parts import HEAD, head_of, tied_head
-from qlib.analysis.passes import batches_of, first_visit, last_hidden, mean_kl, replaced, shared_copy
+from qlib.analysis.passes import first_visit, last_hidden, mean_kl, replaced, shared_copy
 from qlib.asr.wer import score
 from qlib.methods.rtn import rtn
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_moonshine, tiny_whisper
+from qlib.request import batches_of
 
 FINE, COARSE = qlib.Grid(8, 8), qlib.Grid(2)
 
@@ -31,18 +32,6 @@ FINE, COARSE = qlib.Grid(8, 8), qlib.Grid(2)
 @pytest.fixture
 def clips(tmp_path: Path) -> list[qlib.Utterance]:
     return utterances(tmp_path, (0.3, 0.4, 0.3, 0.3))[:2]
-
-
-class Table(nn.Module):
-    """An embedding with a quantized weight, of a class that nobody knows."""
-
-    def __init__(self, weight: Tensor, grid: qlib.Grid) -> None:
-        super().__init__()
-        self.quantized = rtn(weight, grid)
-        self.weight = self.quantized.decode()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
 
 
 def with_coarse_embedding(model: Model, grid: qlib.Grid) -> Model:

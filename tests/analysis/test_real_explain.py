@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch.nn.functional as F
-from torch import Tensor, nn
+from foreign_table import Table
+from torch import nn
 
 import qlib
 from qlib.activation import FixedRange
@@ -36,18 +36,6 @@ def clips(speech_folder: Path) -> list[qlib.Utterance]:
 @pytest.fixture(scope="module")
 def speech_folder() -> Path:
     return Path(__file__).parents[2] / "examples" / "data" / "speech"
-
-
-class Table(nn.Module):
-    """An embedding with a quantized weight."""
-
-    def __init__(self, weight: Tensor, grid: qlib.Grid) -> None:
-        super().__init__()
-        self.quantized = rtn(weight, grid)
-        self.weight = self.quantized.decode()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from qlib.analysis import fisher
 from qlib.analysis.fisher import drawn_gradients, second_order_kl
 from qlib.analysis.heat_map import draw, shaded
 from qlib.analysis.parts import HEAD, group_name, head_of, parts_of
-from qlib.analysis.passes import batches_of, first_visit, kl_divergence, last_hidden, mean_kl, replaced
+from qlib.analysis.passes import first_visit, kl_divergence, last_hidden, mean_kl, replaced
 from qlib.methods.rtn import rtn
 from qlib.models.structure import Model
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_moonshine, tiny_whisper
+from qlib.request import batches_of
 
 GRIDS = [qlib.Grid(3, 8), qlib.Grid(2, 8)]
 TEXTS = ["the cat sat", "a heath, at the heart"]
