@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from qlib.activation_state import exceeded, reset_counts
-from qlib.analysis.explanation import Effect, Explanation, Restored, main_cause
-from qlib.analysis.hybrids import Pair, components, pair, units, with_float_weights, without_input_rounding
+from qlib.analysis.explanation import MOST, Effect, Explanation, Restored, main_cause
+from qlib.analysis.hybrids import (
+    Pair,
+    components,
+    pair,
+    units,
+    with_float_weights,
+    with_wide_range,
+    without_input_rounding,
+)
 from qlib.analysis.made_up import MadeUp, made_up
 from qlib.analysis.parts import HEAD, first_block
 from qlib.analysis.passes import (
@@ -43,6 +51,7 @@ from qlib.request import batches_of
 
 UTTERANCES = 8  # that the divergence is measured on, spread over the list
 STEPS = 3  # layers that are put back
+CLAMPED = 0.001  # share of an input's values outside of its range from which on the range is too narrow
 SHORTLIST = 6  # layers that are tried in the second step and the third: those that helped most in the first
 
 
@@ -97,7 +106,8 @@ def explain(
     weights = split[0].kl if split else kl
     rounding = split[1].kl if len(split) > 1 else max(kl - weights, 0.0)
     alone = [each for each in found if each.part in parts]
-    cause = main_cause(before, after, kl, alone, (weights, rounding), restored[0], invented, clamped)
+    narrow = probe.too_narrow(restored[0].layers[0], dict(clamped), kl)
+    cause = main_cause(before, after, kl, alone, (weights, rounding), restored[0], invented, narrow)
     effects = (*found, *split)
     return Explanation(cause, before, after, kl, effects, restored, invented, clamped, len(chosen))
 
@@ -209,3 +219,20 @@ class _Probe:
         for _ in last_hidden(first_visit(work, self.batches)):
             pass
         return tuple(exceeded(work).items())
+
+    def too_narrow(self, first: str, shares: Mapping[str, float], kl: float) -> list[tuple[str, float]]:
+        """Return the layer whose static range cuts off too much, with the share of its values, or nothing.
+
+        `first`, the layer that helps most in float, counts before others. A few values far outside may matter
+        more than many near by: a range that cuts off less than `CLAMPED` is too narrow all the same where the
+        layer, rounded as finely but as widely as its inputs are, takes half of the divergence away.
+        """
+        name = first if first in shares else next(iter(shares), "")
+        if not name:
+            return []
+        narrow = shares[name] >= CLAMPED
+        if not narrow and name == first:
+            work = shared_copy(self.pair.quantized)
+            with replaced(work, with_wide_range(self.pair, name)):
+                narrow = self.divergence(work) <= (1 - MOST) * kl
+        return [(name, shares[name])] if narrow else []

@@ -11,7 +11,6 @@ from qlib.asr.wer import WerResult
 from qlib.models.table import align
 
 MOST = 0.5  # share from which on one thing counts as the cause of a whole
-CLAMPED = 0.001  # share of an input's values outside of its range from which on the range is too narrow
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ class Explanation:
             for each in self.made_up
         ]
         lines += [
-            f"{name}: {share:.1%} of its inputs lie outside of its range" for name, share in self.clamped[:3]
+            f"{name}: {percent(share)} of its inputs lie outside of its range"
+            for name, share in self.clamped[:3]
         ]
         return "\n" + "\n".join(lines) if lines else ""
 
@@ -105,7 +105,7 @@ def main_cause(
     split: tuple[float, float],
     first: Restored,
     made_up: Sequence[MadeUp],
-    clamped: Sequence[tuple[str, float]],
+    narrow: Sequence[tuple[str, float]],
 ) -> str:
     """Return the main cause in one sentence.
 
@@ -123,14 +123,14 @@ def main_cause(
         The layer that helps most in float.
     made_up : sequence of MadeUp
         Clips with loops or invented text that the float model does not have.
-    clamped : sequence of (str, float)
-        Layers whose static input range was exceeded, and by which share of the values.
+    narrow : sequence of (str, float)
+        Layers whose static input range is too narrow, and the share of the values that it cuts off.
     """
     worst = max(parts, key=lambda each: each.kl)
     share = 1 - first.kl / kl if kl > 0 else 0.0
     sentence = f"Main cause: the weights of the {worst.part}"
     if split[1] > split[0]:
-        sentence = f"Main cause: {_inputs(first, clamped)}"
+        sentence = f"Main cause: {_inputs(narrow)}"
     if share >= MOST:
         sentence += f"; {_named(first)} put back into float takes {share:.0%} of the divergence away"
     else:
@@ -147,10 +147,18 @@ def main_cause(
     return f"{sentence}."
 
 
-def _inputs(first: Restored, clamped: Sequence[tuple[str, float]]) -> str:
-    """Say what is wrong with the rounding of inputs; the layer that helps most is named first."""
-    shares = dict(clamped)
-    name = first.layers[0] if first.layers[0] in shares else next(iter(shares), "")
-    if not name or shares[name] < CLAMPED:
+def _inputs(narrow: Sequence[tuple[str, float]]) -> str:
+    """Say what is wrong with the rounding of inputs."""
+    if not narrow:
         return "the rounding of inputs"
-    return f"static input ranges that are too narrow: {name} cuts off {shares[name]:.1%} of its values"
+    name, share = narrow[0]
+    return f"static input ranges that are too narrow: {name} cuts off {percent(share)} of its values"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage of two digits, however small it is.
+
+    >>> percent(0.563), percent(0.00002)
+    ('56%', '0.002%')
+    """
+    return f"{100 * share:.2g}%"

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qlib.activation import Activation, FixedRange, PerTensor
 from qlib.analysis.parts import HEAD, component_of, tied_head
 from qlib.analysis.passes import shared_copy
 from qlib.errors import ModelError, QuantError, list_names
+from qlib.kept_columns import KeepColumns
 from qlib.models.structure import Model
 from qlib.quantized_weight import QuantizedWeight
 
@@ -175,3 +177,19 @@ def with_float_weights(pair: Pair) -> Mapping[str, nn.Module]:
             module.weight = pair.float.get_parameter(f"{name}.weight").detach()
             found[name] = module
     return found
+
+
+def with_wide_range(pair: Pair, name: str) -> dict[str, nn.Module]:
+    """Return a layer of the quantized model with an input range as wide as each input, of as many bits."""
+    module = shared_copy(pair.quantized).get_submodule(name)
+    wide = _widened(module.activation)
+    del module.activation  # a module: nothing else could be put in its place
+    setattr(module, "activation", wide)  # noqa: B010  (as above)
+    return {name: module}
+
+
+def _widened(activation: object) -> Activation:
+    if isinstance(activation, KeepColumns):
+        return KeepColumns(_widened(activation.inner), activation.columns)
+    assert isinstance(activation, FixedRange)
+    return PerTensor(activation.spec.bits, activation.spec.symmetric, dynamic=True)

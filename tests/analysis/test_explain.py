@@ -15,6 +15,7 @@ from torch import nn
 
 import qlib
 from qlib.activation import FixedRange
+from qlib.analysis.explain import _Probe
 from qlib.analysis.explanation import Effect, Restored, main_cause
 from qlib.analysis.hybrids import components, pair, units, with_float_weights, without_input_rounding
 from qlib.analysis.made_up import made_up
@@ -117,6 +118,29 @@ def test_a_looping_clip_is_named() -> None:
     cause = main_cause(before, after, 0.6, parts, (0.6, 0.0), first, made_up(after), [])
     assert "weights of the decoder self-attention; no single layer" in cause
     assert "it shows as a loop ('on and' 9 times) in clip one" in cause
+
+
+@pytest.mark.parametrize("method", [qlib.RTN(), qlib.QUIK(columns=2)], ids=lambda method: method.name)
+def test_few_values_outside_of_a_range_may_be_the_cause(method: Any, clips: list[qlib.Utterance]) -> None:
+    """They are, where a wider range of as many bits takes the divergence away, and not where bits are few."""
+    model, layer = tiny_whisper(frames=100), "model.decoder.layers.1.fc1"
+    for bits, factor, narrow in ((8, 20, True), (2, 1.02, False)):
+        result = qlib.quantize(
+            model, [method], weight=FINE, activation=qlib.PerTensor(bits), calib=clips, progress=False
+        )
+        module = result.model.get_submodule(layer)
+        held = module.activation if method.name == "quik" else module
+        name = "inner" if method.name == "quik" else "activation"
+        old = getattr(held, name)
+        setattr(held, name, FixedRange(old.spec, old.low / factor, old.high / factor))
+        models = pair(model, result.model)
+        batches = batches_of(model, clips)
+        probe = _Probe(models, clips, batches, lambda: None)
+        found = probe.too_narrow(layer, {layer: 1e-5}, probe.divergence(result.model))
+        assert found == ([(layer, 1e-5)] if narrow else [])
+    assert probe.too_narrow(layer, {}, 1.0) == []
+    assert probe.too_narrow(layer, {"other": 1e-5}, 1.0) == []
+    assert probe.too_narrow(layer, {"other": 0.01}, 1.0) == [("other", 0.01)]
 
 
 # --- exchanging parts
