@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast check docs lessons fuzz lossless clean
+.PHONY: help demo test test-fast check docs lessons fuzz lossless figures clean
 
 help:
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
@@ -14,6 +14,7 @@ help:
 	@echo "make lessons    run every numbered lesson"
 	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (20 minutes)"
 	@echo "make lossless   100 answers of real models stay the same while the drafter learns, 8 ways (an hour)"
+	@echo "make figures    draw the pictures of the pages anew"
 	@echo "make docs       check the links and run the code blocks of the Markdown pages"
 
 .venv/bin/python:
@@ -58,6 +59,10 @@ lossless: .venv/dev.stamp
 
 docs: .venv/dev.stamp
 	@$(BIN)/python -m pytest tests/test_docs.py
+
+figures: .venv/dev.stamp
+	@$(BIN)/python docs/figures/make.py
+	@$(BIN)/python docs/figures/house.py
 
 clean:
 	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .coverage*

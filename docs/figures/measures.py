@@ -1,0 +1,132 @@
+"""The pictures of what is measured: rounding of inputs, memory of calibration, word error rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from chart import BLUE, COLOURS, GREEN, ORANGE, PURPLE, TEXT, Axes, Picture
+
+from qlib.activation import PerTensor, PerToken
+from qlib.asr.comparison import compare
+from qlib.asr.wer import score
+
+
+def token_grids() -> Picture:
+    """Draw the error of each token, on a grid of its own and on one for all."""
+    inputs = torch.randn(24, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs[9] *= 30
+    picture = Picture(
+        "One large token spoils the grid that all share; a grid per token leaves them alone", 280
+    )
+    axes = Axes(picture, 60, 64, 560, 150, (-0.6, 23.6), (0.002, 1), log_y=True)
+    axes.frame(
+        (0, 5, 9, 15, 20), (0.01, 0.1, 1), "token; number 9 is 30 times as large", "relative error at 8 bits"
+    )
+    for rounding, colour, shift in ((PerTensor(dynamic=True), ORANGE, -4), (PerToken(), BLUE, 4)):
+        errors = ((rounding(inputs) - inputs).norm(dim=1) / inputs.norm(dim=1)).tolist()
+        for token, error in enumerate(errors):
+            x, y = axes.at(token, error)
+            picture.box(x + shift - 3.5, y, 7, axes.top + axes.height - y, colour)
+    picture.legend(640, 110, [(ORANGE, "per tensor"), (BLUE, "per token")])
+    return picture
+
+
+def calibration_memory() -> Picture:
+    """Draw megabytes over the number of recordings, for whisper-tiny.en, by the formulas of the page."""
+    width, hidden, positions = 384, 1536, 1500
+    statistics = 8 * (3 * width**2 + hidden**2) / 1e6
+    states = positions * width * 4 / 1e6
+    picture = Picture("Calibration: statistics keep their size, hidden states grow with the recordings", 280)
+    axes = Axes(picture, 60, 64, 420, 160, (0, 128), (0, 700))
+    axes.frame((0, 32, 64, 96, 128), (0, 200, 400, 600), "recordings", "MB, whisper-tiny.en")
+    sums = [("statistics of one block", GREEN, statistics, 0.0)]
+    sums += [("+ hidden states of recordings", BLUE, statistics, states)]
+    sums += [("+ the encoder's output, at the decoder", ORANGE, statistics, 2 * states)]
+    for i, (label, colour, fixed, each) in enumerate(sums):
+        axes.curve([(n, fixed + n * each) for n in (0, 128)], colour, dots=False)
+        picture.legend(500, 180 - 28 * i, [(colour, label)])
+    return picture
+
+
+def wer_intervals() -> Picture:
+    """Draw two systems with overlapping intervals, and their paired difference: the example of the page."""
+    said = [f"this is sentence number {i} of the test" for i in range(40)]
+    base = [text.replace("test", "text") if i % 2 else text for i, text in enumerate(said)]
+    worse = [text.replace("sentence", "sentences") if i % 8 == 0 else text for i, text in enumerate(base)]
+    a, b = score(said, base), score(said, worse)
+    paired = compare(a, b)
+    picture = Picture("Two intervals that overlap, and a paired difference that is not 0 all the same", 216)
+    axes = Axes(picture, 100, 58, 300, 90, (3, 12), (0, 3))
+    axes.frame((4, 6, 8, 10, 12), (), "word error rate, %, with its 95 % interval")
+    for name, result, colour, y in (("baseline", a, BLUE, 2.1), ("other system", b, ORANGE, 0.9)):
+        _interval(axes, y, result.wer, result.interval, colour)
+        picture.text(94, axes.at(0, y)[1] + 4, name, anchor="end")
+    right = Axes(picture, 480, 58, 250, 90, (-1, 4), (0, 3))
+    right.frame((-1, 0, 1, 2, 3, 4), (), "difference on the same clips, points")
+    picture.line([right.at(0, 0), right.at(0, 3)], TEXT, 1, "4 3")
+    _interval(right, 1.5, paired.difference, paired.interval, PURPLE)
+    return picture
+
+
+def _interval(axes: Axes, y: float, value: float, interval: tuple[float, float], colour: str) -> None:
+    axes.picture.line([axes.at(interval[0], y), axes.at(interval[1], y)], colour, 3)
+    axes.picture.circle(*axes.at(value, y), colour, 6)
+
+
+# --- the study
+
+CUT = 40.0  # percent: beyond it a model is broken, and by how much does not matter
+METHODS = ("rtn", "hqq", "smoothquant", "awq", "omniquant", "gptq", "quik", "spqr")
+
+
+def wer_over_bits(results: Path) -> Picture:
+    """Draw word error rate over stored bits per weight, a panel per model, of a study's results.jsonl.
+
+    Rates are over all test sets of the study together; inputs in float. Single methods, each a line.
+    """
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "error" not in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    clips = sum(each["utterances"] for each in rows[0]["tests"].values())
+    title = "What each method keeps of the words, at the bits per weight that it really stores"
+    picture = Picture(title, 400, width=max(760, 40 + 270 * len(models)))
+    used = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    for i, model in enumerate(models):
+        axes = Axes(picture, 46 + 270 * i, 74, 220, 220, (2.2, 9.2), (0, CUT))
+        axes.frame((3, 4, 5, 6, 8), (0, 10, 20, 30, 40), "stored bits per weight", "WER, %" * (not i))
+        picture.text(46 + 270 * i + 110, 60, Path(model).name, anchor="middle", style="bold")
+        of_model = [row for row in rows if row["model"] == model]
+        for row in of_model:
+            if row["method"] == "float":
+                picture.line([axes.at(2.2, pooled(row)), axes.at(9.2, pooled(row))], TEXT, 1.4, "5 4")
+        for k, name in enumerate(used):
+            _method_line(axes, [row for row in of_model if row["method"] == name], k)
+    for k, name in enumerate(used):
+        x, y = 46 + 130 * (k % 4), 352 + 18 * (k // 4)
+        picture.line([(x, y - 4), (x + 22, y - 4)], COLOURS[k % 5], 2.5, "4 3" if k >= 5 else "")
+        picture.text(x + 28, y, name)
+    picture.text(46, 392, f"{clips} clips; dashes across: the float model; arrows: above {CUT:g} %", size=11)
+    return picture
+
+
+def pooled(row: Mapping[str, Any]) -> float:
+    """Return the word error rate of a cell over all of its test sets, percent."""
+    tests = row["tests"].values()
+    errors = sum(each["substitutions"] + each["deletions"] + each["insertions"] for each in tests)
+    return 100 * float(errors) / sum(each["words"] for each in tests)
+
+
+def _method_line(axes: Axes, rows: Sequence[Mapping[str, Any]], number: int) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    points = [(row["bits_per_weight"], pooled(row)) for row in rows if row["scheme"].upper().endswith("A16")]
+    shown = sorted(point for point in points if point[1] <= CUT)
+    if shown:
+        axes.curve(shown, colour, dash="4 3" if number >= len(COLOURS) else "")
+    for bits, rate in points:
+        if rate > CUT:
+            x, y = axes.at(bits, CUT)
+            axes.picture.arrow((x, y + 12), (x, y - 2), colour)
