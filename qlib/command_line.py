@@ -58,7 +58,7 @@ def plan(options: argparse.Namespace) -> tuple[Grid | dict[str, Grid], Any]:
     grid, activation = parse_scheme(options.scheme, symmetric=options.symmetric)
     if not options.layer:
         return grid, activation
-    grids = {"*": grid}
+    grids = grid if isinstance(grid, dict) else {"*": grid}
     for text in options.layer:
         pattern, equals, wanted = text.rpartition("=")
         if not equals or not pattern:

@@ -44,14 +44,20 @@ def test_schemes() -> None:
     assert parse_scheme("W4A16") == (qlib.Grid(4, 64), None)
     assert parse_scheme("w3a8g128", symmetric=True) == (qlib.Grid(3, 128, True), qlib.PerToken(8))
     assert parse_scheme("W8A8C") == (qlib.Grid(8), qlib.PerToken(8))
-    assert (parse_grid("4"), parse_grid("8C"), parse_grid("3G32")) == (
+    grid = qlib.Grid(4, 32, scale_bits=16)
+    assert parse_scheme("W4A16G32S16") == (grid, None)
+    table = qlib.Grid(3, 32, scale_bits=16)
+    assert parse_scheme("W4A8G32S16E3") == ({"*": grid, "embed_tokens": table}, qlib.PerToken(8))
+    assert (parse_grid("4"), parse_grid("8C"), parse_grid("3G32S4")) == (
         qlib.Grid(4, 64),
         qlib.Grid(8),
-        qlib.Grid(3, 32),
+        qlib.Grid(3, 32, scale_bits=4),
     )
 
 
-@pytest.mark.parametrize("text", ["4bit", "W4", "A8", "W4A16G", "W4A32", "W9A16", "W4A1", "W4A16G0", ""])
+@pytest.mark.parametrize(
+    "text", ["4bit", "W4", "A8", "W4A16G", "W4A32", "W9A16", "W4A1", "W4A16G0", "W4A16E9", "W4A16S9", ""]
+)
 def test_what_is_no_scheme_shows_the_grammar(text: str) -> None:
     with pytest.raises(qlib.QuantError, match="W<bits>A<bits>"):
         parse_scheme(text)

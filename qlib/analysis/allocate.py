@@ -16,7 +16,7 @@ from torch import nn
 
 from qlib.activation import Rounding
 from qlib.analysis.cost import cost, multiplications
-from qlib.analysis.held_weights import float_bits, size_of
+from qlib.analysis.held_weights import dtype_bits, size_of
 from qlib.analysis.knapsack import least_loss
 from qlib.arguments import as_activation, as_model
 from qlib.errors import QuantError, describe, did_you_mean, real_number
@@ -243,7 +243,7 @@ def _operations(
     tokens: int,
 ) -> tuple[dict[str, list[int]], int]:
     """Return the bit operations of each layer on each of its grids, and those of all else."""
-    products, width = multiplications(model, audio_seconds, tokens), float_bits(model)
+    products, width = multiplications(model, audio_seconds, tokens), dtype_bits(model)
     roundings = choose_roundings(model, losses, as_activation(activation))
     inputs = {layer: width if each is None else each.bits for layer, each in roundings.items()}
     costs = {

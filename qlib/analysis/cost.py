@@ -27,7 +27,7 @@ from qlib.analysis.cost_formulas import (
     product_amount,
     self_attention_amount,
 )
-from qlib.analysis.held_weights import HeldWeight, Size, float_bits, held_weights, size_of
+from qlib.analysis.held_weights import HeldWeight, Size, dtype_bits, held_weights, size_of
 from qlib.arguments import as_model
 from qlib.errors import QuantError, real_number, whole_number
 from qlib.models.gemma3 import Gemma3, Gemma3Layer
@@ -67,11 +67,11 @@ def _part(weight: HeldWeight) -> str:
 
 
 def _weight_amounts(
-    model: Model, weights: Sequence[HeldWeight], window: Window
+    model: Model, weights: Sequence[HeldWeight], window: Window, width: int
 ) -> Iterable[tuple[HeldWeight, str, str, Amount]]:
     """Yield each weight, when it is used, its part, and its cost in one window."""
     reads_states = {layer for group in model.groups() if group.source == "encoder" for layer in group.layers}
-    width, length = float_bits(model), window.samples
+    length = window.samples
     for weight in weights:
         part = _part(weight)
         once = weight.name.startswith(ENCODER) or weight.name in reads_states
@@ -222,7 +222,12 @@ def _cells(amount: Amount) -> list[str]:
 
 
 def cost(
-    model: Model, audio_seconds: float | None = None, tokens: int = 40, *, prompt_tokens: int | None = None
+    model: Model,
+    audio_seconds: float | None = None,
+    tokens: int = 40,
+    *,
+    prompt_tokens: int | None = None,
+    float_bits: int | None = None,
 ) -> Cost:
     """Return what a model costs: bytes moved and bit operations by kind of layer, and its size on disk.
 
@@ -237,12 +242,14 @@ def cost(
         Tokens written, the end of the text included; the windows share them.
     prompt_tokens : int, optional
         Tokens in front of each text. By default those that a recognizer puts there, and 1 for a text model.
+    float_bits : int, optional
+        Bits of what stays in float, 16, 32 or 64; by default those of the model's dtype. Checkpoints are
+        loaded as float32 and stored in 16 bits, so 16 says what a run in float16 costs.
 
     Returns
     -------
     Cost
-        Sums of the whole run; `per_second`, `per_token` and its table divide them. A float number has the
-        bits of the model's dtype: load it as float16 to compare with a model of 16 bits.
+        Sums of the whole run; `per_second`, `per_token` and its table divide them.
 
     Raises
     ------
@@ -255,11 +262,12 @@ def cost(
     model = as_model(model, "cost")
     model.require_unpacked("counted")
     windows = _windows(model, audio_seconds, tokens, prompt_tokens)
-    weights, width = held_weights(model), float_bits(model)
+    width = _width(model, float_bits)
+    weights = held_weights(model, width)
     attentions = _attentions(model, weights)
     sums: dict[tuple[str, str], Amount] = {}
     for window in windows:
-        found = [(when, part, a) for _, when, part, a in _weight_amounts(model, weights, window)]
+        found = [(when, part, a) for _, when, part, a in _weight_amounts(model, weights, window, width)]
         for when, part, amount in [*found, *_attention_amounts(attentions, window, width)]:
             sums[when, part] = sums.get((when, part), Amount()) + amount
     order = sorted(sums, key=lambda each: (each[0], PARTS.index(each[1])))
@@ -284,13 +292,22 @@ def cost(
 
 def multiplications(model: Model, audio_seconds: float | None = None, tokens: int = 40) -> dict[str, int]:
     """Return N I O of every weight in a run, by name of its module; arguments and errors as for `cost`."""
-    weights, sums = held_weights(model), Counter[str]()
+    weights, sums, width = held_weights(model), Counter[str](), dtype_bits(model)
     for window in _windows(model, audio_seconds, tokens, None):
-        for weight, _, _, amount in _weight_amounts(model, weights, window):
+        for weight, _, _, amount in _weight_amounts(model, weights, window, width):
             if weight.bit_operations:
                 rows = round(amount.bit_operations) // weight.bit_operations
                 sums[weight.name] += rows * weight.outputs * weight.inputs
     return dict(sums)
+
+
+def _width(model: Model, float_bits: int | None) -> int:
+    """Return the bits of a float number: those asked for, or those of the model's dtype."""
+    if float_bits is None:
+        return dtype_bits(model)
+    if float_bits not in (16, 32, 64):
+        raise QuantError(f"float_bits={float_bits!r} in cost is none of 16, 32 and 64. Use float_bits=16.")
+    return float_bits
 
 
 def _seconds(model: Model, audio_seconds: object) -> float | None:

@@ -79,15 +79,22 @@ class HeldWeight:
         return codes * self.input_bits + self.columns * self.column_input_bits
 
 
-def held_weights(model: Model) -> list[HeldWeight]:
+def held_weights(model: Model, width: int | None = None) -> list[HeldWeight]:
     """Return the weight of every module that holds one, in the order of the model; a tied head has its own.
+
+    Parameters
+    ----------
+    model : Model
+        Float or quantized.
+    width : int, optional
+        Bits of what stays in float; by default those of the model's dtype.
 
     Raises
     ------
     QuantError
         A layer rounds its input in a way whose width is unknown.
     """
-    width = float_bits(model)
+    width = width or dtype_bits(model)
     found = []
     for name, module in model.named_modules():
         own = sum(each.numel() for each in module.parameters(recurse=False))
@@ -142,7 +149,7 @@ def quantized_of(module: nn.Module) -> tuple[QuantizedWeight, Grid] | None:
     return (weight, grid) if isinstance(weight, QuantizedWeight) and isinstance(grid, Grid) else None
 
 
-def float_bits(model: nn.Module) -> int:
+def dtype_bits(model: nn.Module) -> int:
     """Return the bits of one float number of a model: 32 for float32."""
     return 8 * next(model.parameters()).element_size()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from qlib.analysis.cost import cost
 from qlib.asr.calibration import fingerprint
 from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import recognize, score_hypotheses
@@ -27,11 +28,13 @@ from qlib.command_line import methods, utterances
 from qlib.errors import DataError
 from qlib.models.disk.hashes import digest_of
 from qlib.models.hub.load import load_model
+from qlib.models.structure import Model
 from qlib.pipeline import quantize
 from qlib.scheme import parse_scheme
 from qlib.version import library_version
 
 FLOAT = "float"
+SECONDS, TOKENS = 10, 40  # of the run whose cost is counted
 Row = dict[str, Any]
 
 
@@ -60,7 +63,7 @@ def cells_of(study: Study) -> list[Cell]:
     found = []
     for model in study.models:
         found.append(Cell(model, FLOAT, FLOAT))
-        found += [Cell(model, method, scheme) for scheme in study.schemes for method in study.methods]
+        found += [Cell(model, method, scheme) for method, scheme in study.pairs()]
     return found
 
 
@@ -123,6 +126,19 @@ def _settings(method: Any) -> dict[str, Any]:
 # --- one run
 
 
+def _cost(model: Model) -> Row:
+    """Return what a run of a model costs: megabytes moved, and 10^12 bit operations."""
+    found = cost(model, SECONDS, TOKENS, float_bits=16)
+    return {
+        "audio_seconds": SECONDS,
+        "tokens": TOKENS,
+        "bytes_moved": round(found.total.bytes_moved),
+        "bit_operations": round(found.total.bit_operations),
+        "file_bytes": found.size.file_bytes,
+        "bits_per_parameter": found.bits_per_parameter,
+    }
+
+
 def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: int | None) -> dict[str, Any]:
     """Quantize and measure; return the row of the result, which holds no times, the texts, and the times.
 
@@ -159,6 +175,7 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
         place = folder / "work" / f"{key}-checkpoint"
         model, size = result.model, folder_bytes(result.save(place))
         row |= {"settings": result.settings, "bits_per_weight": result.report.bits_per_weight, "bytes": size}
+    row["cost"] = _cost(model)
     quantized = perf_counter()
     row["tests"], texts = {}, {}
     for name, listed in data.tests.items():

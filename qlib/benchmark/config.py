@@ -5,6 +5,7 @@ From options of the command line, or from a small TOML file:
     models = ["whisper-tiny.en", "moonshine-tiny"]
     methods = ["rtn", "gptq", "awq + gptq"]
     schemes = ["W4A16", "W3A16"]
+    runs = ["spqr W3A16G16"]
     calib = "calibration.jsonl"
     calib_limit = 32
 
@@ -37,7 +38,9 @@ class Study:
     methods : tuple of str
         Chains of methods, as "awq + gptq".
     schemes : tuple of str
-        As `qlib.scheme` has them.
+        As `qlib.scheme` has them; each is computed with each method.
+    runs : tuple of str
+        Further pairs of a chain and a scheme, as "spqr W3A16G16".
     data : dict of str to str
         Test sets by name: manifests, or folders in LibriSpeech's layout.
     calib : str
@@ -59,6 +62,7 @@ class Study:
     data: Mapping[str, str]
     methods: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ("W4A16",)
+    runs: tuple[str, ...] = ()
     calib: str = ""
     calib_limit: int = CALIBRATION
     limit: int | None = None
@@ -66,7 +70,7 @@ class Study:
     language: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("models", "methods", "schemes"):
+        for name in ("models", "methods", "schemes", "runs"):
             object.__setattr__(self, name, _names(getattr(self, name), name))
         for name in ("calib_limit", "batch_size"):
             whole_number(getattr(self, name), f"study: {name}", DataError, 1)
@@ -85,10 +89,23 @@ class Study:
                 f"study: two models are called {clash}, and their results could not be told apart. Give "
                 "their folders other names."
             )
-        for text in self.schemes:
-            parse_scheme(text)
-        for chain in self.methods:
+        for scheme in self.schemes:
+            parse_scheme(scheme)
+        for chain, scheme in self.pairs():
+            parse_scheme(scheme)
             methods(chain_names(chain))
+        if clash := repeated(" ".join(pair) for pair in self.pairs()):
+            raise DataError(f"study: {clash} would be computed twice. Leave it out of runs.")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return all chains with their schemes, in the order of the results."""
+        found = [(chain, scheme) for scheme in self.schemes for chain in self.methods]
+        for text in self.runs:
+            chain, _, scheme = text.rpartition(" ")
+            if not chain.strip():
+                raise DataError(f"study: {text!r} in runs is no method and scheme, such as 'spqr W3A16G16'.")
+            found.append((chain.strip(), scheme))
+        return found
 
 
 def chain_names(chain: str) -> list[str]:

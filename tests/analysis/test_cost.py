@@ -266,6 +266,9 @@ def test_half_the_width_halves_bytes_and_quarters_operations() -> None:
     assert half.total.bytes_moved == whole.total.bytes_moved / 2
     assert half.total.bit_operations == whole.total.bit_operations / 4
     assert half.cache_size == whole.cache_size / 2
+    assert qlib.cost(tiny_moonshine(), tokens=7, float_bits=16).parts == half.parts
+    with pytest.raises(qlib.QuantError, match="float_bits=8 in cost is none of 16, 32 and 64"):
+        qlib.cost(tiny_moonshine(), float_bits=8)
 
 
 def test_whisper_reads_30_s_whatever_the_recording_and_moonshine_as_long_as_it_is() -> None:

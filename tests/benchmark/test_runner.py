@@ -88,7 +88,20 @@ def test_a_cell_is_what_the_library_computes(place: Path, finished: Path) -> Non
     assert cell is not None and [each["pred_text"] for each in cell["texts"]["test"]] == list(
         expected.hypotheses
     )
+    costs = qlib.cost(result.model, 10, 40, float_bits=16)
+    assert row["cost"]["bit_operations"] == round(costs.total.bit_operations)
+    assert row["cost"]["file_bytes"] == costs.size.file_bytes < row["bytes"]
     assert not list((finished / "work").iterdir())
+
+
+def test_a_further_run_has_a_scheme_of_its_own(place: Path, tmp_path: Path) -> None:
+    runs = ("rtn W4A16G8", "rtn W4A16G8S16E3")
+    one = study(place, models=(str(place / "whisper"),), methods=(), runs=runs, calib="")
+    run_study(one, tmp_path, progress=False)
+    found = rows(tmp_path)
+    assert [(row["method"], row["scheme"]) for row in found[1:]] == [tuple(run.split()) for run in runs]
+    sizes = [row["cost"]["file_bytes"] for row in found]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
 
 
 def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +307,8 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
         ({"schemes": ("4bit",)}, "is no scheme"),
         ({"methods": ("gptk",)}, "no method 'gptk'"),
         ({"limit": 0}, "limit"),
+        ({"runs": ("W4A16",)}, "no method and scheme"),
+        ({"runs": ("rtn W4A16G8",)}, "rtn W4A16G8 would be computed twice"),
         ({"data": {"test": "{}/calib.jsonl"}}, "none is left to test"),
         ({"data": {"test": "{}/none.jsonl"}}, "there is no such file"),
     ],
