@@ -15,7 +15,7 @@ help:
 	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (20 minutes)"
 	@echo "make lossless   100 answers of real models stay the same while the drafter learns, 8 ways (an hour)"
 	@echo "make figures    draw the pictures of the pages anew"
-	@echo "make docs       check the links and run the code blocks of the Markdown pages"
+	@echo "make docs       check links, code blocks and excerpts of the pages (docs/excerpts.py refreshes excerpts)"
 
 .venv/bin/python:
 	@echo "creating .venv"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import io
 import pkgutil
 import re
@@ -245,6 +246,62 @@ class TestRunBlocks:
     def test_an_open_block_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="line 2 is not closed"):
             run_blocks(self.page(tmp_path, "```python\nx = 1\n"))
+
+
+# --- formulas and excerpts of the source
+
+FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def excerpts() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("excerpts", ROOT / "docs" / "excerpts.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@every_page
+def test_excerpts_are_what_the_source_says(excerpts: ModuleType, page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- source ") == len(excerpts.EXCERPT.findall(text)), (
+        "a block must follow the comment"
+    )
+    assert excerpts.refreshed(text) == text, "the source has changed: run python docs/excerpts.py"
+
+
+def test_every_method_page_has_a_formula_and_an_excerpt(excerpts: ModuleType) -> None:
+    for page in (ROOT / "docs" / "methods").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert FORMULA.search(text) and excerpts.EXCERPT.search(text), page.name
+
+
+@every_page
+def test_formulas_survive_markdown(page: Path) -> None:
+    """A backslash before punctuation is taken for an escape and removed: \\, becomes a comma."""
+    text = page.read_text(encoding="utf-8")
+    assert not len(re.findall(r"^\$\$$", text, re.MULTILINE)) % 2
+    for formula in FORMULA.findall(text):
+        assert not re.search(r"\\[^a-zA-Z\n]", formula), formula
+        assert not re.search(r"^\s*([=+*-]|\d+\.)\s", formula, re.MULTILINE), formula  # a heading or a list
+        assert formula.count("{") == formula.count("}"), formula
+
+
+class TestExcerpts:
+    def test_lines_from_and_to(self, excerpts: ModuleType) -> None:
+        lines = excerpts.excerpt("qlib/methods/rtn.py", "# 1. Fit", "params =").splitlines()
+        assert len(lines) == 2 and lines[1].startswith("params = fit_scale(")  # without its indentation
+
+    def test_an_old_block_is_replaced(self, excerpts: ModuleType) -> None:
+        comment = '<!-- source qlib/methods/rtn.py: "# 1. Fit" to "params =" -->\n'
+        fresh = excerpts.refreshed(f"{comment}```python no-run\nold\n```\nmore\n")
+        assert "old" not in fresh and fresh.endswith("```\nmore\n")
+
+    @pytest.mark.parametrize(("first", "last"), [("no such line", "x"), ("# 1. Fit", "no such end")])
+    def test_lines_that_are_gone_are_an_error(self, excerpts: ModuleType, first: str, last: str) -> None:
+        with pytest.raises(ValueError, match=r"rtn\.py"):
+            excerpts.excerpt("qlib/methods/rtn.py", first, last)
 
 
 # --- doctests
