@@ -26,6 +26,11 @@ from qlib.models import fetch
 from qlib.models.table import align
 
 HERE = Path(__file__).parent
+WHEN = {
+    "rtn": "needs no data; enough at 8 bits",
+    "gptq": "needs recordings to calibrate on; for 4 and 3 bits at the same size as rtn",
+    "spqr": "needs recordings too; where a bit more per weight is welcome, for the least loss",
+}
 HEAD = ("", "WER %", "95 % interval", "sub", "del", "ins", "length", "bits/weight", "MB", "of float")
 
 
@@ -61,6 +66,7 @@ def main() -> None:
     reference = heard["float"]
     print(f"\n{options.model}, {len(test)} test clips, {reference.words} words, {reference.normalizer}\n")
     print(align(rows))
+    print("\n" + "\n".join(f"{name:4}  {text}" for name, text in WHEN.items()))
     print(f"\nThe last model in detail ({saved}):\n{result}\n")
     print(worst_clip(heard))
     print(f"\n{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
