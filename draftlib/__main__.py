@@ -122,7 +122,7 @@ HELP = "Type a message. /new begins another conversation, /quit or Ctrl-D ends."
 def chat(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
     """Answer standard input line by line; each answer has read all lines and answers before it.
 
-    Needs no clock to show what was learned: how many drafted tokens are accepted a round becomes larger.
+    Needs no clock to show what was learned: how many drafted tokens are accepted per round becomes larger.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def _report(
         print(json.dumps({"text": found.text, **stats.record()}), flush=True)
         return
     accepted = " ".join([*(f"{each:.1f}" for each in history[-SHOWN:-1]), f"[{history[-1]:.1f}]"])
-    lines = [f"{stats.tokens} tokens in {stats.rounds} passes of the target; accepted a round: {accepted}"]
+    lines = [f"{stats.tokens} tokens in {stats.rounds} passes of the target; accepted per round: {accepted}"]
     lines += [str(each) for each in (decoder.cache, decoder.adapter) if each is not None]
     print("".join(f"\n  {line}" for line in lines), flush=True)
 

@@ -173,7 +173,7 @@ def _drafting(command: argparse.ArgumentParser) -> None:
     add("--lora-rank", type=int, metavar="R", help="learn in adapters of this rank, not in all weights")
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
-    rules = f"draft tokens a round: a number, {', '.join(LENGTHS)} (cost)"
+    rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost)"
     add("--length", metavar="RULE", help=rules)
     belief = "end a draft that the drafter believes in less (0.4); --length N is then the most"
     add("--confidence", type=float, metavar="X", help=belief)

@@ -126,7 +126,7 @@ class Stats:
 
     @property
     def accepted_per_round(self) -> float:
-        """Accepted tokens a round."""
+        """Accepted tokens per round."""
         return _ratio(self.accepted, self.rounds)
 
     @property
@@ -216,11 +216,11 @@ class Stats:
         places = " ".join(f"{each.accepted / each.proposed:.0%}" for each in self.positions[:8])
         placed = f"; accepted by place in the proposal: {places}" if places else ""
         lines = [
-            f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} a call, "
-            f"{self.accepted_per_round:.2f} accepted a round",
+            f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} per "
+            f"call, {self.accepted_per_round:.2f} accepted per round",
             f"acceptance rate {self.acceptance_rate:.1%} ({own.accepted} of {own.proposed} proposed, "
-            f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} a round, "
-            f"{self.hits_per_response:.1f} a response",
+            f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} per round, "
+            f"{self.hits_per_response:.1f} per response",
             f"acceptance length {self.acceptance_length:.2f}{placed}",
             *([f"proposed by: {by_source}"] if set(self.sources) - {"draft"} else []),
             speed,
@@ -240,17 +240,17 @@ def _remedy(draft: float, extra: float, rest: float, stats: Stats) -> str:
         return "Learning costs most: give it a smaller `share`, or set `frozen` once it has learned enough."
     if stats.accepted_per_round < 0.3 and not stats.drafted:
         return (
-            f"Too few guesses of the sources are accepted ({stats.accepted_per_round:.2f} tokens a round): "
+            f"Too few guesses of the sources are accepted ({stats.accepted_per_round:.2f} tokens per round): "
             "this kind of text does not repeat itself. Take a draft model."
         )
     if stats.accepted_per_round < 0.3:
         return (
-            f"Too little is accepted ({stats.accepted_per_round:.2f} tokens a round): the drafter does not "
+            f"Too little is accepted ({stats.accepted_per_round:.2f} tokens per round): the drafter does not "
             "know this kind of text. Take another drafter, or draft fewer tokens."
         )
     if draft >= max(extra, rest):
         return (
-            f"Drafting costs most ({stats.drafted / stats.rounds:.1f} tokens a round): draft fewer tokens, "
+            f"Drafting costs most ({stats.drafted / stats.rounds:.1f} tokens per round): draft fewer tokens, "
             "or take a smaller drafter or bfloat16 for it."
         )
     if extra >= rest:

@@ -1,4 +1,4 @@
-"""Speculative decoding in its plainest form: one vocabulary, k draft tokens a round, no cache.
+"""Speculative decoding in its plainest form: one vocabulary, k draft tokens per round, no cache.
 
 A small model (the drafter) guesses the next k tokens one by one. The large model (the target) looks at all
 guesses in one pass, keeps the first n of them and adds one token. The text has the distribution that it would

@@ -290,7 +290,7 @@ def run(options: argparse.Namespace) -> None:
     loss = train(model, stream, settings, folder / "checkpoint.pt")
     write_folder(model.half().cpu(), options.out)
     uniform = math.log(tokenizer.vocab_size)
-    print(f"{loss:.3f} nats a token on held-out text (a uniform guess: {uniform:.3f}), in {options.out}")
+    print(f"{loss:.3f} nats per token on held-out text (a uniform guess: {uniform:.3f}), in {options.out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

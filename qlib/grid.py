@@ -145,7 +145,7 @@ class Grid:
         if self.group is not None and self.group > columns:
             raise QuantError(
                 f"group={self.group} is larger than the {columns} columns of {where}. "
-                f"Use group={columns} or less, or group=None for one scale a row."
+                f"Use group={columns} or less, or group=None for one scale per row."
             )
 
     def __str__(self) -> str:
@@ -174,7 +174,7 @@ def _check_group(group: object, bits: int) -> int:
     if number is None or number < 1:
         raise QuantError(
             f"group={group if number is None else number!r} in Grid is not a number of columns >= 1. "
-            "Use group=64, or group=None for one scale a row."
+            "Use group=64, or group=None for one scale per row."
         )
     return number
 

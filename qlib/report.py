@@ -99,7 +99,7 @@ class QuantReport:
     def __str__(self) -> str:
         lines = [
             f"{len(self.layers)} layers quantized by {self.layers[0].method} to {self.grids} "
-            f"in {self.seconds:.1f} s, {self.bits_per_weight:.2f} bits a weight; worst:",
+            f"in {self.seconds:.1f} s, {self.bits_per_weight:.2f} bits per weight; worst:",
             self.table(self.worst()),
         ]
         noted = [f"{layer.name}: {note}" for layer in self.layers for note in layer.notes]

@@ -75,7 +75,7 @@ def session(content: dict[int, Any]) -> bytes:
 
 
 def codes(name: str, values: Array) -> dict[str, Array]:
-    """Quantize to 8 bits, one scale a tensor."""
+    """Quantize to 8 bits, one scale per tensor."""
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
     scale = np.float32((high - low) / 255)
     zero = np.uint8(np.rint(-low / scale))

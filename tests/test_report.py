@@ -36,7 +36,7 @@ def test_worst_prefers_the_output_error(report: QuantReport) -> None:
 
 def test_text_holds_errors_notes_and_reasons(report: QuantReport) -> None:
     text = str(report)
-    assert "3 layers quantized by gptq to w4 g64 asymmetric in 1.5 s, 6.90 bits a weight" in text
+    assert "3 layers quantized by gptq to w4 g64 asymmetric in 1.5 s, 6.90 bits per weight" in text
     assert "left in float (1, tied): proj_out" in text
     assert "notes (3): a: note one ..." in text
     assert text.index("\na ") < text.index("\nc ") < text.index("\nb ")

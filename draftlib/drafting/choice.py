@@ -2,7 +2,7 @@
 
 Problem   A round yields the accepted tokens and one more. A draft costs k steps of the drafter and a longer
           pass of the target; a guess costs only the longer pass; nothing costs nothing and yields one token.
-Rule      Take what promises the most tokens a second:
+Rule      Take what promises the most tokens per second:
 
               nobody      1 / t(0)
               a guess     (1 + E(n)) / t(n),  E(n) = sum over i <= n of r_1 r_2 .. r_i,  the best n
@@ -135,7 +135,7 @@ class Choice:
         return best
 
     def rate_of(self, guess: Guess) -> float:
-        """Return the tokens a second that a guess promises."""
+        """Return the tokens per second that a guess promises."""
         return (1 + sum(self._expected(guess))) / self.costs.round(len(guess.tokens))
 
     def learn(self, round: Round) -> None:
@@ -178,7 +178,7 @@ class Choice:
         return math.inf if rate is None or self._drafter.rounds < TRIED else rate
 
     def _cut(self, guess: Guess, room: int) -> Guess:
-        """Return the beginning of a guess that promises the most tokens a second."""
+        """Return the beginning of a guess that promises the most tokens per second."""
         tokens, best, gain = 0, 1 / self.costs.round(0), 0.0
         for n, share in enumerate(self._expected(guess), 1):
             gain += share

@@ -10,7 +10,7 @@ Rule      With d_1..d_i drafted, of confidences c_1..c_i, stop when
           a(c): share of the tokens of such confidence that were accepted lately, where all before them were
           n(c): target tokens that the token *behind* one of such confidence gained lately, where that one was
                 accepted; a token that is one of three pieces of a target token gains a third
-          rate: tokens a second of the latest rounds;  step, row: seconds (`costs.py`)
+          rate: tokens per second of the latest rounds;  step, row: seconds (`costs.py`)
           1.25: an accepted token also makes room for further ones
 
           What n(c) is, is seen only where the draft went on. So every `EXPLORE`-th draft goes on once more

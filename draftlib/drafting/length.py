@@ -138,7 +138,7 @@ class Entropy(Length):
     newest position alone.
 
     The default is the paper's. `drafter-7m` hesitates more: with SmolLM2-135M, greedy, on 16 prompts of four
-    kinds, a threshold of 0.6 drafted 1.5 tokens a round (1.72 times the speed of the target alone, by the
+    kinds, a threshold of 0.6 drafted 1.5 tokens per round (1.72 times the speed of the target alone, by the
     counts), 2.0 drafted 3.0 (1.95).
 
     >>> torn = Drafted(0, Tensor(), 0.5, Tensor(), torch.zeros(2))  # H = ln 2 = 0.69

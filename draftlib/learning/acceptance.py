@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _BLOCKS = 3
-_KEPT_ROUNDS = 1024  # at most 10 MB at width 320 and eight tokens a round
+_KEPT_ROUNDS = 1024  # at most 10 MB at width 320 and eight tokens per round
 _BATCH_ROUNDS = 32
 
 

@@ -59,7 +59,7 @@ def lossless(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool
         )
         for k, entries, policy in SETTINGS
     )
-    rows = [("prompts", "temperature", "answers", "identical", "tokens", "accepted a round")]
+    rows = [("prompts", "temperature", "answers", "identical", "tokens", "accepted per round")]
     all_same = True
     for name, temperature in itertools.product(prompts, (0.0, 0.8)):
         total, same = Stats(), 0
@@ -83,7 +83,7 @@ def lossless(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool
 
 
 def speed(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool:
-    """Print tokens a second of every system, file by file, and what drafting does with its time."""
+    """Print tokens per second of every system, file by file, and what drafting does with its time."""
     drafting = Drafting(options)
     systems: dict[str, Answer] = {
         "plain": drafting.plain,
@@ -94,7 +94,7 @@ def speed(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool:
         systems |= peers(options)
     for answer in systems.values():
         answer("Hello")  # warm up
-    rows = [("prompts", *systems, "drafting / plain", "accepted a round", "target", "drafter", "rest")]
+    rows = [("prompts", *systems, "drafting / plain", "accepted per round", "target", "drafter", "rest")]
     for name, some in prompts.items():
         drafting.total = Stats()
         tokens, seconds = dict.fromkeys(systems, 0), dict.fromkeys(systems, 0.0)
@@ -117,7 +117,7 @@ def speed(options: argparse.Namespace, prompts: dict[str, list[str]]) -> bool:
         )
         print(" ".join(rows[-1]), flush=True)
     setting = f"{options.dtype}, {options.threads} threads, {options.tokens} tokens, k={options.length}"
-    print(f"\n{options.target}, {options.draft}, {setting}, tokens a second\n{align(rows)}")
+    print(f"\n{options.target}, {options.draft}, {setting}, tokens per second\n{align(rows)}")
     return True
 
 
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--limit", type=int, default=6, help="prompts of each file")
     parser.add_argument("--tokens", type=int, default=128, help="most new tokens of an answer")
-    parser.add_argument("--length", type=int, default=5, help="draft tokens a round, in `speed`")
+    parser.add_argument("--length", type=int, default=5, help="draft tokens per round, in `speed`")
     parser.add_argument("--confidence", type=float, help="stop a draft below this probability, in `speed`")
     parser.add_argument("--peers", action="store_true", help="transformers as well, in `speed`")
     options = parse(parser)

@@ -1,4 +1,4 @@
-"""llama.cpp beside our target alone and our drafting: tokens a second on the same prompts and weights.
+"""llama.cpp beside our target alone and our drafting: tokens per second on the same prompts and weights.
 
 llama.cpp is no dependency: its Python package is compiled into a folder of its own (a C++ compiler; 5 to 15
 minutes), which is lent to this run:
@@ -181,7 +181,7 @@ def main() -> int:
             row, alike = compare(systems, prompts, name)
             rows.append(row)
             total += alike
-    print(f"{TARGET}, {DRAFT}, {options.threads} threads, {options.tokens} tokens, tokens a second")
+    print(f"{TARGET}, {DRAFT}, {options.threads} threads, {options.tokens} tokens, tokens per second")
     print(align(rows))
     return 0 if 2 * total >= sum(map(len, files.values())) else 1
 

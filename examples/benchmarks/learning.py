@@ -244,7 +244,7 @@ def _record(total: Stats) -> dict[str, Any]:
 def compare(options: argparse.Namespace, settings: Mapping[str, Settings]) -> list[tuple[str, ...]]:
     """Learn with and measure every setting on every file; return the rows of the table."""
     rows = [
-        ("prompts", "setting", "accepted a round", "acceptance length", "speed-up", "slowest", "identical")
+        ("prompts", "setting", "accepted per round", "acceptance length", "speed-up", "slowest", "identical")
     ]
     for path in options.prompts:
         options.task = path.stem
@@ -296,7 +296,7 @@ def targets(options: argparse.Namespace) -> list[tuple[str, ...]]:
 def parts(options: argparse.Namespace, plan: Sequence[tuple[Settings, list[str]]]) -> list[tuple[str, ...]]:
     """Learn in several parts, with and without cache; return how acceptance falls and recovers."""
     rows = [
-        ("setting", "part", "accepted a round: first 20", "last 20", "requests until 90 % of the last 20")
+        ("setting", "part", "accepted per round: first 20", "last 20", "requests until 90 % of the last 20")
     ]
     for name, setting in (("cache", BOTH), ("no cache", {"adapter": adapter()})):
         state = None
@@ -361,7 +361,7 @@ def write(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """Draw accepted tokens a round over the prompts learned from; nothing without the `plots` extra."""
+    """Draw accepted tokens per round over the prompts learned from; nothing without the `plots` extra."""
     curves = [each for each in read(options) if "curve" in each]
     try:
         import matplotlib
@@ -378,7 +378,7 @@ def plot(options: argparse.Namespace) -> None:
         label = f"{each.get('task', '')} {each['setting']} {each.get('part', '')}".strip()
         axes.plot(range(1, len(smooth) + 1), smooth, label=label)
     axes.set_xlabel("prompts")
-    axes.set_ylabel("accepted tokens a round, mean of 16 prompts")
+    axes.set_ylabel("accepted tokens per round, mean of 16 prompts")
     if curves:
         axes.legend(fontsize="x-small")
         figure.savefig(options.out / f"{options.mode}.svg")

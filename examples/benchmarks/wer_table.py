@@ -174,7 +174,7 @@ def result_of(cell: dict[str, Any], source: str) -> qlib.WerResult:
 
 
 def table(cells: dict[str, Any], source: str) -> str:
-    """Return all cells on one source: error rate, bits a weight, difference to float with its interval."""
+    """Return all cells on one source: error rate, bits per weight, difference to float with its interval."""
     lines: list[tuple[str, ...]] = [
         ("", "WER %", "sub", "del", "ins", "length", "bits", "minus float", "95 %")
     ]

@@ -136,7 +136,7 @@ class _Probe:
 
     @torch.no_grad()
     def divergence(self, model: Model) -> float:
-        """Return the KL from the float model, nats a token."""
+        """Return the KL from the float model, nats per token."""
         found = last_hidden(first_visit(model, self.batches))
         return mean_kl(self.expected, found, self.pair.float.finish, model.finish)
 

@@ -18,7 +18,7 @@ class Effect:
     """The float model with one part of the quantized one in it."""
 
     part: str
-    kl: float  # nats a token, from the float model
+    kl: float  # nats per token, from the float model
     result: WerResult
 
 
@@ -28,7 +28,7 @@ class Restored:
 
     layers: tuple[str, ...]  # this step's, in addition to those of the steps before
     grid: str  # that the first of them was rounded on
-    kl: float  # nats a token, what is left
+    kl: float  # nats per token, what is left
     result: WerResult
 
 
@@ -39,7 +39,7 @@ class Explanation:
     cause: str  # one sentence
     before: WerResult  # of the float model
     after: WerResult  # of the quantized model
-    kl: float  # nats a token between the two, teacher-forced
+    kl: float  # nats per token between the two, teacher-forced
     effects: tuple[Effect, ...]  # by part, and for weights and inputs
     restored: tuple[Restored, ...]  # step by step
     made_up: tuple[MadeUp, ...]  # clips with a loop or invented text that the float model does not have
@@ -67,7 +67,7 @@ class Explanation:
         rows.append(["nothing", *_figures(0.0, self.before)])
         rows += [[each.part, *_figures(each.kl, each.result)] for each in self.effects]
         rows.append(["everything", *_figures(self.kl, self.after)])
-        return f"\nKL in nats a token, over {self.utterances} utterances:\n{align(rows)}"
+        return f"\nKL in nats per token, over {self.utterances} utterances:\n{align(rows)}"
 
     def _steps(self) -> str:
         rows = [["put back into float, in this order", "KL", "WER", "sub", "del", "ins"]]
@@ -114,7 +114,7 @@ def main_cause(
     before, after : WerResult
         Of the float and the quantized model.
     kl : float
-        Between the two, nats a token.
+        Between the two, nats per token.
     parts : sequence of Effect
         Of the components alone.
     split : (float, float)

@@ -73,7 +73,7 @@ def drawn_gradients(
 def second_order_kl(
     gradients: Iterable[tuple[Mapping[str, Tensor], int]], errors: Sequence[Mapping[str, Tensor]]
 ) -> list[float]:
-    """Return 1/2 mean (g . E)^2 for each E, in nats a token.
+    """Return 1/2 mean (g . E)^2 for each E, in nats per token.
 
     Parameters
     ----------

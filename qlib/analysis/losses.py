@@ -1,8 +1,8 @@
 """What each part of a model costs when it alone is rounded: four measures of it.
 
     output    |X (W - Q(W))^T| / |X W^T| of its layers: what arrives behind the layer, whatever follows
-    fisher    1/2 E[(g . E)^2], nats a token: the KL that gradients predict (`qlib/analysis/fisher.py`)
-    kl        KL(float || rounded), nats a token, teacher-forced: what the text's probabilities feel
+    fisher    1/2 E[(g . E)^2], nats per token: the KL that gradients predict (`qlib/analysis/fisher.py`)
+    kl        KL(float || rounded), nats per token, teacher-forced: what the text's probabilities feel
     wer       the change of the word error rate, percentage points: what the reader sees
 
 From the first to the last they cost more and say more.

@@ -43,10 +43,10 @@ from qlib.selection import check_layers, choose_layers
 
 Measure = Literal["kl", "output", "wer", "fisher"]
 UNITS: dict[Measure, str] = {
-    "kl": "KL, nats a token",
+    "kl": "KL, nats per token",
     "output": "relative output error",
     "wer": "WER, percentage points more",
-    "fisher": "KL estimated from gradients, nats a token",
+    "fisher": "KL estimated from gradients, nats per token",
 }
 
 

@@ -68,7 +68,7 @@ class InventedText:
     def clip_counts(self) -> ClipCounts:
         """What `compare` reads: each word is an insertion."""
         return ClipCounts(
-            measure="invented words a minute",
+            measure="invented words per minute",
             errors=np.array([each.words for each in self.clips]),
             amounts=np.array([round(each.seconds * SAMPLE_RATE) for each in self.clips]),
             per=MINUTE,
@@ -83,7 +83,7 @@ class InventedText:
         wordy = sorted((each for each in self.clips if each.words), key=lambda each: -each.words)
         more = [f"({len(wordy) - SHOWN} more)"] if len(wordy) > SHOWN else []
         lines = [
-            f"{self.words_per_minute:.2f} invented words a minute [{low:.2f}, {high:.2f}]: {self.words} "
+            f"{self.words_per_minute:.2f} invented words per minute [{low:.2f}, {high:.2f}]: {self.words} "
             f"words on {len(wordy)} of {len(self.clips)} sounds without speech ({self.seconds:.0f} s), "
             f"{self.loops} loops",
             *map(str, wordy[:SHOWN]),

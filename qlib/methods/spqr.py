@@ -2,7 +2,7 @@
 
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Problem: that of GPTQ. A group of 16 weights is rounded much better than one of 128, but its scale and zero
-    in 32 bits each would cost 4 bits a weight; and one large weight still spoils the grid of its
+    in 32 bits each would cost 4 bits per weight; and one large weight still spoils the grid of its
     15 neighbours.
 Rule: GPTQ, and when a group of columns is reached, for each row
       1. leave-one-out test: how much does the group's error sum ((w - w^) / U_jj)^2 fall if a weight is left

@@ -5,8 +5,8 @@ Any other method rounds its scales alone, on a grid with `scale_bits` of 2 to 8:
 Paper: Dettmers et al. 2023, arXiv 2306.03078, algorithm 1.
 Rule: within a group of columns, the scales of 16 neighbouring rows are rounded as 16 weights would be: to
     3 bits, with a scale and a zero point of their own. So are their zero points.
-Why it works: with a group of 16 weights, a scale and a zero point in float32 cost 4 bits a weight; in 3 bits
-    each, 0.375. Neighbouring rows have scales of much the same size, so 3 bits are enough.
+Why it works: with a group of 16 weights, a scale and a zero point in float32 cost 4 bits per weight; in
+    3 bits each, 0.375. Neighbouring rows have scales of much the same size, so 3 bits are enough.
 Shapes: scale and zero [rows] of one group, [rows, groups] of all. On the second level a group of columns is a
     row, and its rows are the columns, in groups of 16: codes [groups, rows].
 """

@@ -49,7 +49,7 @@ from qlib.models.waveform import CHUNK_SECONDS, SAMPLE_RATE
 STEM = ((127, 64), (7, 3), (3, 2))  # kernel and stride of the three convolutions, in samples and frames
 MIN_SAMPLES = 895  # 56 ms: what one frame is made of
 # The most tokens of a transcript. The authors' limit: on silence and noise a Moonshine may repeat itself
-# without end, and no speech has more tokens a second.
+# without end, and no speech has more tokens per second.
 TOKENS_PER_SECOND = 6.5
 
 

@@ -69,7 +69,7 @@ class SpeechModel(Model):
         encoder_input         log-mel features, padded to 30 s    the waveform as it is
         encode_speech         states all of one length            states of unequal length, under a mask
         window_seconds        30, or what its positions say       30
-        token_limits          the decoder's positions             6.5 tokens a second as well
+        token_limits          the decoder's positions             6.5 tokens per second as well
         counted_frames        the speech, 1 in 4 of the padding   all
         transcript_tokens     the text behind a space             the text; its tokenizer adds a mark itself
 

@@ -248,7 +248,7 @@ def test_a_picture_is_written(tmp_path: Path, ending: str) -> None:
 def test_the_report_names_the_worst_and_shows_all() -> None:
     found = qlib.sensitivity(tiny_llama(), GRIDS, TEXTS, progress=False)
     text, worst = str(found), found.worst(GRIDS[1], 1)[0]
-    assert text.startswith("14 layers, each rounded alone by rtn: KL, nats a token")
+    assert text.startswith("14 layers, each rounded alone by rtn: KL, nats per token")
     assert text.splitlines()[2].startswith(worst)
     assert found.losses[worst][GRIDS[1]] == max(each[GRIDS[1]] for each in found.losses.values())
     assert len(found.table().splitlines()) == 15

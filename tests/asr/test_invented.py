@@ -121,7 +121,7 @@ def test_a_worked_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.words for each in result.clips] == [6, 0, 2]
     assert (result.words, result.seconds, result.words_per_minute, result.loops) == (8, 60, 8, 1)
     lines = str(result).split("\n")
-    assert lines[0].startswith("8.00 invented words a minute [0.00, ")
+    assert lines[0].startswith("8.00 invented words per minute [0.00, ")
     assert "8 words on 2 of 3 sounds without speech (60 s), 1 loops" in lines[0]
     assert lines[1] == "s0: ' Thank you. Thank you! thank you' (6 words, loop: 'thank you' 3 times)"
     assert lines[-1] == result.signature
@@ -144,7 +144,7 @@ def test_two_models_are_compared_on_the_same_sounds(monkeypatch: pytest.MonkeyPa
         "all draws of the second, or of the third, sound"
     )
     assert comparison.no_regression == pytest.approx(100 / 3)
-    assert str(comparison).startswith("invented words a minute difference +3.00")
+    assert str(comparison).startswith("invented words per minute difference +3.00")
     with pytest.raises(DataError, match="different sounds"):
         compare(before, heard(monkeypatch, listed[:2], ["", ""]))
 

@@ -114,7 +114,7 @@ def test_a_conversation(
         ["a tea", "the heat"],
         ["a hat"],
     ]
-    assert out.count("accepted a round: ") == 3 and "There is no command /what" in out
+    assert out.count("accepted per round: ") == 3 and "There is no command /what" in out
     assert "n-grams" in out and "OnlineAdapter" in out  # the drafter learns if nothing else is said
     assert (state / "state.json").is_file()
     monkeypatch.setattr("sys.stdin", io.StringIO("a tea"))
@@ -129,7 +129,7 @@ def test_a_conversation_that_becomes_too_long(
     assert main(["chat", *folders, "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr().out
     assert "error: " in out and "/new begins another conversation" in out
-    assert out.count("accepted a round: ") == 2
+    assert out.count("accepted per round: ") == 2
 
 
 def test_a_bad_line_does_not_lose_what_was_learned(folders: list[str], tmp_path: Path) -> None:

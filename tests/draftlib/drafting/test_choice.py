@@ -64,7 +64,7 @@ class Simulated:
         return accepted + 1, found.seconds.decoding
 
     def rate(self, truth: float, rounds: int) -> float:
-        """Return the tokens a second of so many rounds."""
+        """Return the tokens per second of so many rounds."""
         tokens, seconds = map(sum, zip(*(self.round(truth) for _ in range(rounds)), strict=True))
         return tokens / seconds
 

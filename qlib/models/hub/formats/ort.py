@@ -9,7 +9,7 @@ may hold graphs of its own, the branches of an `If`, which see the initializers 
     tensor   name 4, dimensions 8, data type 10, raw data 12
 
 The numbers are places in the tables (see `flatbuffer`). Weights that were quantized are three initializers,
-`x_quantized`, `x_scale` and `x_zero_point`: w = (q - zero point) * scale, one scale a tensor.
+`x_quantized`, `x_scale` and `x_zero_point`: w = (q - zero point) * scale, one scale per tensor.
 Exporters name many initializers at random, but nodes after modules: the names of weights are taken from the
 nodes that read them.
 
