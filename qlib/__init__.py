@@ -12,7 +12,8 @@ and sizes are those of the integers; speed is not.
 from qlib.activation import PerTensor, PerToken
 from qlib.activation_state import exceeded
 from qlib.analysis.allocate import Plan, allocate
-from qlib.analysis.cost import Cost, cost
+from qlib.analysis.cost import cost
+from qlib.analysis.cost_result import Cost
 from qlib.analysis.explain import explain
 from qlib.analysis.explanation import Explanation
 from qlib.analysis.sensitivity import Sensitivity, sensitivity

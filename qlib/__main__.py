@@ -1,4 +1,4 @@
-"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|benchmark|report|ls`.
+"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|cost|explain|benchmark|report|ls`.
 
 python -m qlib quantize --model whisper-tiny.en --method gptq --calib speech.jsonl --output out/w4
 python -m qlib evaluate --model whisper-tiny.en out/w4 --data test.jsonl --output-path out --log-samples
@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+from qlib.analysis.cost import cost as cost_of
+from qlib.analysis.cost_result import overview
+from qlib.analysis.explain import explain as explain_models
 from qlib.asr.comparison import compare as compare_results
 from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import (
@@ -33,8 +36,19 @@ from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import run_study
 from qlib.checkpoint import folder_bytes
-from qlib.command_line import calibration, load, make_parser, methods, plan, utterances, with_dashes
-from qlib.errors import DataError, repeated
+from qlib.command_line import (
+    FLOAT_BITS,
+    calibration,
+    check_models,
+    is_quantized,
+    load,
+    make_parser,
+    methods,
+    plan,
+    utterances,
+    with_dashes,
+)
+from qlib.errors import DataError, QuantError, repeated, whole_number
 from qlib.models.__main__ import exit_code
 from qlib.models.__main__ import table as registered
 from qlib.models.disk.folders import make_folder
@@ -184,6 +198,41 @@ def file_name(model: str) -> str:
     return f"{Path(model).resolve().name}.jsonl"
 
 
+# --- what a model costs, and why it makes errors
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Count what a run of models costs: one as a table of its parts, several as a table of models."""
+    whole_number(options.tokens, "--tokens", QuantError, 1)  # errors before a model is read
+    if options.audio_seconds is not None and not 0 < options.audio_seconds < float("inf"):
+        raise QuantError(f"--audio-seconds {options.audio_seconds:g} is no length. Pass one above 0.")
+    check_models(options.model)
+    found = {
+        name: cost_of(load(name, options), options.audio_seconds, options.tokens, float_bits=FLOAT_BITS)
+        for name in options.model
+    }
+    if options.json:
+        for name, each in found.items():
+            print(json.dumps({"model": name, **each.record()}))
+    else:
+        print(overview(found) if len(found) > 1 else found[options.model[0]])
+
+
+def explain(options: argparse.Namespace) -> None:
+    """Say which part of a quantized model makes its errors."""
+    data = data_of(options)  # errors before the models are read
+    check_models([options.float, options.quantized])
+    if is_quantized(options.float) or not is_quantized(options.quantized):
+        raise QuantError(
+            f"explain: {options.float} is to be a float model, and {options.quantized} a folder that "
+            "`python -m qlib quantize` wrote. Name the float model first."
+        )
+    found = explain_models(
+        load(options.float, options), load(options.quantized, options), data, progress=not options.quiet
+    )
+    print(json.dumps(found.record(), ensure_ascii=False) if options.json else found)
+
+
 # --- studies
 
 
@@ -258,6 +307,8 @@ COMMANDS: Mapping[str, Any] = {
     "evaluate": evaluate,
     "compare": compare,
     "score": score,
+    "cost": cost,
+    "explain": explain,
     "benchmark": benchmark,
     "report": report,
     "ls": ls,

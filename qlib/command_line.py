@@ -18,20 +18,40 @@ from qlib.errors import DataError, QuantError, did_you_mean
 from qlib.grid import Grid
 from qlib.methods import METHODS
 from qlib.models.hub.load import load_model
+from qlib.models.hub.locate import locate
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
 from qlib.scheme import GRAMMAR, parse_grid, parse_scheme
 
 CALIBRATION = 32  # utterances or texts, if nothing else is said
+FLOAT_BITS = 16  # of numbers in float where costs are counted, whatever dtype a model is loaded in
 
 # --- what options stand for
 
 
 def load(name: str, options: argparse.Namespace) -> Model:
     """Return a model by name or folder: a float one, or a checkpoint that was quantized."""
-    if (Path(name) / MANIFEST).is_file():
+    if is_quantized(name):
         return load_quantized(name, device=options.device)
     return load_model(name, device=options.device)
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Refuse a name or folder that is no model, before any of them is read.
+
+    Raises
+    ------
+    ModelError
+        Of the first one that is neither a checkpoint of this library nor a float model.
+    """
+    for name in names:
+        if not is_quantized(name):
+            locate(name)
+
+
+def is_quantized(name: str) -> bool:
+    """Return whether a folder holds a checkpoint that this library quantized."""
+    return (Path(name) / MANIFEST).is_file()
 
 
 def methods(names: Sequence[str]) -> list[Any]:
@@ -126,6 +146,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("evaluate", "word error rate of models on recordings with transcripts", _evaluate),
         ("compare", "two models or two files of hypotheses on the same recordings", _compare),
         ("score", "word error rate of files of hypotheses", _score),
+        ("cost", "what a run of models moves and computes, and how large they are", _cost),
+        ("explain", "why a quantized model makes more errors than the float model", _explain),
         ("benchmark", "run a study: models by methods by schemes, stopped and resumed", _benchmark),
         ("report", "a study as a page (report.html) and as tables (report.md)", _report),
         ("ls", "models that are known by name, or the layers of one", _ls),
@@ -200,6 +222,22 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("hypotheses", nargs="+", type=Path, help="JSON lines with 'text' and 'pred_text'")
     add("--language", help="of the texts that do not say it (English)")
     add("--marked", type=int, metavar="N", help="show N texts with their errors marked")
+
+
+def _cost(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="+", help="names or folders, float or quantized")
+    add("--audio-seconds", type=float, metavar="N", help="length of the recording (10); not for text models")
+    add("--tokens", type=int, default=40, metavar="N", help="tokens written (%(default)s)")
+    _machine(parser)
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("float", help="name or folder of the float model")
+    add("quantized", help="folder of the quantized model")
+    _data(parser)
+    _machine(parser)
 
 
 def _benchmark(parser: argparse.ArgumentParser) -> None:

@@ -155,6 +155,94 @@ def test_score_shows_errors(tmp_path: Path, capsys: Capture) -> None:
     assert "WER 33.33 %" in (out := capsys.readouterr().out) and "[-cat-]{+hat+}" in out
 
 
+# --- cost, explain
+
+
+@pytest.fixture(scope="module")
+def quantized(place: Path) -> Path:
+    model = qlib.load_model(str(place / "speech"))
+    return qlib.quantize(model, weight=qlib.Grid(2, 8), activation=qlib.PerToken(8), progress=False).save(
+        place / "w2"
+    )
+
+
+def test_cost_counts_what_the_library_counts(place: Path, quantized: Path, capsys: Capture) -> None:
+    names = [str(place / "speech"), str(quantized), str(place / "text")]
+    assert main(["cost", *names, "--tokens", "7", "--json"]) == 0
+    rows = lines(capsys)
+    model = qlib.load_model(names[0])
+    half = qlib.cost(qlib.load_model(names[0], dtype="float16"), tokens=7)
+    assert rows[0]["total"] == half.record()["total"] and rows[0]["parts"] == half.record()["parts"]
+    assert rows[0]["file_bytes"] == qlib.cost(model).size.file_bytes  # as its weights are, in 32 bits
+    found = qlib.cost(qlib.load_quantized(quantized), tokens=7, float_bits=16)
+    assert rows[1] == {"model": names[1], **found.record()}
+    assert rows[1]["total"]["bytes_moved"] == found.total.bytes_moved < rows[0]["total"]["bytes_moved"]
+    assert sum(part["bit_operations"] for part in rows[1]["parts"]) == found.total.bit_operations
+    assert rows[1]["bits_per_weight"] == found.bits_per_weight and rows[0]["bits_per_weight"] is None
+    assert (rows[1]["audio_seconds"], rows[2]["audio_seconds"], rows[2]["per_second"]) == (10.0, None, None)
+
+
+def test_cost_as_text(place: Path, quantized: Path, capsys: Capture) -> None:
+    names = [str(place / "speech"), str(quantized)]
+    assert main(["cost", names[1], "--audio_seconds", "0.5", "--tokens", "3"]) == 0
+    model = qlib.load_quantized(quantized)
+    assert capsys.readouterr().out == f"{qlib.cost(model, 0.5, 3, float_bits=16)}\n"
+    assert main(["cost", *names, "--audio-seconds", "0.5"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split()[0] == "model" and [row.split()[0] for row in rows] == names
+    assert rows[0].split()[2] == "-" and float(rows[1].split()[2]) == round(
+        qlib.cost(model).bits_per_weight or 0, 2
+    )
+
+
+def test_explain(place: Path, quantized: Path, capsys: Capture) -> None:
+    command = ["explain", str(place / "speech"), str(quantized), "--data", str(place / "list.jsonl")]
+    command += ["--limit", "2", "--quiet"]
+    model, data = qlib.load_model(str(place / "speech")), qlib.read_manifest(place / "list.jsonl", 2)
+    expected = qlib.explain(model, qlib.load_quantized(quantized), data, progress=False)
+    assert main([*command, "--json"]) == 0
+    (row,) = lines(capsys)
+    assert row == json.loads(json.dumps(expected.record()))
+    assert (row["cause"], row["kl"]) == (expected.cause, expected.kl)
+    assert row["before"]["wer"] == expected.before.wer and "ids" not in row["before"]
+    assert [each["part"] for each in row["effects"]] == [each.part for each in expected.effects]
+    assert [each["wer"] for each in row["restored"]] == [each.result.wer for each in expected.restored]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["explain", "{}/speech", "{}/w2", "--data", "{}/none.jsonl"], "there is no such file"),
+        (["explain", "{}/speech", "{}/none", "--data", "{}/list.jsonl"], "none"),
+        (["explain", "{}/w2", "{}/speech", "--data", "{}/list.jsonl"], "Name the float model first"),
+        (
+            ["explain", "{}/speech", "{}/other", "--data", "{}/list.jsonl"],
+            "that `python -m qlib quantize` wrote",
+        ),
+        (["explain", "{}/speech", "{}/w2", "--data", "{}/untold.jsonl"], "transcript"),
+        (["cost", "{}/speech", "{}/none"], "none"),
+        (["cost", "{}/speech", "--tokens", "0"], "--tokens=0"),
+        (["cost", "{}/speech", "--audio-seconds", "0"], "--audio-seconds"),
+        (["cost", "{}/speech", "--audio-seconds", "nan"], "--audio-seconds"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
+)
+def test_errors_before_a_model_is_read(
+    place: Path,
+    quantized: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    words: str,
+) -> None:
+    (place / "untold.jsonl").write_text('{"audio": "noise0.wav"}\n')
+    monkeypatch.setattr("qlib.__main__.load", lambda *_: pytest.fail("a model was read"))
+    assert main([each.format(place) for each in command]) == 1
+    assert words in capsys.readouterr().err
+
+
 # --- ls, and errors
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from qlib.analysis.made_up import MadeUp
 from qlib.asr.comparison import compare
@@ -53,6 +54,26 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"Explanation({self.cause})"
+
+    def record(self) -> dict[str, Any]:
+        """Return all figures as plain data, without the texts."""
+        return {
+            "cause": self.cause,
+            "before": self.before.rates(),
+            "after": self.after.rates(),
+            "comparison": asdict(compare(self.before, self.after)),
+            "kl": self.kl,
+            "kl_utterances": self.utterances,
+            "effects": [{"part": e.part, "kl": e.kl, **e.result.rates()} for e in self.effects],
+            "restored": [
+                {"layers": e.layers, "grid": e.grid, "kl": e.kl, **e.result.rates()} for e in self.restored
+            ],
+            "made_up": [
+                {"utterance": e.utterance, "loop": None if e.loop is None else str(e.loop), "words": e.words}
+                for e in self.made_up
+            ],
+            "clamped": dict(self.clamped),
+        }
 
     def _rise(self) -> str:
         kinds = ("substitutions", "deletions", "insertions")

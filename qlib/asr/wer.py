@@ -93,6 +93,11 @@ class WerResult:
         texts = ("references", "hypotheses", "normalized_references", "normalized_hypotheses")
         return {key: value for key, value in asdict(self).items() if key not in texts}
 
+    def rates(self) -> dict[str, Any]:
+        """Return what concerns all utterances together: `record` without the figures of single ones."""
+        each = ("utterance_errors", "utterance_words", "ids")
+        return {key: value for key, value in self.record().items() if key not in each}
+
     def marked(self, limit: int | None = 10) -> str:
         """Return the texts with errors, the most errors first, one a line: ``[-said-]{+written+}``.
 

@@ -271,6 +271,21 @@ def test_half_the_width_halves_bytes_and_quarters_operations() -> None:
         qlib.cost(tiny_moonshine(), float_bits=8)
 
 
+def test_floats_count_as_16_bits_where_that_is_asked() -> None:
+    grid, inputs = qlib.Grid(4, 8), {"*": qlib.PerToken(8), "fc2": None}
+    found = [
+        qlib.cost(
+            qlib.quantize(tiny_moonshine().to(dtype), weight=grid, activation=inputs, progress=False).model,
+            float_bits=bits,
+        )
+        for dtype, bits in ((torch.float32, 16), (torch.float16, None), (torch.float32, None))
+    ]
+    assert found[0].parts == found[1].parts and found[0].cache_size == found[1].cache_size
+    assert found[0].float_bits == 16
+    assert found[0].total.bytes_moved < found[2].total.bytes_moved
+    assert found[0].size == found[2].size  # of the file that this model makes
+
+
 def test_whisper_reads_30_s_whatever_the_recording_and_moonshine_as_long_as_it_is() -> None:
     whisper, moonshine = tiny_whisper(), tiny_moonshine()
     short, long, two = (qlib.cost(whisper, seconds, 10) for seconds in (1, 30, 31))
