@@ -29,7 +29,10 @@ from qlib.asr.hypotheses import (
     score_hypotheses,
     write_hypotheses,
 )
+from qlib.asr.languages import language_code
+from qlib.asr.subtitles import WITH_TIMES, check_stems, write_transcripts
 from qlib.asr.transcribe import transcribe as transcribe_recordings
+from qlib.asr.transcript import Transcript
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.benchmark.config import Study, read_study
@@ -44,6 +47,7 @@ from qlib.command_line import (
     load,
     make_parser,
     methods,
+    output_formats,
     plan,
     utterances,
     with_dashes,
@@ -90,21 +94,45 @@ def quantize(options: argparse.Namespace) -> None:
 
 
 def transcribe(options: argparse.Namespace) -> None:
-    """Write the text of each recording, one a line."""
+    """Write the text of each recording: on the screen, one a line, or into files."""
+    formats = output_formats(options)
+    folder = options.output_dir or Path()
+    if options.language is not None:  # errors before the model is read
+        language_code(options.language, "--language")
+    if formats:
+        check_stems(options.audio)
+        check_models([options.model])
+        make_folder(folder)
     found = transcribe_recordings(
         load(options.model, options),
         options.audio,
         batch_size=options.batch_size,
         language=options.language,
         task=options.task,
+        timestamps=options.timestamps or any(each in WITH_TIMES for each in formats),
         progress=not options.quiet,
     )
+    texts = dict(zip(options.audio, found, strict=True))
+    files = write_transcripts(texts, folder, formats) if formats else {}
     for path, transcript in zip(options.audio, found, strict=True):
         if options.json:
-            row = {"audio_filepath": path, "duration": transcript.seconds, "text": transcript.text}
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(transcript_row(path, transcript, files.get(path, [])), ensure_ascii=False))
+        elif formats:
+            print(*files[path], sep="\n")
         else:
-            print(f"{path}: {transcript}" if len(found) > 1 else transcript)
+            lines = "\n".join(map(str, transcript.segments or [])) if options.timestamps else transcript
+            print(f"{path}: {lines}" if len(found) > 1 else lines)
+
+
+def transcript_row(path: str, transcript: Transcript, files: Sequence[Path]) -> dict[str, Any]:
+    """Return a transcript as a JSON object, with its segments and files where there are some."""
+    row: dict[str, Any] = {"audio_filepath": path, "duration": transcript.seconds, "text": transcript.text}
+    row |= {"language": transcript.language, "language_probability": transcript.language_probability}
+    if transcript.segments is not None:
+        row["segments"] = [
+            {"start": each.start, "end": each.end, "text": each.text} for each in transcript.segments
+        ]
+    return row | ({"files": [str(each) for each in files]} if files else {})
 
 
 # --- word error rates

@@ -12,6 +12,7 @@ from typing import Any
 
 from qlib.asr.corpora import read_corpus
 from qlib.asr.manifest_rows import lines_of, rows_of_json
+from qlib.asr.subtitles import FORMATS
 from qlib.asr.utterance import Utterance
 from qlib.checkpoint import MANIFEST, load_quantized
 from qlib.errors import DataError, QuantError, did_you_mean
@@ -34,6 +35,13 @@ def load(name: str, options: argparse.Namespace) -> Model:
     if is_quantized(name):
         return load_quantized(name, device=options.device)
     return load_model(name, device=options.device)
+
+
+def output_formats(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the formats of the files that `transcribe` is to write; none where no file was asked for."""
+    if options.output_format is None and options.output_dir is None:
+        return ()
+    return tuple(FORMATS) if options.output_format in (None, "all") else (options.output_format,)
 
 
 def check_models(names: Sequence[str]) -> None:
@@ -196,7 +204,11 @@ def _transcribe(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("audio", nargs="+", help="audio files")
     add("--model", default="whisper-tiny.en", help="name or folder (%(default)s)")
-    add("--task", choices=("transcribe", "translate"), default="transcribe")
+    add("--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English")
+    add("--timestamps", action="store_true", help="say when each segment is spoken (Whisper)")
+    help = "write files, .vtt, .srt, .tsv and .json with timestamps (all, with --output-dir)"
+    add("--output-format", "-f", choices=(*FORMATS, "all"), help=help)
+    add("--output-dir", "-o", type=Path, metavar="FOLDER", help="where files are written (this folder)")
     _decoding(parser)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from speech_fixtures import utterances
+from speech_fixtures import timed_whisper, utterances
 
 import qlib
 from qlib.__main__ import main
 from qlib.asr.hypotheses import Hypothesis, read_hypotheses, score_hypotheses, write_hypotheses
-from qlib.models.tiny import tiny_llama, tiny_whisper, write_folder
+from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper, write_folder
 from qlib.scheme import parse_grid, parse_scheme
 
 OUT = ("--output-path", "{}/o")
@@ -109,6 +109,83 @@ def test_transcribe(place: Path, capsys: Capture) -> None:
     assert [row["text"] for row in lines(capsys)] == texts
     assert main(["transcribe", audio[0], "--model", str(place / "speech"), "--quiet"]) == 0
     assert capsys.readouterr().out == f"{texts[0]}\n"
+
+
+@pytest.fixture(scope="module")
+def timed(place: Path) -> Path:
+    """A model that writes timestamps in two languages, and one that writes none."""
+    write_folder(tiny_moonshine(2), place / "moonshine")
+    return write_folder(timed_whisper(8), place / "timed")
+
+
+FORMATS = ["txt", "vtt", "srt", "tsv", "json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "formats"),
+    [
+        (["--output_dir", "{}"], FORMATS),
+        (["--output-dir={}", "--output_format=all"], FORMATS),
+        (["-o", "{}", "-f", "srt"], ["srt"]),
+        (["--output-dir", "{}", "--output-format", "txt"], ["txt"]),
+    ],
+)
+def test_transcripts_as_files(
+    place: Path, timed: Path, tmp_path: Path, capsys: Capture, options: list[str], formats: list[str]
+) -> None:
+    audio, folder = [str(place / f"noise{i}.wav") for i in range(2)], tmp_path / "new" / "folder"
+    options = [each.format(folder) for each in options]
+    command = ["transcribe", *audio, "--model", str(timed), "--quiet", "--language", "German", *options]
+    assert main(command) == 0
+    expected = [folder / f"noise{i}.{each}" for i in range(2) for each in formats]
+    assert capsys.readouterr().out.splitlines() == list(map(str, expected))
+    assert sorted(folder.iterdir()) == sorted(expected)
+    model, wanted = qlib.load_model(timed), formats != ["txt"]
+    texts = qlib.transcribe(model, audio, language="de", timestamps=wanted, progress=False)
+    for path, text in zip(expected, [text for text in texts for _ in formats], strict=True):
+        fresh = qlib.write_transcript(text, tmp_path / path.name)
+        assert path.read_bytes() == fresh.read_bytes()
+    assert any(text.text for text in texts)
+
+
+def test_transcripts_with_timestamps(
+    place: Path, timed: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = str(place / "noise3.wav")
+    command = ["transcribe", audio, "--model", str(timed), "--quiet"]
+    model = qlib.load_model(timed)
+    (text,) = qlib.transcribe(model, [audio], timestamps=True, progress=False)
+    assert text.segments and text.language_probability
+    assert main([*command, "--timestamps"]) == 0
+    assert capsys.readouterr().out == "".join(f"{each}\n" for each in text.segments)
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--json", "--output-format", "vtt"]) == 0
+    (row,) = lines(capsys)
+    assert row["files"] == ["noise3.vtt"] and (tmp_path / "noise3.vtt").is_file()
+    assert (row["language"], row["language_probability"]) == (text.language, text.language_probability)
+    assert [each["start"] for each in row["segments"]] == [each.start for each in text.segments]
+
+
+def test_translation_has_its_own_prompt(place: Path, timed: Path, capsys: Capture) -> None:
+    audio = [str(place / f"noise{i}.wav") for i in range(4)]
+    command = ["transcribe", *audio, "--model", str(timed), "--quiet", "--language", "de", "--json"]
+    found = []
+    for task in ("transcribe", "translate"):
+        assert main([*command, "--task", task]) == 0
+        found.append([row["text"] for row in lines(capsys)])
+        expected = qlib.transcribe(qlib.load_model(timed), audio, language="de", task=task, progress=False)
+        assert found[-1] == [each.text for each in expected]
+    assert found[0] != found[1]
+
+
+def test_a_model_without_timestamps(place: Path, timed: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["transcribe", str(place / "noise0.wav"), "--model", str(place / "moonshine"), "--quiet"]
+    command += ["--output-dir", str(tmp_path)]
+    assert main(command) == 1
+    assert "a Moonshine writes no timestamps" in (error := capsys.readouterr().err) and "txt" in error
+    assert not list(tmp_path.iterdir())
+    assert main([*command, "--output-format", "txt"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["noise0.txt"]
 
 
 def test_evaluate_writes_what_score_reads(place: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -222,6 +299,19 @@ def test_explain(place: Path, quantized: Path, capsys: Capture) -> None:
             "that `python -m qlib quantize` wrote",
         ),
         (["explain", "{}/speech", "{}/w2", "--data", "{}/untold.jsonl"], "transcript"),
+        (
+            ["transcribe", "{}/noise0.wav", "a/noise0.flac", "--model", "{}/speech", "--output-dir", "{}/o"],
+            "would be called noise0",
+        ),
+        (
+            ["transcribe", "{}/noise0.wav", "--model", "{}/speech", "--output-dir", "{}/list.jsonl/o"],
+            "a part of the path is a file",
+        ),
+        (["transcribe", "{}/noise0.wav", "--model", "{}/none", "--output-dir", "{}/o"], "none"),
+        (
+            ["transcribe", "{}/noise0.wav", "--model", "{}/speech", "--language", "germn"],
+            "Did you mean 'german'",
+        ),
         (["cost", "{}/speech", "{}/none"], "none"),
         (["cost", "{}/speech", "--tokens", "0"], "--tokens=0"),
         (["cost", "{}/speech", "--audio-seconds", "0"], "--audio-seconds"),
@@ -241,6 +331,7 @@ def test_errors_before_a_model_is_read(
     monkeypatch.setattr("qlib.__main__.load", lambda *_: pytest.fail("a model was read"))
     assert main([each.format(place) for each in command]) == 1
     assert words in capsys.readouterr().err
+    assert not (place / "o").exists()
 
 
 # --- ls, and errors

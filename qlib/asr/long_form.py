@@ -126,7 +126,7 @@ def timestamp_model(model: SpeechModel) -> Whisper:
     if not isinstance(model, Whisper):
         raise ModelError(
             f"timestamps=True: a {type(model).__name__} writes no timestamps. Take a Whisper checkpoint, for "
-            "example whisper-tiny.en, or leave timestamps=False."
+            "example whisper-tiny.en, or leave timestamps=False: --output-format txt needs none."
         )
     found = model.config.vocab_size - model.generation.no_timestamps - 1
     needed = model.config.max_source_positions + 1

@@ -1,13 +1,13 @@
 """Transcripts as files: plain text, WebVTT, SubRip, tab-separated values and JSON.
 
 Each format is a function from a transcript to the file's content, in the form that OpenAI's Whisper writes.
-`write_transcript` puts it on disk.
+`write_transcript` puts it on disk, `write_transcripts` those of many recordings into one folder.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qlib.asr.transcript import Segment, Transcript
@@ -58,6 +58,7 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "tsv": to_tsv,
     "json": to_json,
 }
+WITH_TIMES = ("vtt", "srt", "tsv", "json")  # the formats that need segments
 
 
 def write_transcript(transcript: Transcript, path: str | Path) -> Path:
@@ -93,6 +94,60 @@ def write_transcript(transcript: Transcript, path: str | Path) -> Path:
     with atomic_file(path) as fresh:
         fresh.write_bytes(content.encode("utf-8"))  # bytes: line ends stay as they are on every system
     return path
+
+
+def write_transcripts(
+    transcripts: Mapping[str, Transcript], folder: str | Path, formats: Sequence[str]
+) -> dict[str, list[Path]]:
+    """Write transcripts into a folder, each as ``STEM.FORMAT``; existing files are replaced, each at once.
+
+    Parameters
+    ----------
+    transcripts : mapping of str to Transcript
+        By the path of the recording, whose stem the files have: ``talks/a.flac`` becomes ``a.srt``.
+    folder : str or Path
+        It must exist.
+    formats : sequence of str
+        Of `FORMATS`.
+
+    Returns
+    -------
+    dict of str to list of Path
+        The files of each recording.
+
+    Raises
+    ------
+    DataError
+        Two recordings have one stem, or a format needs segments and a transcript has none.
+    FileError
+        A file cannot be written.
+    """
+    check_stems(transcripts)
+    return {
+        recording: [
+            write_transcript(transcript, Path(folder) / f"{Path(recording).stem}.{each}") for each in formats
+        ]
+        for recording, transcript in transcripts.items()
+    }
+
+
+def check_stems(recordings: Iterable[str]) -> None:
+    """Refuse recordings whose files would have one name; upper and lower case are one on some systems.
+
+    Raises
+    ------
+    DataError
+        Names the two.
+    """
+    seen: dict[str, str] = {}
+    for each in recordings:
+        stem = Path(each).stem
+        if other := seen.get(stem.casefold()):
+            raise DataError(
+                f"{other} and {each}: the transcripts of both would be called {stem}. Write them into two "
+                "folders, one after the other."
+            )
+        seen[stem.casefold()] = each
 
 
 def _segments(transcript: Transcript, name: str) -> tuple[Segment, ...]:

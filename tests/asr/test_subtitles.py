@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlib.asr.subtitles import FORMATS, to_json, to_srt, to_tsv, to_txt, to_vtt, write_transcript
+from qlib.asr.subtitles import (
+    FORMATS,
+    to_json,
+    to_srt,
+    to_tsv,
+    to_txt,
+    to_vtt,
+    write_transcript,
+    write_transcripts,
+)
 from qlib.asr.transcript import Segment, Transcript
 from qlib.errors import DataError, FileError
 
@@ -104,3 +113,24 @@ def test_errors_leave_what_was_there(tmp_path: Path) -> None:
         write_transcript(TRANSCRIPT, tmp_path / "talk.vtf")
     with pytest.raises(FileError, match="nowhere"):
         write_transcript(TRANSCRIPT, tmp_path / "nowhere" / "talk.txt")
+
+
+# --- of many recordings
+
+
+def test_a_file_for_each_recording_and_format(tmp_path: Path) -> None:
+    other = Transcript("", (), 1.0, segments=())
+    found = write_transcripts({"talks/a.b.flac": TRANSCRIPT, "c.wav": other}, tmp_path, ["srt", "txt"])
+    assert found == {
+        "talks/a.b.flac": [tmp_path / "a.b.srt", tmp_path / "a.b.txt"],
+        "c.wav": [tmp_path / "c.srt", tmp_path / "c.txt"],
+    }
+    assert (tmp_path / "a.b.txt").read_text(encoding="utf-8") == TXT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.srt", "a.b.txt", "c.srt", "c.txt"]
+
+
+@pytest.mark.parametrize("other", ["other/talk.flac", "TALK.wav"])
+def test_recordings_of_one_stem(tmp_path: Path, other: str) -> None:
+    with pytest.raises(DataError, match=r"talk\.wav and .*: the transcripts of both would be called"):
+        write_transcripts({"talk.wav": TRANSCRIPT, other: TRANSCRIPT}, tmp_path, ["txt"])
+    assert not list(tmp_path.iterdir())
