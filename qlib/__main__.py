@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,8 @@ def study_of(options: argparse.Namespace) -> Study:
     if options.study is not None:
         if options.model or options.data:
             raise DataError(f"{options.study} names models and data already. Leave --model and --data out.")
-        return read_study(options.study)
+        study = read_study(options.study)
+        return replace(study, sensitivity=study.sensitivity or options.sensitivity)
     if not options.model or not options.data:
         raise DataError("benchmark: name a study file, or --model and --data.")
     if twice := repeated(map(data_name, options.data)):
@@ -304,6 +305,7 @@ def study_of(options: argparse.Namespace) -> Study:
         limit=options.limit,
         batch_size=options.batch_size,
         language=options.language,
+        sensitivity=options.sensitivity,
     )
 
 

@@ -265,6 +265,7 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
     add("--language", default="", help="of the recordings, for multilingual checkpoints")
     add("--batch-size", type=int, default=8, metavar="N", help="(%(default)s)")
+    add("--sensitivity", action="store_true", help="also estimate what each layer costs on each grid")
     add("--workers", type=int, default=1, metavar="N", help="processes on this machine (%(default)s)")
     add("--scheduler", metavar="ADDRESS", help="of Dask, tcp://host:port: its workers compute")
     add("--quiet", action="store_true", help="no progress bar")

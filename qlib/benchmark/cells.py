@@ -1,4 +1,4 @@
-"""The cells of a study: one quantization of one model, measured on all test sets.
+"""The cells of a study: one quantization of one model, measured on all test sets; or its layers' losses.
 
 A cell has a key: a hash of everything that decides its result. What is stored under the key is never computed
 again; anything that changes (a weight of the model, a setting, a recording, a version) makes another key, so
@@ -22,6 +22,7 @@ from qlib.asr.hypotheses import recognize, score_hypotheses
 from qlib.asr.parquet import StoredSound
 from qlib.asr.utterance import Utterance
 from qlib.benchmark.config import Study, chain_names
+from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import methods, utterances
@@ -34,6 +35,7 @@ from qlib.scheme import parse_scheme
 from qlib.version import library_version
 
 FLOAT = "float"
+SENSITIVITY = "sensitivity"  # in the place of a method: not quantized, its layers are judged
 SECONDS, TOKENS = 10, 40  # of the run whose cost is counted
 Row = dict[str, Any]
 
@@ -45,7 +47,8 @@ class Cell:
     Attributes
     ----------
     model, method, scheme : str
-        As in the study; method and scheme are "float" for the model as it is.
+        As in the study; method and scheme are "float" for the model as it is, and "sensitivity" where its
+        layers are judged.
     """
 
     model: str
@@ -55,7 +58,8 @@ class Cell:
     @property
     def name(self) -> str:
         """What stands in messages."""
-        return f"{Path(self.model).name} {self.method}" + ("" if self.method == FLOAT else f" {self.scheme}")
+        quantized = self.method not in (FLOAT, SENSITIVITY)
+        return f"{Path(self.model).name} {self.method}" + (f" {self.scheme}" if quantized else "")
 
 
 def cells_of(study: Study) -> list[Cell]:
@@ -64,6 +68,7 @@ def cells_of(study: Study) -> list[Cell]:
     for model in study.models:
         found.append(Cell(model, FLOAT, FLOAT))
         found += [Cell(model, method, scheme) for method, scheme in study.pairs()]
+        found += [Cell(model, SENSITIVITY, SENSITIVITY)] if study.sensitivity else []
     return found
 
 
@@ -106,6 +111,12 @@ def _stored(utterance: Utterance) -> tuple[Path, int] | None:
 
 def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
     """Return the hash of everything that decides a cell's result; `weights` is that of the float model."""
+    versions = {"torch": torch.__version__, "quantdraft": library_version()}
+    if cell.method == SENSITIVITY:
+        heard, grids = fingerprint((data.calib or [])[:RECORDINGS]), [str(each) for each in grids_of(study)]
+        return digest_of(
+            {"weights": weights, "measure": MEASURE, "grids": grids, "data": heard, "versions": versions}
+        )
     chain = [] if cell.method == FLOAT else [_settings(each) for each in methods(chain_names(cell.method))]
     return digest_of(
         {
@@ -114,7 +125,7 @@ def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
             "scheme": cell.scheme,
             "data": data.hashes,
             "language": study.language,
-            "versions": {"torch": torch.__version__, "quantdraft": library_version()},
+            "versions": versions,
         }
     )
 
@@ -161,6 +172,9 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
     check_memory(cell.model)
     model = load_model(cell.model)
     row: Row = {"key": key, **asdict(cell), "parameters": sum(each.numel() for each in model.parameters())}
+    if cell.method == SENSITIVITY:
+        row |= layer_losses(model, study, data.calib or [])
+        return {"row": row, "texts": {}, "times": {"sensitivity": perf_counter() - started}}
     if cell.method != FLOAT:
         grid, activation = parse_scheme(cell.scheme)
         result = quantize(

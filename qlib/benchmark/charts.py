@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
 
-from qlib.benchmark.results import Record, pareto
+from qlib.analysis.heat_map import DECADES, cells
+from qlib.benchmark.results import Losses, Record, pareto
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 56, 16, 14, 44
 COLOURS = 8
+SIDE, GAP, NAMES = 15, 26, 96  # of a heat map: a cell's side, between two maps, for the names of rows
 
 
 def scatter(records: Sequence[Record], title: str) -> str:
@@ -74,6 +76,61 @@ def intervals(records: Sequence[Record], title: str) -> str:
             f"<title>{escape(text)}</title></circle>"
         )
     return _svg(parts, bottom + BOTTOM, title)
+
+
+def heat_maps(found: Losses, title: str) -> str:
+    """Return a map for each grid: a row a block, a column a kind of layer, the darker the larger its loss.
+
+    All maps have one scale, logarithmic over `DECADES` powers of ten.
+    """
+    largest = max(max(each) for each in found.losses.values())
+    maps = [
+        (grid, cells({layer: each[i] for layer, each in found.losses.items()}))
+        for i, grid in enumerate(found.grids)
+    ]
+    rows, columns, _ = maps[0][1]
+    width, height = SIDE * len(columns) + GAP, SIDE * len(rows) + 62
+    side_by_side = max(1, min(len(maps), (WIDTH - NAMES) // width))
+    parts = []
+    for i, (grid, (_, _, table)) in enumerate(maps):
+        left, top = NAMES + width * (i % side_by_side), TOP + 10 + height * (i // side_by_side)
+        parts.append(f'<text x="{left}" y="{top - 8}">{escape(grid)}</text>')
+        for j, row in enumerate(rows):
+            y = top + SIDE * j
+            if i % side_by_side == 0:
+                parts.append(f'<text x="{left - 8}" y="{y + 11}" text-anchor="end">{escape(row)}</text>')
+            parts += [
+                _heat_cell(left + SIDE * k, y, table[row, column], largest, f"{row} {column}, {grid}")
+                for k, column in enumerate(columns)
+                if (row, column) in table
+            ]
+        bottom = top + SIDE * len(rows)
+        parts += [
+            f'<text x="{left + SIDE * (k - 0.5):g}" y="{bottom + 14}" text-anchor="middle">{k}</text>'
+            for k in range(1, len(columns) + 1)
+        ]
+    lines = ceil(len(maps) / side_by_side)
+    return _svg(parts, TOP + height * lines - 36, title)
+
+
+def heat_legend(found: Losses) -> str:
+    """Say in words what the numbers of the columns and the shades of `heat_maps` are."""
+    names = cells({layer: each[0] for layer, each in found.losses.items()})[1]
+    largest = max(max(each) for each in found.losses.values())
+    columns = ", ".join(f"{k} {name or 'the layer itself'}" for k, name in enumerate(names, 1))
+    return (
+        f"Each layer alone rounded to nearest: KL divergence in nats a token, estimated from gradients on "
+        f"{found.recordings} recordings that calibrate. The strongest shade is {largest:.2g}; shades fade "
+        f"out over {DECADES} powers of ten. Columns: {columns}."
+    )
+
+
+def _heat_cell(x: float, y: float, loss: float, largest: float, name: str) -> str:
+    shade = max(0.0, 1 + log10(loss / largest) / DECADES) if loss > 0 else 0.0
+    return (
+        f'<rect class="heat" x="{x}" y="{y}" width="{SIDE - 1}" height="{SIDE - 1}" '
+        f'fill-opacity="{0.04 + 0.96 * shade:.2f}"><title>{escape(name)}: {loss:.3g}</title></rect>'
+    )
 
 
 class _Axis:

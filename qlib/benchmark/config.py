@@ -8,6 +8,7 @@ From options of the command line, or from a small TOML file:
     runs = ["spqr W3A16G16"]
     calib = "calibration.jsonl"
     calib_limit = 32
+    sensitivity = true
 
     [data]
     other = "test-other.jsonl"
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qlib.command_line import CALIBRATION, methods
-from qlib.errors import DataError, describe, did_you_mean, repeated, whole_number
+from qlib.errors import DataError, describe, did_you_mean, repeated, true_or_false, whole_number
 from qlib.scheme import parse_scheme
 
 
@@ -51,6 +52,8 @@ class Study:
         Most recordings of each test set.
     language : str
         Of the recordings, for multilingual checkpoints; empty if the lists say it.
+    sensitivity : bool
+        Also estimate what each layer of each model costs on each scheme's grid; takes `calib`.
 
     Raises
     ------
@@ -68,6 +71,7 @@ class Study:
     limit: int | None = None
     batch_size: int = 8
     language: str = ""
+    sensitivity: bool = False
 
     def __post_init__(self) -> None:
         for name in ("models", "methods", "schemes", "runs"):
@@ -78,6 +82,9 @@ class Study:
             whole_number(self.limit, "study: limit", DataError, 1, remedy="Leave it out for all recordings.")
         if not isinstance(self.data, Mapping) or not self.data:
             raise DataError(f'study: data is {describe(self.data)}. Name test sets: [data] name = "path".')
+        true_or_false(self.sensitivity, "study: sensitivity", DataError, "Write true or false.")
+        if self.sensitivity and not self.calib:
+            raise DataError("study: sensitivity is measured on recordings that calibrate. Name them: calib.")
         if not self.models:
             raise DataError('study: no models. Name one or more: models = ["whisper-tiny.en"].')
         self._check_names()

@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from qlib.benchmark.cells import FLOAT
-from qlib.benchmark.charts import intervals, scatter
-from qlib.benchmark.results import Clip, Record, changed_clips, read_results
+from qlib.benchmark.charts import heat_legend, heat_maps, intervals, scatter
+from qlib.benchmark.results import Clip, Losses, Record, changed_clips, file_bytes, read_losses, read_results
 from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
 
@@ -24,7 +24,7 @@ MOST_SOUND = 6_000_000  # bytes of audio files in a page
 TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 HEADS = (
     *("model", "test", "method", "scheme", "WER %", "95 %", "to float", "95 % paired"),
-    *("sub", "del", "ins", "bits per weight", "MB"),
+    *("sub", "del", "ins", "bits per weight", "MB", "MB moved", "10^12 bit operations"),
 )
 
 
@@ -43,11 +43,11 @@ def write_report(study: Path, output: Path | None = None) -> tuple[Path, Path]:
     DataError
         The folder holds no results.
     """
-    records = read_results(study)
+    records, losses = read_results(study), read_losses(study)
     output = output or study
     make_folder(output)
     found = (output / "report.html", output / "report.md")
-    for path, text in zip(found, (html(study, records), markdown(records)), strict=True):
+    for path, text in zip(found, (html(study, records, losses), markdown(records)), strict=True):
         with atomic_file(path) as fresh:
             fresh.write_text(text, encoding="utf-8")
     return found
@@ -83,8 +83,14 @@ def _conditions(records: Sequence[Record]) -> str:
     listed = ", ".join(f"{name}: {clips} clips, {words} words" for name, (clips, words) in tests.items())
     return (
         f"Percent of words wrong, greedy decoding; in brackets the 95 % interval of the difference to float, "
-        f"paired over clips. {listed}."
+        f"paired over clips. {listed}.{_run(records)}"
     )
+
+
+def _run(records: Sequence[Record]) -> str:
+    """Say what moves the bytes and makes the operations of the columns of cost."""
+    runs = dict.fromkeys(each.cost.name for each in records if each.cost is not None)
+    return f" Bytes moved and bit operations are those of {' and of '.join(runs)}." if runs else ""
 
 
 def _groups(records: Iterable[Record]) -> list[tuple[tuple[str, str], list[Record]]]:
@@ -98,10 +104,11 @@ def _groups(records: Iterable[Record]) -> list[tuple[tuple[str, str], list[Recor
 # --- HTML
 
 
-def html(study: Path, records: Sequence[Record]) -> str:
-    """Return the page."""
+def html(study: Path, records: Sequence[Record], losses: Sequence[Losses] = ()) -> str:
+    """Return the page; `losses` are drawn as heat maps."""
     sound = _Sound()
     sections = [f"<p>{escape(_conditions(records))}</p>", _table(records)]
+    sections += [_sensitivity(each) for each in losses]
     for (model, test), group in _groups(records):
         rest = [each for each in group if each.method != FLOAT]
         title = f"{model}, {test}"
@@ -119,6 +126,12 @@ def html(study: Path, records: Sequence[Record]) -> str:
         f"<body><main><h1>Word error rates</h1>{''.join(sections)}</main><script>{script}</script>"
         "</body></html>\n"
     )
+
+
+def _sensitivity(found: Losses) -> str:
+    title = f"{found.model}: which layers hurt"
+    maps, legend = heat_maps(found, title), escape(heat_legend(found))
+    return f"<section><h2>{escape(title)}</h2>{maps}<p>{legend}</p></section>"
 
 
 def _file(name: str) -> str:
@@ -152,7 +165,9 @@ def _row(each: Record) -> str:
         "" if is_float else pair(each.difference_interval, "+"),
         *(str(count) for count in (each.substitutions, each.deletions, each.insertions)),
         "" if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}",
-        "" if each.bytes is None else f"{each.bytes / 1e6:.1f}",
+        "" if (size := file_bytes(each)) is None else f"{size / 1e6:.1f}",
+        "" if each.cost is None else f"{each.cost.bytes_moved / 1e6:.0f}",
+        "" if each.cost is None else f"{each.cost.bit_operations / 1e12:.2f}",
     ]
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 

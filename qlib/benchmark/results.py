@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,55 @@ from qlib.errors import DataError
 from qlib.models.files import parse_json
 
 RESAMPLES = 2000
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What transcribing a recording costs, as `qlib.cost` counts it, with 16 bits a number in float.
+
+    Attributes
+    ----------
+    audio_seconds, tokens : float, int
+        Of the recording.
+    bytes_moved, bit_operations : int
+        Sums of the run.
+    file_bytes : int
+        Of the model.
+    """
+
+    audio_seconds: float
+    tokens: int
+    bytes_moved: int
+    bit_operations: int
+    file_bytes: int
+
+    @property
+    def name(self) -> str:
+        """What is transcribed."""
+        return f"{self.audio_seconds:g} s of audio and {self.tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What each layer of a model is estimated to cost when it alone is rounded.
+
+    Attributes
+    ----------
+    model : str
+        Name.
+    recordings : int
+        That it was estimated on.
+    grids : tuple of str
+        That the layers are rounded on.
+    losses : dict of str to tuple of float
+        Of each layer one a grid, in nats a token.
+    """
+
+    model: str
+    recordings: int
+    grids: tuple[str, ...]
+    losses: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +86,9 @@ class Record:
     substitutions, deletions, insertions, words, clips : int
         Counts.
     bits_per_weight, bytes : float or None
-        As stored, over the quantized layers; of the file. None for float.
+        As stored, over the quantized layers; of the file. None for float, whose file is as it came.
+    cost : Run or None
+        What a run costs; None in a cell that was recorded without it.
     errors : tuple of int
         Of each recording.
     key : str
@@ -59,6 +110,7 @@ class Record:
     clips: int
     bits_per_weight: float | None
     bytes: int | None
+    cost: Run | None
     errors: tuple[int, ...]
     key: str
 
@@ -98,17 +150,42 @@ def read_results(folder: Path) -> list[Record]:
     DataError
         The folder holds no results, or none that did not fail.
     """
-    path = folder / "results.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path} is missing. Run a study first: python -m qlib benchmark --output {folder}.")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [parse_json(line.encode(), path) for line in lines]
-    rows = [row for row in rows if "error" not in row]
+    rows = [row for row in _rows(folder) if "tests" in row]
     floats = {row["model"]: row for row in rows if row["method"] == FLOAT}
     found = [record for row in rows for record in _records(row, floats.get(row["model"]))]
     if not found:
-        raise DataError(f"{path} holds no finished cell. See its errors, and run the study again.")
+        raise DataError(
+            f"{folder / RESULTS} holds no finished cell. See its errors, and run the study again."
+        )
     return found
+
+
+def read_losses(folder: Path) -> list[Losses]:
+    """Return the layers' losses of a study's models; none where it was run without them.
+
+    Raises
+    ------
+    DataError
+        The folder holds no results.
+    """
+    return [
+        Losses(
+            model=Path(row["model"]).name,
+            recordings=row["recordings"],
+            grids=tuple(row["grids"]),
+            losses={layer: tuple(each) for layer, each in row["losses"].items()},
+        )
+        for row in _rows(folder)
+        if "losses" in row
+    ]
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / RESULTS
+    if not path.is_file():
+        raise DataError(f"{path} is missing. Run a study first: python -m qlib benchmark --output {folder}.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [parse_json(line.encode(), path) for line in lines]
 
 
 def _records(row: dict[str, Any], reference: dict[str, Any] | None) -> Iterator[Record]:
@@ -128,9 +205,21 @@ def _records(row: dict[str, Any], reference: dict[str, Any] | None) -> Iterator[
             clips=result["utterances"],
             bits_per_weight=row.get("bits_per_weight"),
             bytes=row.get("bytes"),
+            cost=_run(row.get("cost")),
             errors=tuple(result["utterance_errors"]),
             key=row["key"],
         )
+
+
+def _run(row: dict[str, Any] | None) -> Run | None:
+    return None if row is None else Run(**{each.name: row[each.name] for each in fields(Run)})
+
+
+def file_bytes(record: Record) -> int | None:
+    """Return the size of a cell's file, for float as its checkpoint would be; None where nothing says it."""
+    if record.bytes is None:
+        return None if record.cost is None else record.cost.file_bytes
+    return record.bytes
 
 
 def _difference(plain: dict[str, Any], result: dict[str, Any]) -> tuple[float, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -13,11 +14,19 @@ import pytest
 import soundfile
 
 from qlib.__main__ import main
+from qlib.benchmark.charts import SIDE, WIDTH, heat_maps
 from qlib.benchmark.page import marked, write_report
-from qlib.benchmark.results import changed_clips, pareto, read_results
+from qlib.benchmark.results import Losses, changed_clips, pareto, read_losses, read_results
 from qlib.errors import DataError, FileError
 from qlib.models.disk.hashes import sealed
 
+RUN = {"audio_seconds": 10, "tokens": 40, "bit_operations": 3_210_000_000_000, "bits_per_parameter": 9.0}
+LOSSES = {
+    "model.encoder.layers.0.self_attn.q_proj": [0.25, 2.0],
+    "model.encoder.layers.0.fc1": [2e-6, 0.02],
+    "model.decoder.layers.0.fc1": [0.0, 2e-3],
+    "proj_out": [0.0002, 0.5],
+}
 SAID = ["the cat sat", "on <the> mat", "and then"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -49,6 +58,9 @@ def write_study(folder: Path, audio: Path) -> Path:
         key = f"{method}-{scheme}"
         row = {"key": key, "model": "models/tiny", "method": method, "scheme": scheme}
         row["tests"] = {"other": result(errors, [3, 3, 2])}
+        if method != "gptq":  # that one was recorded before costs were
+            moved = 2_000_000 if method == "float" else 1_500_000
+            row["cost"] = {**RUN, "bytes_moved": moved, "file_bytes": 9_400_000}
         if method != "float":
             row |= {"bits_per_weight": 3.5, "bytes": 3_000_000 + len(method)}
         written = [
@@ -58,6 +70,9 @@ def write_study(folder: Path, audio: Path) -> Path:
         cell = sealed({"row": row, "texts": {"other": written}, "times": {}})
         (folder / "cells" / f"{key}.json").write_text(json.dumps(cell))
         rows.append(row)
+    judged = {"key": "s", "model": "models/tiny", "method": "sensitivity", "scheme": "sensitivity"}
+    judged |= {"recordings": 8, "grids": ["w4 g64 <a>", "w3 g64"], "losses": LOSSES}
+    rows.append({**judged, "measure": "fisher"})
     rows.append({"model": "models/tiny", "method": "spqr", "scheme": "W3A16", "error": "why"})
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -100,6 +115,52 @@ def test_a_page_needs_nothing_but_itself(study: Path) -> None:
     )
     assert "http" not in text.replace("http-equiv", "")
     assert "on &lt;the&gt; mat" in text and "<the>" not in text  # texts are not markup
+
+
+def table(page: str) -> list[list[str]]:
+    body = page[page.index("<tbody>") : page.index("</tbody>")]
+    return [re.findall("<td>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+
+
+def test_columns_of_cost(study: Path) -> None:
+    text = write_report(study)[0].read_text()
+    assert [row[-3:] for row in table(text)] == [
+        ["9.4", "2", "3.21"],  # of float, as its checkpoint would be
+        ["3.0", "2", "3.21"],
+        ["3.0", "", ""],  # recorded before costs were: empty, and not those of another run
+    ]
+    assert "Bytes moved and bit operations are those of 10 s of audio and 40 tokens." in text
+
+
+def test_a_map_of_the_layers(study: Path) -> None:
+    (found,) = read_losses(study)
+    assert found.grids == ("w4 g64 <a>", "w3 g64") and found.losses["proj_out"] == (0.0002, 0.5)
+    text = write_report(study)[0].read_text()
+    shades = {
+        title: float(shade) for shade, title in re.findall('opacity="(.*?)"><title>(.*?)</title>', text)
+    }
+    assert len(shades) == 8  # a cell for each layer and grid
+    assert shades["encoder.0 self_attn.q_proj, w3 g64: 2"] == 1.0
+    assert shades["encoder.0 fc1, w3 g64: 0.02"] == round(
+        0.04 + 0.96 / 2, 2
+    )  # a hundredth: half of 4 decades
+    assert shades["proj_out , w4 g64 &lt;a&gt;: 0.0002"] == 0.04  # four decades below: the faintest
+    assert shades["decoder.0 fc1, w4 g64 &lt;a&gt;: 0"] == 0.04
+    assert "on 8 recordings that calibrate" in text and "1 self_attn.q_proj, 2 fc1" in text
+    assert "the layer itself" in text
+
+
+def test_maps_that_do_not_fit_stand_below_each_other() -> None:
+    found = Losses("tiny", 8, tuple("abcde"), {f"layers.0.{kind}": (1.0,) * 5 for kind in range(20)})
+    places = re.findall('<rect class="heat" x="(.*?)" y="(.*?)"', heat_maps(found, "t"))
+    assert max(float(x) + SIDE for x, _ in places) <= WIDTH
+    assert len(set(places)) == 100 and len({y for _, y in places}) == 5  # one map a line
+
+
+def test_a_study_without_maps_has_none(study: Path) -> None:
+    path = study / "results.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if "losses" not in line))
+    assert read_losses(study) == [] and "which layers hurt" not in write_report(study)[0].read_text()
 
 
 def test_differences_are_paired(study: Path) -> None:
@@ -186,10 +247,13 @@ def test_a_browser_sorts_and_filters(study: Path, width: int) -> None:
     document.body.dataset.order = methods(rows);
     document.body.dataset.shown = methods(rows.filter(row => !row.hidden));
     document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+    document.body.dataset.cells = document.querySelectorAll("svg rect.heat").length;
+    document.body.dataset.fill = getComputedStyle(document.querySelector("rect.heat")).fill;
     document.body.dataset.dots = document.querySelectorAll("svg circle title").length;
     """
     found = browse(path, width=width, script=script)
     assert 'data-order="float gptq rtn"' in found  # by word error rate
     assert 'data-shown="rtn"' in found
     assert 'data-wide="false"' in found, "the page scrolls sideways"
+    assert 'data-cells="8"' in found and 'data-fill="rgb(' in found
     assert 'data-dots="4"' in found and "data-error" not in found

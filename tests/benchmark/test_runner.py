@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from speech_fixtures import utterances
 
 import qlib
+from qlib.__main__ import main
 from qlib.benchmark import cells, memory, runner
 from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.runner import read_cell, run_study
@@ -167,6 +169,70 @@ def test_a_damaged_cell_is_computed_again(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+# --- which layers hurt
+
+
+def test_layers_are_judged_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = study(place, models=(str(place / "whisper"),), methods=("rtn",), runs=("rtn W4A16G4E3",))
+    run_study(one, tmp_path, progress=False)
+    plain = rows(tmp_path)
+    asked = replace(one, sensitivity=True)
+    outcome = run_study(asked, tmp_path, progress=False)
+    assert (outcome.known, outcome.computed, outcome.failed) == (4, 1, ())
+    *others, row = rows(tmp_path)
+    assert others == plain
+    grids = [qlib.Grid(4, 8), qlib.Grid(3, 8), qlib.Grid(4, 4)]
+    calib = qlib.read_manifest(place / "calib.jsonl")
+    model = qlib.load_model(str(place / "whisper"))
+    expected = qlib.sensitivity(model, grids, calib, measure="fisher", progress=False)
+    assert row["grids"] == list(map(str, grids)) and row["recordings"] == 1
+    assert row["losses"].keys() == expected.losses.keys()
+    for layer, found in row["losses"].items():
+        assert found == pytest.approx([expected.losses[layer][grid] for grid in grids], rel=1e-4)
+    monkeypatch.setattr(runner, "run", lambda *task: pytest.fail("computed again"))
+    assert run_study(asked, tmp_path, progress=False).known == 5
+    run_study(one, tmp_path, progress=False)
+    assert rows(tmp_path) == plain  # not asked for: no figure of another run
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"limit": 1}, True),  # what is tested does not matter
+        ({"methods": ("gptq",)}, True),
+        ({"schemes": ("W4A8G8", "W3A16G8")}, True),  # the same grids
+        ({"schemes": ("W4A16G8",)}, False),
+        ({"calib": "{}/all.jsonl"}, False),
+    ],
+    ids=str,
+)
+def test_what_decides_about_the_losses(place: Path, changes: dict[str, Any], same: bool) -> None:
+    changes = {k: v.format(place) if k == "calib" else v for k, v in changes.items()}
+    changes |= {"data": {"other": str(place / "test.jsonl")}} if "calib" not in changes else {}
+    changes |= {"calib_limit": 2} if "calib" in changes else {}
+    keys = [
+        cells.key_of(cells.cells_of(each)[-1], each, cells.Data.of(each), "weights")
+        for each in (study(place, sensitivity=True), study(place, sensitivity=True, **changes))
+    ]
+    assert (keys[0] == keys[1]) == same
+    assert keys[0] != cells.key_of(
+        cells.cells_of(study(place))[0], study(place), cells.Data.of(study(place)), "weights"
+    )
+
+
+def test_sensitivity_by_option(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Study] = []
+    monkeypatch.setattr("qlib.__main__.run_study", lambda one, *_, **__: asked.append(one) or None)
+    path = toml(place)
+    main(["benchmark", str(path), "--output", str(tmp_path)])
+    main(["benchmark", str(path), "--output", str(tmp_path), "--sensitivity"])
+    path.write_text("sensitivity = true\n" + path.read_text())
+    main(["benchmark", str(path), "--output", str(tmp_path)])
+    options = ["--model", "a", "--data", "b.jsonl", "--calib", "c.jsonl", "--output", str(tmp_path)]
+    main(["benchmark", *options, "--sensitivity"])
+    assert [one.sensitivity for one in asked] == [False, True, True, True]
+
+
 # --- processes
 
 
@@ -309,6 +375,8 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
         ({"limit": 0}, "limit"),
         ({"runs": ("W4A16",)}, "no method and scheme"),
         ({"runs": ("rtn W4A16G8",)}, "rtn W4A16G8 would be computed twice"),
+        ({"sensitivity": 1}, "sensitivity is the int 1, neither True nor False"),
+        ({"sensitivity": True, "calib": ""}, "recordings that calibrate"),
         ({"data": {"test": "{}/calib.jsonl"}}, "none is left to test"),
         ({"data": {"test": "{}/none.jsonl"}}, "there is no such file"),
     ],
