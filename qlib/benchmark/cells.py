@@ -25,7 +25,7 @@ from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
 from qlib.checkpoint import folder_bytes
-from qlib.command_line import methods, utterances
+from qlib.command_line import FLOAT_BITS, methods, utterances
 from qlib.errors import DataError
 from qlib.models.disk.hashes import digest_of
 from qlib.models.hub.load import load_model
@@ -139,7 +139,7 @@ def _settings(method: Any) -> dict[str, Any]:
 
 def _cost(model: Model) -> Row:
     """Return what a run of a model costs: megabytes moved, and 10^12 bit operations."""
-    found = cost(model, SECONDS, TOKENS, float_bits=16)
+    found = cost(model, SECONDS, TOKENS, float_bits=FLOAT_BITS)
     return {
         "audio_seconds": SECONDS,
         "tokens": TOKENS,
