@@ -125,6 +125,7 @@ def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
             "scheme": cell.scheme,
             "data": data.hashes,
             "language": study.language,
+            "dtype": study.dtype,
             "versions": versions,
         }
     )
@@ -170,7 +171,7 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
         torch.set_num_threads(threads)
     started = perf_counter()
     check_memory(cell.model)
-    model = load_model(cell.model)
+    model = load_model(cell.model, dtype=study.dtype).float()
     row: Row = {"key": key, **asdict(cell), "parameters": sum(each.numel() for each in model.parameters())}
     if cell.method == SENSITIVITY:
         row |= layer_losses(model, study, data.calib or [])

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qlib.command_line import CALIBRATION, methods
-from qlib.errors import DataError, describe, did_you_mean, repeated, true_or_false, whole_number
+from qlib.errors import DataError, check_one_of, describe, did_you_mean, repeated, true_or_false, whole_number
 from qlib.scheme import parse_scheme
 
 
@@ -52,6 +52,9 @@ class Study:
         Most recordings of each test set.
     language : str
         Of the recordings, for multilingual checkpoints; empty if the lists say it.
+    dtype : str
+        "float16" rounds a checkpoint's numbers to 16 bits before anything is measured, so that what stays in
+        float takes 16 bits in every file; "float32" takes them as they are. Float32 computes in both cases.
     sensitivity : bool
         Also estimate what each layer of each model costs on each scheme's grid; takes `calib`.
 
@@ -71,11 +74,13 @@ class Study:
     limit: int | None = None
     batch_size: int = 8
     language: str = ""
+    dtype: str = "float32"
     sensitivity: bool = False
 
     def __post_init__(self) -> None:
         for name in ("models", "methods", "schemes", "runs"):
             object.__setattr__(self, name, _names(getattr(self, name), name))
+        check_one_of(self.dtype, "study: dtype", ("float32", "float16"), DataError)
         for name in ("calib_limit", "batch_size"):
             whole_number(getattr(self, name), f"study: {name}", DataError, 1)
         if self.limit is not None:

@@ -106,6 +106,15 @@ def test_a_further_run_has_a_scheme_of_its_own(place: Path, tmp_path: Path) -> N
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
 
 
+def test_numbers_of_16_bits_make_small_files(place: Path, tmp_path: Path) -> None:
+    sizes = []
+    for dtype in ("float32", "float16"):
+        models = (str(place / "whisper"),)
+        run_study(study(place, models=models, methods=(), dtype=dtype), tmp_path / dtype, progress=False)
+        sizes.append(rows(tmp_path / dtype)[0]["cost"]["file_bytes"])
+    assert sizes[1] == sizes[0] / 2
+
+
 def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (finished / "results.jsonl").read_bytes()
     monkeypatch.setattr(runner, "run", lambda *task: pytest.fail("computed again"))
@@ -116,7 +125,7 @@ def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     "changes",
-    [{"limit": 1}, {"language": "en"}, {"calib": ""}, {"data": {"other": "{}/test.jsonl"}}],
+    [{"limit": 1}, {"language": "en"}, {"dtype": "float16"}, {"calib": ""}, {"data": {"other": "{}/test.jsonl"}}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_settings_are_other_cells(place: Path, finished: Path, changes: dict[str, Any]) -> None:
@@ -373,6 +382,7 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
         ({"schemes": ("4bit",)}, "is no scheme"),
         ({"methods": ("gptk",)}, "no method 'gptk'"),
         ({"limit": 0}, "limit"),
+        ({"dtype": "half"}, "dtype='half' is unknown"),
         ({"runs": ("W4A16",)}, "no method and scheme"),
         ({"runs": ("rtn W4A16G8",)}, "rtn W4A16G8 would be computed twice"),
         ({"sensitivity": 1}, "sensitivity is the int 1, neither True nor False"),
