@@ -1,4 +1,4 @@
-"""OmniDraft: one small drafter that speeds up any target model, across vocabularies and without a change.
+"""OmniDraft: one small drafter speeds up any target model, across vocabularies, without changing its output.
 
 import draftlib
 from qlib.models import load_model

@@ -1,4 +1,4 @@
-"""Post-training quantization of speech recognizers, from scratch in PyTorch.
+"""Post-training quantization of speech recognizers and language models, from scratch in PyTorch.
 
     import qlib
     model = qlib.load_model("whisper-tiny.en")
