@@ -12,7 +12,7 @@ help:
 	@echo "make test-fast  the tests that need no checkpoint"
 	@echo "make check      ruff, ruff format, mypy --strict"
 	@echo "make lessons    run every numbered lesson"
-	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (20 minutes)"
+	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (25 minutes)"
 	@echo "make lossless   100 answers of real models stay the same while the drafter learns, 8 ways (an hour)"
 	@echo "make figures    draw the pictures of the pages anew"
 	@echo "make docs       check links, code blocks and excerpts of the pages (docs/excerpts.py refreshes excerpts)"
@@ -51,7 +51,7 @@ lessons: .venv/demo.stamp
 	@for lesson in examples/[0-9]*.py; do echo "== $$lesson"; $(BIN)/python $$lesson || exit 1; done
 
 fuzz: .venv/dev.stamp
-	@QUANTDRAFT_ROUNDS=10000 $(BIN)/python -m pytest -n $(WORKERS) tests/test_mutations.py tests/test_failures.py
+	@QUANTDRAFT_ROUNDS=10000 $(BIN)/python -m pytest -n $(WORKERS) tests/test_mutations.py tests/test_failures.py tests/benchmark/test_study_failures.py
 
 lossless: .venv/dev.stamp
 	@$(BIN)/python -m qlib.models fetch smollm2-135m-instruct

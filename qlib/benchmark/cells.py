@@ -8,6 +8,7 @@ that no old number stands under new settings.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +22,7 @@ from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import recognize, score_hypotheses
 from qlib.asr.parquet import StoredSound
 from qlib.asr.utterance import Utterance
+from qlib.asr.wer import check_scorable
 from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
@@ -87,7 +89,8 @@ class Data:
         Raises
         ------
         DataError
-            A list cannot be read, has no transcripts, or is empty once the calibration is taken out.
+            A list cannot be read, has no transcripts or none with a word to score, or is empty once the
+            calibration is taken out.
         """
         calib = utterances([study.calib], study.calib_limit, "train") if study.calib else None
         used = {_stored(each) for each in calib or []} - {None}
@@ -98,8 +101,18 @@ class Data:
             require_text(tests[name])
             if not tests[name]:
                 raise DataError(f"{place}: all {len(listed)} recordings calibrate, and none is left to test.")
+            _check_words(tests[name], study, place)
         hashes = {name: fingerprint(listed) for name, listed in tests.items()}
         return cls(tests, calib, {**hashes, "calibration": "" if calib is None else fingerprint(calib)})
+
+
+def _check_words(listed: Sequence[Utterance], study: Study, place: str) -> None:
+    """Refuse a list without a word to score, before anything is quantized."""
+    languages = [study.language or each.language or "en" for each in listed]
+    try:
+        check_scorable([each.text or "" for each in listed], languages)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def _stored(utterance: Utterance) -> tuple[Path, int] | None:

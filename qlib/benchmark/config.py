@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from qlib.asr.languages import language_code
 from qlib.command_line import CALIBRATION, methods
 from qlib.errors import DataError, check_one_of, describe, did_you_mean, repeated, true_or_false, whole_number
 from qlib.scheme import parse_scheme
@@ -87,6 +88,8 @@ class Study:
             whole_number(self.limit, "study: limit", DataError, 1, remedy="Leave it out for all recordings.")
         if not isinstance(self.data, Mapping) or not self.data:
             raise DataError(f'study: data is {describe(self.data)}. Name test sets: [data] name = "path".')
+        if self.language:
+            language_code(self.language, "study: language")
         true_or_false(self.sensitivity, "study: sensitivity", DataError, "Write true or false.")
         if self.sensitivity and not self.calib:
             raise DataError("study: sensitivity is measured on recordings that calibrate. Name them: calib.")

@@ -92,6 +92,9 @@ def run_study(
         make_folder(place / "cells")
         rows = {cell: _read(place, keys[cell]) for cell in cells}  # 2
         missing = [cell for cell in cells if rows[cell] is None]
+        for cell in cells:
+            if rows[cell] is not None:
+                _clear(place, keys[cell])  # a run that was killed just behind it left that there
         failed: dict[Cell, str] = {}
         bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
         with bar, _executor(workers, scheduler) as pool:
@@ -191,10 +194,15 @@ def _outcome(future: Future[Any]) -> dict[str, Any] | str:
 def _write(place: Path, key: str, found: dict[str, Any]) -> Row:
     """Keep a finished cell, and return its row; what it was made with is removed."""
     write_json(place / "cells" / f"{key}.json", sealed(found))
-    for each in (place / "work").glob(f"{key}*"):
-        shutil.rmtree(each, ignore_errors=True)
+    _clear(place, key)
     row: Row = found["row"]
     return row
+
+
+def _clear(place: Path, key: str) -> None:
+    """Remove what a cell was made with; what cannot be removed now is by the next run."""
+    for each in (place / "work").glob(f"{key}*"):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def read_cell(place: Path, key: str) -> dict[str, Any] | None:

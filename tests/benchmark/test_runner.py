@@ -22,8 +22,9 @@ import qlib
 from qlib.__main__ import main
 from qlib.benchmark import cells, memory, runner
 from qlib.benchmark.config import Study, read_study
+from qlib.benchmark.page import write_report
 from qlib.benchmark.runner import read_cell, run_study
-from qlib.errors import DataError, FileError, QuantError
+from qlib.errors import DataError, FileError, ModelError, QuantError
 from qlib.models.disk.folders import working_folder
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
 
@@ -375,11 +376,14 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"models": ()}, "no models"),
+        ({"models": ("{}/none",)}, "none"),
         ({"models": ("a", "a")}, "twice"),
         ({"models": ("one/whisper", "other/whisper")}, "two models are called whisper"),
         ({"models": 7}, "models is the int 7"),
         ({"data": {}}, "Name test sets"),
-        ({"schemes": ("4bit",)}, "is no scheme"),
+        ({"schemes": ("4bit",)}, r"is no scheme\. Write W<bits>A<bits>\[G<group> \| C\]"),
+        ({"runs": ("spqr 4bit",)}, r"is no scheme\. Write W<bits>A<bits>"),
+        ({"language": "germn"}, "study: language: unknown language 'germn'.*Did you mean 'german'"),
         ({"methods": ("gptk",)}, "no method 'gptk'"),
         ({"limit": 0}, "limit"),
         ({"dtype": "half"}, "dtype='half' is unknown"),
@@ -395,9 +399,71 @@ def test_two_runs_in_one_folder(place: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_run(place: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     if isinstance(changes.get("data"), dict):
         changes = {"data": {name: path.format(place) for name, path in changes["data"].items()}}
-    with pytest.raises((DataError, QuantError), match=words):
+    if isinstance(changes.get("models"), tuple):
+        changes = {"models": tuple(name.format(place) for name in changes["models"])}
+    with pytest.raises((DataError, QuantError, ModelError), match=words):
         run_study(study(place, **changes), tmp_path, progress=False)
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def refused(place: Path, folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the error of a test set, which must come before any cell runs."""
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("a cell ran"))
+    with pytest.raises(DataError) as found:
+        run_study(study(place, data={"test": str(data)}), folder / "out", progress=False)
+    assert not (folder / "out").exists()
+    return str(found.value)
+
+
+def test_recordings_that_cannot_be_scored(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio, path = str(place / "noise1.wav"), tmp_path / "list.jsonl"
+    path.write_text(json.dumps({"audio": audio}))
+    assert "no transcript. Add it under one of the names" in refused(place, tmp_path, path, monkeypatch)
+    lines = ({"audio": str(place / f"noise{i}.wav"), "text": text} for i, text in ((1, ""), (2, "uh")))
+    path.write_text("\n".join(map(json.dumps, lines)))
+    error = refused(place, tmp_path, path, monkeypatch)
+    assert error.startswith(f"{path}: all 2 references are empty") and "no word to score" in error
+    path.write_text("")
+    assert str(path) in refused(place, tmp_path, path, monkeypatch)
+    path.write_text(json.dumps({"audio": "gone.wav", "text": "the cat"}))
+    assert "gone.wav" in refused(place, tmp_path, path, monkeypatch)
+
+
+def test_parquet_files_that_cannot_be_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, sound = tmp_path / "x.parquet", {"bytes": (place / "noise1.wav").read_bytes(), "path": "a.wav"}
+
+    def error(columns: dict[str, Any]) -> str:
+        parquet.write_table(pyarrow.table(columns), path)
+        return refused(place, tmp_path, path, monkeypatch)
+
+    assert "x.parquet: no column with what is said (found: audio, words)" in error(
+        {"audio": [sound], "words": ["the cat"]}
+    )
+    assert "x.parquet: no column 'audio' (found: text)" in error({"text": ["the cat"]})
+    assert "x.parquet" in error({"audio": [sound], "text": [None]})
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "cannot be read as parquet" in refused(place, tmp_path, path, monkeypatch)
+
+
+def test_recordings_without_one_that_can_be_heard(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    path = tmp_path / "list.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "text": "the cat"}))
+    one = study(place, models=(str(place / "whisper"),), methods=("rtn",), schemes=("W4A16G8",))
+    outcome = run_study(replace(one, data={"test": str(path)}), tmp_path / "out", progress=False)
+    assert outcome.computed == 0 and [name for name, _ in outcome.failed] == [
+        "whisper float",
+        "whisper rtn W4A16G8",
+    ]
+    assert all("a.wav" in error and str(path) in error for _, error in outcome.failed)
+    with pytest.raises(DataError, match="no finished cell"):
+        write_report(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
