@@ -193,6 +193,36 @@ class TestCommands:
         assert [line for line in lines if line.startswith("make ")] == ["make test", "make check"]
         assert "set -euo pipefail" in lines
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+    @pytest.mark.parametrize(
+        ("user", "apt", "browser", "words"),
+        [
+            (0, 0, False, "chromium: installed"),
+            (0, 1, False, "chromium: not installed, one test is skipped"),
+            (0, None, False, "chromium: not installed"),
+            (1000, 0, False, "chromium: not installed"),
+            (0, 0, True, "bin/chromium"),
+        ],
+        ids=["installs", "apt fails", "no apt", "no root", "is there"],
+    )
+    def test_ci_installs_a_browser_if_it_can(
+        self, tmp_path: Path, user: int, apt: int | None, browser: bool, words: str
+    ) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name in ("bash", "dirname", "timeout"):
+            (folder / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
+        stubs = {"id": f"echo {user}", "make": 'echo "make $1"'}
+        stubs |= {} if apt is None else {"apt-get": f"exit {apt}"}
+        stubs |= {"chromium": "exit 0"} if browser else {}
+        for name, command in stubs.items():
+            (folder / name).write_text(f"#!{folder}/bash\n{command}\n")
+            (folder / name).chmod(0o755)
+        run = [str(folder / "bash"), str(ROOT / ".ci" / "run")]
+        found = subprocess.run(run, env={"PATH": str(folder)}, capture_output=True, text=True, check=True)
+        first, *rest = found.stdout.splitlines()
+        assert words in first and rest == ["make test", "make check"]
+
     def test_readme_has_the_two_commands(self) -> None:
         commands = fenced_commands((ROOT / "README.md").read_text())
         assert {"make demo", "make test"} <= {" ".join(command.split()[:2]) for command in commands}

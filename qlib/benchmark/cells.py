@@ -128,7 +128,14 @@ def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
     if cell.method == SENSITIVITY:
         heard, grids = fingerprint((data.calib or [])[:RECORDINGS]), [str(each) for each in grids_of(study)]
         return digest_of(
-            {"weights": weights, "measure": MEASURE, "grids": grids, "data": heard, "versions": versions}
+            {
+                "weights": weights,
+                "measure": MEASURE,
+                "grids": grids,
+                "data": heard,
+                "dtype": study.dtype,
+                "versions": versions,
+            }
         )
     chain = [] if cell.method == FLOAT else [_settings(each) for each in methods(chain_names(cell.method))]
     return digest_of(

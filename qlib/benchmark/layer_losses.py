@@ -1,7 +1,8 @@
 """Which layers hurt, as a cell of a study: what rounding each layer alone is estimated to cost on each grid.
 
 By `qlib.sensitivity` with the measure "fisher", which runs no rounded model, on the recordings that
-calibrate. The grids are those of the study's schemes.
+calibrate. The grids are those of the study's schemes; those of its further runs are left out, since few
+maps say enough.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ DIGITS = 6  # of a loss: sums of float32 differ in the last ones with the number
 
 def grids_of(study: Study) -> list[Grid]:
     """Return the grids of the study's schemes, each once, in their order."""
-    schemes = dict.fromkeys([*study.schemes, *(scheme for _, scheme in study.pairs())])
-    grids = [parse_scheme(scheme)[0] for scheme in schemes]
+    grids = [parse_scheme(scheme)[0] for scheme in study.schemes]
     return list(dict.fromkeys(grid["*"] if isinstance(grid, dict) else grid for grid in grids))
 
 

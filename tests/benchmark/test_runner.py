@@ -126,7 +126,13 @@ def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     "changes",
-    [{"limit": 1}, {"language": "en"}, {"dtype": "float16"}, {"calib": ""}, {"data": {"other": "{}/test.jsonl"}}],
+    [
+        {"limit": 1},
+        {"language": "en"},
+        {"dtype": "float16"},
+        {"calib": ""},
+        {"data": {"other": "{}/test.jsonl"}},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_settings_are_other_cells(place: Path, finished: Path, changes: dict[str, Any]) -> None:
@@ -191,7 +197,7 @@ def test_layers_are_judged_once(place: Path, tmp_path: Path, monkeypatch: pytest
     assert (outcome.known, outcome.computed, outcome.failed) == (4, 1, ())
     *others, row = rows(tmp_path)
     assert others == plain
-    grids = [qlib.Grid(4, 8), qlib.Grid(3, 8), qlib.Grid(4, 4)]
+    grids = [qlib.Grid(4, 8), qlib.Grid(3, 8)]
     calib = qlib.read_manifest(place / "calib.jsonl")
     model = qlib.load_model(str(place / "whisper"))
     expected = qlib.sensitivity(model, grids, calib, measure="fisher", progress=False)
@@ -212,7 +218,9 @@ def test_layers_are_judged_once(place: Path, tmp_path: Path, monkeypatch: pytest
         ({"methods": ("gptq",)}, True),
         ({"schemes": ("W4A8G8", "W3A16G8")}, True),  # the same grids
         ({"schemes": ("W4A16G8",)}, False),
+        ({"runs": ("rtn W2A16G8",)}, True),
         ({"calib": "{}/all.jsonl"}, False),
+        ({"dtype": "float16"}, False),
     ],
     ids=str,
 )
