@@ -1,4 +1,4 @@
-"""The picture of the house is what the imports say, and readable: nothing overlaps, texts fit their boxes."""
+"""The map of the modules is what the imports say, and readable: nothing overlaps, texts fit their boxes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def picture(house: ModuleType) -> str:
 
 
 def boxes_of(picture: str) -> list[Box]:
-    pattern = r'<rect class="room" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"'
+    pattern = r'<rect class="block" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"'
     return [(float(x), float(y), float(w), float(h)) for x, y, w, h in re.findall(pattern, picture)]
 
 
@@ -81,8 +81,8 @@ def test_the_committed_picture_is_that_of_the_code(picture: str) -> None:
 
 
 def test_every_file_is_in_it_once(house: ModuleType) -> None:
-    rooms, _ = house.read()
-    drawn = sorted(name for room in rooms.values() for name in room.files)
+    blocks, _ = house.read()
+    drawn = sorted(name for block in blocks.values() for name in block.files)
     paths = [path for package in ("qlib", "draftlib") for path in (ROOT / package).rglob("*.py")]
     names = sorted(path.stem for path in paths if path.name != "__init__.py")
     assert drawn == [name for name in names if name != "errors"]
@@ -123,7 +123,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_rooms_and_arrows_are_those_of_the_imports(house: ModuleType, tmp_path: Path) -> None:
+def test_blocks_and_arrows_are_those_of_the_imports(house: ModuleType, tmp_path: Path) -> None:
     files = {
         "qlib/__init__.py": '"""A."""\nfrom qlib.pipeline import quantize',
         "qlib/errors.py": "",
@@ -134,9 +134,9 @@ def test_rooms_and_arrows_are_those_of_the_imports(house: ModuleType, tmp_path: 
         "draftlib/__init__.py": '"""D."""',
         "draftlib/plain.py": "from qlib import quantize",
     }
-    rooms, arrows = house.read(write(tmp_path, files))
-    assert rooms["qlib/methods/"].sentence == "Methods."
-    assert {title: room.files for title, room in rooms.items()} == {
+    blocks, arrows = house.read(write(tmp_path, files))
+    assert blocks["qlib/methods/"].sentence == "Methods."
+    assert {title: block.files for title, block in blocks.items()} == {
         "qlib: numbers": ["grid"],
         "qlib: quantizing": ["pipeline"],
         "qlib/methods/": ["rtn"],
@@ -151,7 +151,7 @@ def test_rooms_and_arrows_are_those_of_the_imports(house: ModuleType, tmp_path: 
     assert ("qlib: quantizing", "qlib: numbers") not in house.without_implied(arrows)
 
 
-def test_rooms_that_import_one_another_have_one_line(house: ModuleType) -> None:
+def test_blocks_that_import_one_another_have_one_line(house: ModuleType) -> None:
     arrows = {("a", "b"): 2, ("b", "a"): 5, ("a", "c"): 1}
     assert house.without_implied(arrows) == set(arrows)
     assert house.downward(set(arrows), arrows) == [("b", "a"), ("a", "c")]
