@@ -17,6 +17,7 @@ from draftlib.vocabulary.translate import translate
 STEPS = Path(__file__).parents[1] / "data" / "drafting_steps.txt"
 DRAFT = [b"Snow", b" f", b"la", b"ke", b" is", b" st", b"amps"]
 TARGET = [b"Snow", b" flake", b" is", b" stamps", b" f"]
+SHOWN = 16  # rounds of the recorded answer
 LETTER = 8.0  # width of a letter in a box, monospace
 
 
@@ -118,15 +119,17 @@ def parse_step(line: str) -> tuple[str, list[Part]]:
 
 def real_rounds() -> Picture:
     """Draw the first rounds of a recorded answer: docs/data/drafting_steps.txt."""
-    head, *lines = STEPS.read_text(encoding="utf-8").splitlines()
-    steps = [parse_step(line) for line in lines]
+    command, conditions, *lines = STEPS.read_text(encoding="utf-8").splitlines()
+    steps = [parse_step(line) for line in lines[:SHOWN]]
     tokens = sum(kind != "rejected" for _, parts in steps for kind, _ in parts)
-    title = f"{len(steps)} passes of the target write {tokens} tokens; alone it would take {tokens}"
-    picture = Picture(title, 78 + 22 * len(steps))
-    picture.text(12, 42, head, style="mono", size=11)
+    title = f"The first {len(steps)} passes of the target write {tokens} tokens; alone it would take {tokens} passes"
+    height = 100 + 22 * len(steps)
+    picture = Picture(title, height)
+    picture.text(12, 44, command, style="mono", size=11)
+    picture.text(12, 62, conditions, size=11)
     colours = {"accepted": GREEN, "merged": PURPLE, "rejected": RED, "own": ORANGE}
     for i, (source, parts) in enumerate(steps):
-        x, y = 44.0, 68 + 22 * i
+        x, y = 44.0, 90 + 22 * i
         picture.text(34, y, str(i + 1), anchor="end", size=11)
         for kind, text in ([("source", f"({source})")] if source else []) + parts:
             picture.text(
@@ -138,7 +141,7 @@ def real_rounds() -> Picture:
             )
             x += 7.3 * len(text) + 7
     for i, (colour, label) in enumerate(_MEANINGS):
-        picture.legend(12 + 150 * i, 78 + 22 * len(steps) - 6, [(colour, label)])
+        picture.legend(12 + 150 * i, height - 6, [(colour, label)])
     return picture
 
 

@@ -32,14 +32,13 @@ FIGURES: dict[str, Callable[[], Picture]] = {
     "calibration_memory": measures.calibration_memory,
     "wer_intervals": measures.wer_intervals,
     "one_round": drafting.one_round,
+    "real_rounds": drafting.real_rounds,
     "ngram_trie": drafting.ngram_trie,
     "overlap": drafting.overlap,
     "best_length": drafting.best_length,
     "learning_curve": drafting.learning_curve,
     "row_cost": drafting.row_cost,
 }
-if drafting.STEPS.exists():
-    FIGURES["real_rounds"] = drafting.real_rounds
 if BENCHMARK.exists():
     FIGURES["wer_over_bits"] = lambda: measures.wer_over_bits(BENCHMARK)
 
