@@ -30,6 +30,7 @@ from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.checkpoint import load_quantized, save_quantized
 from qlib.errors import (
+    CheckError,
     DataError,
     FetchError,
     FileError,
@@ -54,6 +55,7 @@ __all__ = [
     "METHODS",
     "QUIK",
     "RTN",
+    "CheckError",
     "Comparison",
     "Cost",
     "DataError",

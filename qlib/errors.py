@@ -1,7 +1,8 @@
 """Errors of the library: each says what is wrong, where, with which numbers, and what to do.
 
 All derive from `QlibError`, so one `except` catches whatever the library refuses. `MissingExtraError`
-is also an `ImportError`, `FileError` an `OSError`; the others are also `ValueError`.
+is also an `ImportError`, `FileError` an `OSError`, `CheckError` an `AssertionError`; the others are also
+`ValueError`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class DataError(QlibError, ValueError):
 
 class DraftError(QlibError, ValueError):
     """A pair of models, a tokenizer, a cache or a setting that drafting cannot use."""
+
+
+class CheckError(QlibError, AssertionError):
+    """A method of the user's own that does not keep its contract; see `qlib.testing`."""
 
 
 class FileError(QlibError, OSError):

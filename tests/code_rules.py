@@ -39,6 +39,7 @@ ONLY_FROM: dict[str, tuple[str, ...]] = {
     ),  # quantizing does not know how layers are stored
     # What is found out about models: nothing that quantizes reads it.
     "qlib.analysis": ("qlib/__init__.py", "qlib/__main__.py", "qlib/analysis/", "qlib/benchmark/"),
+    "qlib.testing": ("qlib/testing/",),  # for the tests of methods; nothing else reads it
     "qlib.benchmark": ("qlib/__main__.py", "qlib/benchmark/"),  # a command, and no part of the library
 }
 # And some files must do without some modules, though their folder may import them.

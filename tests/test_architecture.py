@@ -106,6 +106,7 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (check_importers, "qlib/pipeline.py", "import qlib.benchmark.runner", "only qlib/__main__.py and"),
     (check_importers, "qlib/__init__.py", "import qlib.benchmark", "imports qlib.benchmark"),
     (check_importers, "qlib/pipeline.py", "from qlib.analysis.cost import cost", "only qlib/__init__.py and"),
+    (check_importers, "qlib/pipeline.py", "from qlib.testing import check_method", "qlib.testing"),
     (check_importers, "draftlib/decoder.py", "import draftlib.learning.online", "must work without"),
     (check_importers, "draftlib/answer.py", "def f():\n    import draftlib.learning", "answer.py:2"),
     (check_forbidden, "qlib/x.py", "import transformers.models", "imports transformers.models"),
