@@ -28,13 +28,13 @@ __all__ = ["Check", "Claim", "best_rounding", "check_method", "gptq_column_by_co
 
 SHARED: tuple[Callable[[Any, Side], None], ...] = (
     checks.says_what_it_is,
+    checks.names_what_it_needs,  # early: without its statistics a method fails everywhere
     checks.returns_what_it_promises,
     checks.takes_a_ragged_last_group,
     checks.takes_one_row,
     checks.takes_unused_inputs,
     checks.takes_every_float,
     checks.leaves_its_arguments,
-    checks.names_what_it_needs,
     checks.is_repeatable,
     checks.comes_back_from_disk,
 )

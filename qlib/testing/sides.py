@@ -63,9 +63,10 @@ class Side:
         try:
             result = getattr(method, self.call)(**given)
         except Exception as error:
+            why = f"{type(error).__name__}: {error}".rstrip(". :")
             raise CheckError(
-                f"{where}: failed with {type(error).__name__}: {error}. A layer or grid that the method "
-                "cannot work on is refused in its check_weights(weights, grid), by a QuantError."
+                f"{where}: failed with {why}. A layer or grid that the method cannot work on is refused in "
+                "its check_weights(weights, grid), by a QuantError."
             ) from error
         with _as_check_error(where):
             return self.returned(result, problem, grid, method.name)
