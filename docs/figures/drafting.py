@@ -122,7 +122,8 @@ def real_rounds() -> Picture:
     command, conditions, *lines = STEPS.read_text(encoding="utf-8").splitlines()
     steps = [parse_step(line) for line in lines[:SHOWN]]
     tokens = sum(kind != "rejected" for _, parts in steps for kind, _ in parts)
-    title = f"The first {len(steps)} passes of the target write {tokens} tokens; alone it would take {tokens} passes"
+    title = f"The first {len(steps)} passes of the target write {tokens} tokens; "
+    title += f"alone it would take {tokens} passes"
     height = 100 + 22 * len(steps)
     picture = Picture(title, height)
     picture.text(12, 44, command, style="mono", size=11)
