@@ -1,4 +1,4 @@
-"""The pictures of the lessons 15 to 17: they draw what the lessons found, and compute nothing."""
+"""The pictures of the lessons 25 to 27: they draw what the lessons found, and compute nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_learning(prompts: Sequence[int], curves: Mapping[str, Sequence[float]])
         ylim=(0, None),
     )
     axes.legend()
-    save(figure, "15_a_drafter_that_learns")
+    save(figure, "25_a_drafter_that_learns")
 
 
 def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple[float, float]]) -> None:
@@ -41,7 +41,7 @@ def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple
         ylabel="tokens per time of a pass (dashed: target alone)",
     )
     axes.legend()
-    save(figure, "16_how_far_to_draft")
+    save(figure, "26_how_far_to_draft")
 
 
 def draw_speakers(answers: Mapping[str, Sequence[Step]]) -> None:
@@ -55,4 +55,4 @@ def draw_speakers(answers: Mapping[str, Sequence[Step]]) -> None:
                 axes.bar(bars.keys(), bars.values(), color=color, label=who or "nobody")
         axes.set(title=title, xlabel="round", ylabel="tokens")
         axes.legend()
-    save(figure, "17_drafts_for_nothing")
+    save(figure, "27_drafts_for_nothing")

@@ -40,6 +40,7 @@ from qlib.errors import (
     QuantError,
 )
 from qlib.grid import Grid
+from qlib.likelihood import Perplexity, perplexity
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
@@ -72,6 +73,7 @@ __all__ = [
     "OmniQuant",
     "PerTensor",
     "PerToken",
+    "Perplexity",
     "Plan",
     "QlibError",
     "QuantError",
@@ -96,6 +98,7 @@ __all__ = [
     "layers",
     "load_model",
     "load_quantized",
+    "perplexity",
     "quantize",
     "rare_words",
     "read_corpus",

@@ -14,16 +14,43 @@ ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 
 
-def test_lessons_are_numbered_without_a_gap_and_listed_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"\(examples/(\d\d_\w+\.py)\)", readme) == [path.name for path in LESSONS]
+CURRICULUM = ROOT / "docs" / "curriculum.md"
+
+
+def test_lessons_are_numbered_without_a_gap() -> None:
     assert [path.name[:2] for path in LESSONS] == [f"{k:02d}" for k in range(1, len(LESSONS) + 1)]
+
+
+def curriculum_rows() -> list[list[str]]:
+    """Return the cells of each lesson's row."""
+    lines = CURRICULUM.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| [")]
+
+
+def test_every_lesson_stands_in_the_curriculum_in_its_order() -> None:
+    named = [re.fullmatch(r"\[(\d\d)\]\(\.\./examples/(.+)\)", row[0]) for row in curriculum_rows()]
+    assert [match and match[2] for match in named] == [path.name for path in LESSONS]
+    assert all(match and match[2].startswith(match[1]) for match in named)
+
+
+@pytest.mark.parametrize("row", curriculum_rows(), ids=lambda row: row[0][1:3])
+def test_a_row_of_the_curriculum_names_page_source_and_test(row: list[str]) -> None:
+    _, what, page, source, _, test, exercise = row  # that the links exist is tested with all pages
+    links = {
+        name: re.findall(r"\]\(([^)]+)\)", cell)
+        for name, cell in (("page", page), ("source", source), ("test", test))
+    }
+    assert what and exercise
+    assert all(link.endswith(".md") for link in links["page"]) and links["page"]
+    assert all(re.match(r"\.\./(qlib|draftlib)/", link) for link in links["source"]) and links["source"]
+    assert all(link.startswith("../tests/") for link in links["test"]) and links["test"]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_lesson_is_short_and_says_what_it_teaches(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 180
+    assert text.startswith(f'"""Lesson {int(path.name[:2])}: ')
     assert "What you will learn" in text.split('"""')[1]
 
 
@@ -32,7 +59,7 @@ def test_lesson_is_short_and_says_what_it_teaches(path: Path) -> None:
 def test_lesson_runs(path: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", str(path)]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     picture = tmp_path / "out" / "lessons" / f"{path.stem}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Lesson 19: bytes and bit operations against word errors.
+"""Lesson 18: bytes and bit operations against word errors.
 
 What you will learn
 - the bits of a code are not the size of a file: scales, embedding and what stays in float count; "4 bits" of
@@ -8,8 +8,8 @@ What you will learn
 - a table of sizes and error rates has a front: settings that no other one beats in both.
 
 Page: docs/cost.md    Source: qlib/analysis/cost.py
-Run: python examples/19_what_a_byte_buys.py                            a random miniature (seconds)
-     python examples/19_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
+Run: python examples/18_what_a_byte_buys.py                            a random miniature (seconds)
+     python examples/18_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
         axes.annotate(name, (size, wer), xytext=(4, 5), textcoords="offset points", fontsize=8)
     title = "Half of the file is the token table" if real else "A miniature: sizes only"
     axes.set(title=title, xlabel="megabytes of the file", ylabel="word error rate, %")
-    save(figure, "19_what_a_byte_buys")
+    save(figure, "18_what_a_byte_buys")
 
 
 # %% Try this: predict first, then run

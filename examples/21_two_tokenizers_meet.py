@@ -1,4 +1,4 @@
-"""Lesson 13: two tokenizers meet.
+"""Lesson 21: two tokenizers meet.
 
 What you will learn
 - token strings of two tokenizers cannot be compared: a space is U+0120 in one and U+2581 in the other. Bytes
@@ -8,7 +8,7 @@ What you will learn
   target expects the whole word, and rejects its first syllable;
 - an n-gram in the cache turns those syllables into the word, and both ways the text stays what it was.
 
-Run: python examples/13_two_tokenizers_meet.py        (seconds)
+Run: python examples/21_two_tokenizers_meet.py        (seconds)
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
         ylim=(0, 105),
     )
     axes.legend()
-    save(figure, "13_two_tokenizers_meet")
+    save(figure, "21_two_tokenizers_meet")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Lesson 11: Moonshine, whose width 288 is no multiple of anything usual.
+"""Lesson 14: Moonshine, whose width 288 is no multiple of anything usual.
 
 What you will learn
 - a group size need not divide the width: the last group is narrower, and is rounded on its own;
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
-- Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other;
-- inputs rounded with one fixed range for all tokens lose more than with a range for each token.
+- Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
 
-Run: python examples/11_moonshine_and_odd_widths.py                            a random miniature (a minute)
-     python examples/11_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
+Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608), section 2. Page: docs/models.md#what-a-method-knows
+Source: qlib/grid.py, qlib/models/moonshine_structure.py    Exercise: examples/exercises/ex02_*.py
+Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)
+     python examples/14_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
 """
 
 from __future__ import annotations
@@ -28,13 +29,6 @@ from qlib.models.tiny import tiny_moonshine
 
 SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 GROUPS = (None, 128, 96, 64, 32)
-INPUTS = {
-    "float": None,
-    "each token": qlib.PerToken(8),
-    "each call": qlib.PerTensor(8, dynamic=True),
-    "calibrated once": qlib.PerTensor(8),
-    "calibrated, 99.9 %": qlib.PerTensor(8, fit="percentile", percentile=99.9),
-}
 
 
 @torch.no_grad()
@@ -55,7 +49,7 @@ def move_through_the_gate(model: Any, wrong: bool) -> Any:
 
 
 def main() -> None:
-    """Print three tables, draw one picture."""
+    """Print two tables, draw one picture."""
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--model", help="a fetched model or a folder; without it, a miniature with random weights"
@@ -87,13 +81,7 @@ def main() -> None:
         rows.append((str(group or "row"), counted, bits, *(f"{each:.2f}" for each in errors[-1])))
     print(f"4-bit weights, error of the logits on other speech in % of their size\n\n{align(rows)}")
 
-    rows = [("inputs in 8 bits, range of", "RTN w8 error %")]
-    for text, activation in INPUTS.items():
-        result = qlib.quantize(
-            model, [], weight=qlib.Grid(8), activation=activation, calib=calib, progress=False
-        )
-        rows.append((text, f"{error(result.model):.2f}"))
-    print(f"\n{align(rows)}\n\nA scale moved from fc2 into fc1, without any rounding:")
+    print("\nA scale moved from fc2 into fc1, without any rounding:")
     for text, wrong in (("into the first half (values)", False), ("into the second half (gate)", True)):
         print(f"  {text:30} changes the logits by {error(move_through_the_gate(fresh(), wrong)):8.4f} %")
 
@@ -113,8 +101,13 @@ def main() -> None:
         title="Groups that divide 288, and two that do not (green)", xlabel="group", ylabel="logit error, %"
     )
     axes.legend()
-    save(figure, "11_moonshine_and_odd_widths")
+    save(figure, "14_moonshine_and_odd_widths")
 
+
+# %% Try this: predict first, then run
+# 1. Group 287: how many groups, and how many bits per weight? Which weights are rounded without an error?
+# 2. Fold a scale of 2 in place of 4 into the gate: is the error half as large? (SiLU is not linear)
+# 3. Group 96 and group 128 have three groups each: which has the smaller error, and why?
 
 if __name__ == "__main__":
     main()

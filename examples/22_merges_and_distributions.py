@@ -1,15 +1,15 @@
-"""Lesson 12: speculative decoding on a 6-token vocabulary, every outcome counted.
+"""Lesson 22: merged tokens, and what their distribution is.
 
 What you will learn
-- a drafter proposes, the target accepts or replaces, and the text still has the target's own distribution
-  (read `draftlib/plain.py` first, the whole algorithm for one vocabulary);
-- for that, the rule must know the distribution of the *proposed* token. Merging "a" "b" into "ab" looks
-  ahead, so an "a" that stays single is rarer than the drafter's probability of "a" says;
-- the paper's rule (OmniDraft, equations 1 and 2) corrects for the merge that was drafted, and not for the one
-  that was not: on the smallest example it gives 1/6, 1/3, 1/2 instead of 1/3 each;
+- verification must know the distribution of the *proposed* token. Merging "a" "b" into "ab" looks ahead, so
+  an "a" that stays single is rarer than the drafter's probability of "a" says;
+- the paper's rule corrects for the merge that was drafted, and not for the one that was not: on the smallest
+  example it gives 1/6, 1/3, 1/2 instead of 1/3 each;
 - a rule that reveals more of the draft stays exact and accepts less.
 
-Run: python examples/12_speculative_decoding_enumerated.py        (seconds)
+Paper: OmniDraft (arXiv 2507.02659), equations 1 and 2. Page: docs/drafting/lossless.md
+Source: draftlib/verification/revealed.py, rejection.py    Exercise: examples/exercises/ex13_*.py
+Run: python examples/22_merges_and_distributions.py        (seconds)
 """
 
 from __future__ import annotations
@@ -22,20 +22,9 @@ from drawing import BLUE, GREEN, GREY, ORANGE, canvas, save
 from torch import Tensor
 
 from draftlib.drafting.propose import Draft
-from draftlib.plain import speculative_decode
 from draftlib.verification.rejection import ratio, residual
 from draftlib.verification.revealed import Proposed, path_revealed
 from draftlib.vocabulary.ngram_table import NGramTable
-
-
-def one_vocabulary(p: Tensor, q: Tensor) -> None:
-    """Let a drafter q and a target p write 40 texts of 100 tokens; each token comes as often as p says."""
-    target, draft = (lambda tokens, row=row: row.log().expand(1, tokens.shape[1], -1) for row in (p, q))
-    generator = torch.Generator().manual_seed(0)
-    texts = [speculative_decode(target, draft, [0], 2, 100, 1.0, generator) for _ in range(40)]
-    text = torch.tensor(texts).flatten().bincount(minlength=len(p)) / 4000
-    for name, shares in (("target", p), ("drafter", q), ("text of both", text)):
-        print(f"{name:16}" + "".join(f"{share:8.3f}" for share in shares.tolist()))
 
 
 def spans(draft: Draft, table: NGramTable) -> list[tuple[int, int]]:
@@ -95,10 +84,8 @@ def show(names: list[str], p: Tensor, found: dict[str, tuple[Tensor, float]], ax
 
 
 def main() -> None:
-    """Print three tables, draw one picture."""
+    """Print two tables, draw one picture."""
     torch.set_default_dtype(torch.float64)
-    print("One vocabulary: how often each of three tokens comes\n")
-    one_vocabulary(p=torch.tensor([0.5, 0.3, 0.2]), q=torch.tensor([0.2, 0.3, 0.5]))
     examples = [
         ("The smallest example", ["A", "B", "AB"], {(0,): 0, (1,): 1, (0, 1): 2}, 2,
          [1 / 2, 1 / 2], [1 / 3, 1 / 3, 1 / 3]),
@@ -109,11 +96,17 @@ def main() -> None:
     figure = canvas(12, 4)
     for axes, (title, names, ngrams, k, draft, target) in zip(figure.subplots(1, 2), examples, strict=True):
         q, p, table = torch.tensor(draft), torch.tensor(target), NGramTable.of(ngrams, len(draft))
-        print(f"\n{title}: all {len(q) ** k} drafts, all decisions\n")
+        print(f"{title}: all {len(q) ** k} drafts, all decisions\n")
         show(names, p, {name: first_token(q, p, table, k, rule) for name, rule in RULES.items()}, axes, title)
-    print("\ndistance: total variation from the target. accepted: how often the first proposed token stands.")
-    save(figure, "12_speculative_decoding_enumerated")
+        print()
+    print("distance: total variation from the target. accepted: how often the first proposed token stands.")
+    save(figure, "22_merges_and_distributions")
 
+
+# %% Try this: predict first, then run
+# 1. k = 1: no merge can be drafted. Which rules differ now?
+# 2. Make the n-gram (0, 1) certain, q = [1, 0] after which only b can follow: can it be written with this q?
+# 3. p equal to the distribution that "path revealed" proposes: how often does the first token stand?
 
 if __name__ == "__main__":
     main()

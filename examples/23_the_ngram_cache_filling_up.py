@@ -1,4 +1,4 @@
-"""Lesson 14: the n-gram cache filling up.
+"""Lesson 23: the n-gram cache filling up.
 
 What you will learn
 - the cache starts empty and takes in what the target says: every token that the drafter spells with several;
@@ -9,7 +9,7 @@ What you will learn
   finds nearly what LRU finds, and more where there is room for thousands of n-grams;
 - the text never depends on it: a missing n-gram costs speed, nothing else.
 
-Run: python examples/14_the_ngram_cache_filling_up.py        (seconds)
+Run: python examples/23_the_ngram_cache_filling_up.py        (seconds)
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     )
     right.set(title="Growth slows down", xlabel="thousand target tokens", ylabel="entries")
     right.legend()
-    save(figure, "14_the_ngram_cache_filling_up")
+    save(figure, "23_the_ngram_cache_filling_up")
 
 
 if __name__ == "__main__":

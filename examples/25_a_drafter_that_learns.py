@@ -1,4 +1,4 @@
-"""Lesson 15: a drafter that learns from its target while it is used.
+"""Lesson 25: a drafter that learns from its target while it is used.
 
 What you will learn
 - the target's probabilities are computed anyway, to verify. They say what the drafter should have said;
@@ -11,7 +11,7 @@ What you will learn
 
 Paper: OmniDraft (arXiv 2507.02659), equations 3 and 4, algorithm 2. Page: docs/drafting/learning.md
 Source: draftlib/learning/distill.py, spelled.py, online.py
-Run: python examples/15_a_drafter_that_learns.py      (half a minute; both models are in this repository)
+Run: python examples/25_a_drafter_that_learns.py      (half a minute; both models are in this repository)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lesson 17: drafts for nothing: proposals without a step of the drafter.
+"""Lesson 27: drafts for nothing: proposals without a step of the drafter.
 
 What you will learn
 - what the target writes was often written before. Three sources look it up: the longest suffix of the text
@@ -13,7 +13,7 @@ What you will learn
 Papers: prompt lookup (Saxena 2023), SuffixDecoding (arXiv 2411.04975), Token Recycling (arXiv 2408.08696),
 SpecASR (arXiv 2507.18181). Page: docs/drafting/learning.md#guesses-that-cost-nothing
 Source: draftlib/drafting/lookup.py, recycle.py, tail.py, then choice.py
-Run: python examples/17_drafts_for_nothing.py      (half a minute; with SmolLM2 if it was fetched)
+Run: python examples/27_drafts_for_nothing.py      (half a minute; with SmolLM2 if it was fetched)
 """
 
 from __future__ import annotations

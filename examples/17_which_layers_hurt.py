@@ -1,4 +1,4 @@
-"""Lesson 18: which layers hurt, and a plan of bits.
+"""Lesson 17: which layers hurt, and a plan of bits.
 
 What you will learn
 - the error of a layer says little about what it does to the text; the gradient of the log-probabilities says
@@ -8,8 +8,8 @@ What you will learn
 - at the same size, bits put where they count beat the same bits everywhere.
 
 Page: docs/explain.md, docs/cost.md    Source: qlib/analysis/fisher.py, knapsack.py, allocate.py
-Run: python examples/18_which_layers_hurt.py                            a random miniature (seconds)
-     python examples/18_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
+Run: python examples/17_which_layers_hurt.py                            a random miniature (seconds)
+     python examples/17_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     title = "At the same size, a plan loses less" if real else "A miniature: how it is measured"
     axes.set(title=title, xlabel="bits per weight, scales counted", ylabel="KL, nats a token", yscale="log")
     axes.legend()
-    save(figure, "18_which_layers_hurt")
+    save(figure, "17_which_layers_hurt")
 
 
 # %% Try this: predict first, then run

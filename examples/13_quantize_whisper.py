@@ -1,4 +1,4 @@
-"""Lesson 10: a whole Whisper, eight methods, three widths.
+"""Lesson 13: a whole Whisper, eight methods, three widths.
 
 What you will learn
 - one call quantizes a model: transformations first, at most one rounding method last;
@@ -6,8 +6,8 @@ What you will learn
 - what counts is the output on speech that calibration has not heard;
 - bits a weight are not the bits of a code: scales, zeros and what is kept in float count as well.
 
-Run: python examples/10_quantize_whisper.py                               a random miniature (a minute)
-     python examples/10_quantize_whisper.py --model whisper-tiny.en   real words and their error rate (30 min)
+Run: python examples/13_quantize_whisper.py                               a random miniature (a minute)
+     python examples/13_quantize_whisper.py --model whisper-tiny.en   real words and their error rate (30 min)
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
         yscale="log",
     )
     axes.legend(ncols=2)
-    save(figure, "10_quantize_whisper")
+    save(figure, "13_quantize_whisper")
 
 
 if __name__ == "__main__":

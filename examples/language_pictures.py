@@ -1,0 +1,36 @@
+"""The picture of lesson 15: it draws what the lesson found, and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from drawing import BLUE, GREEN, GREY, INK, PURPLE, RED, canvas, save
+from torch import Tensor
+
+
+def draw_language_model(
+    float_value: float,
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    shares: Tensor,
+    errors: Mapping[str, Tensor],
+) -> None:
+    """Draw perplexity over stored bits, and the errors of one layer's columns over their inputs' shares."""
+    figure = canvas(12, 4)
+    left, right = figure.subplots(1, 2)
+    for (name, line), color in zip(points.items(), (GREY, RED, BLUE, GREEN, PURPLE), strict=False):
+        left.plot(*zip(*line, strict=True), "o-", color=color, label=name)
+    left.axhline(float_value, color=INK, linestyle="--", linewidth=1, label="float")
+    left.set(title="Smaller weight error, larger perplexity: HQQ", xlabel="stored bits per weight",
+             ylabel="perplexity", yscale="log")  # fmt: skip
+    left.legend()
+    for (name, found), color in zip(errors.items(), (GREY, RED), strict=True):
+        right.scatter(shares, found, s=10, color=color, label=name)
+    top = int(shares.argmax())
+    highest = max(float(each[top]) for each in errors.values())
+    right.annotate(
+        f"input {top}", (float(shares[top]), highest), xytext=(-50, 12), textcoords="offset points"
+    )
+    right.set(title="One input decides, and HQQ errs more there", xlabel="share of the input's energy",
+              ylabel="error of the column / size of a weight", xscale="log")  # fmt: skip
+    right.legend()
+    save(figure, "15_a_language_model_in_four_bits")
