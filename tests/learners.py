@@ -39,4 +39,4 @@ def answer(one: SpeculativeDecoder, rounds: int = 1, **options: Any) -> list[tup
 
 
 def weights(one: OnlineAdapter) -> list[Tensor]:
-    return [each.detach().clone() for each in one._trained]
+    return [each.detach().clone() for each in one._trainee.trained]

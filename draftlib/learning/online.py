@@ -19,25 +19,21 @@ Lossless  The text is the target's own, whatever the drafter is (`verify="exact"
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import logging
 import math
 import random
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor
 
 from draftlib.adapter import Adapter
 from draftlib.learning.buffer import Buffer, Example
-from draftlib.learning.lora import add_lora, folded_copy
 from draftlib.learning.train import Loss, Teacher, Weight, train_step
+from draftlib.learning.trainee import Trainee, Weights, read_weights
 from draftlib.round import Round
 from draftlib.state import State
 from qlib.errors import DraftError, check_one_of, describe, real_number, true_or_false, whole_number
@@ -54,32 +50,6 @@ STEPS = 8  # of one update
 BATCH = 4  # fresh examples of a step, and as many older ones
 MOST_EXAMPLES = 256
 DEFAULT = "default"  # the adapter that an OnlineAdapter begins with
-
-
-@dataclass
-class Weights:
-    """What one named adapter has learned: trained tensors and AdamW's two moments of each."""
-
-    trained: list[Tensor]
-    first: list[Tensor]
-    second: list[Tensor]
-    steps: int = 0
-
-    def copy(self) -> Weights:
-        """Return a copy that does not change with this one."""
-        trained, first, second = (
-            [each.detach().clone() for each in part] for part in (self.trained, self.first, self.second)
-        )
-        return Weights(trained, first, second, self.steps)
-
-    @classmethod
-    def untrained(cls, trained: Sequence[Tensor]) -> Weights:
-        """Return a copy of tensors that were not trained yet."""
-        return cls(
-            [each.detach().clone() for each in trained],
-            [torch.zeros_like(each) for each in trained],
-            [torch.zeros_like(each) for each in trained],
-        )
 
 
 class OnlineAdapter(Adapter):
@@ -187,16 +157,7 @@ class OnlineAdapter(Adapter):
                 "The draft model was given packed, and packed weights cannot be trained. Make the decoder "
                 "with an unpacked one."
             )
-        self._dtype = draft.model.embed_tokens.weight.dtype
-        memo = {id(draft.tokenizer): draft.tokenizer}
-        self._model = copy.deepcopy(draft, memo).to(torch.promote_types(self._dtype, torch.float32))
-        self._base = _hash(self._model)
-        if self.lora_rank is None:
-            self._trained = list(self._model.requires_grad_(True).parameters())
-        else:
-            self._trained = add_lora(self._model, self.lora_rank)
-        self._fresh = Weights.untrained(self._trained)
-        self._weights = self._fresh.copy()
+        self._trainee = Trainee(draft, self.lora_rank)
         self.buffer = Buffer(decoder.vocabulary, MOST_EXAMPLES, self.update_tokens)
         size = decoder.target.config.vocab_size
         self._teacher = Teacher(self.loss, self.ngram_weight, decoder.vocabulary, size)
@@ -264,7 +225,7 @@ class OnlineAdapter(Adapter):
         """Learn from examples; return the new drafter, packed, or None where it stays the old one."""
         started, until = perf_counter(), perf_counter() + self._time_left()
         self.updates += 1
-        before, begin = self._judge(held_out), self._weights.copy()
+        before, begin = self._judge(held_out), self._trainee.weights.copy()
         every_rate = self.updates % TRIAL == 1 and bool(held_out)  # else nothing says which is the best
         rates = sorted(range(len(FACTORS)), key=lambda i: i != self._rate) if every_rate else [self._rate]
         best, best_loss = begin, before
@@ -273,15 +234,15 @@ class OnlineAdapter(Adapter):
                 if count and perf_counter() > until:
                     break
                 share = (until - perf_counter()) / (len(rates) - count)  # of the time left, for this rate
-                self._put(begin)
+                self._trainee.put(begin)
                 learned = self._train(
                     fresh, older, self.learning_rate * FACTORS[rate], perf_counter() + share
                 )
                 loss = self._judge(held_out) if learned else math.nan
                 if learned and (not held_out or loss < best_loss):
-                    best, best_loss, self._rate = self._weights.copy(), loss, rate
+                    best, best_loss, self._rate = self._trainee.weights.copy(), loss, rate
         finally:  # after Ctrl-C or an error as well: half an update was never judged
-            self._put(best)
+            self._trainee.put(best)
         changed = best is not begin
         if not changed and self._rate + 1 < len(FACTORS):
             self._rate += 1
@@ -289,60 +250,31 @@ class OnlineAdapter(Adapter):
         self.undone += not changed
         if held_out:
             self.losses.append((before, best_loss))
-        draft = self._packed() if changed else None
+        draft = self._trainee.packed() if changed else None
         self.seconds += perf_counter() - started
         return draft
 
     def _train(self, fresh: Sequence[Example], older: Sequence[Example], rate: float, until: float) -> bool:
         """Take steps until the time is over, one at least; return whether all losses were numbers."""
-        optimizer = torch.optim.AdamW(self._trained, lr=rate, weight_decay=0.0)
-        self._lend(optimizer)
+        trainee, optimizer = self._trainee, self._trainee.optimizer(rate)
         for step in range(STEPS):
             if step and perf_counter() > until:
                 break
             batch = self._random.sample(fresh, min(BATCH, len(fresh)))
             batch += self._random.sample(older, min(BATCH, len(older)))
             with torch.enable_grad():
-                learned = train_step(self._teacher(self._model, batch), self._trained, optimizer)
+                learned = train_step(self._teacher(trainee.model, batch), trainee.trained, optimizer)
             if not learned:
                 self.dropped += 1
                 log.warning("An update of the drafter was dropped: its loss is not a number (rate %g).", rate)
                 return False
-            self._weights.steps += 1
+            trainee.weights.steps += 1
         return True
 
     @torch.no_grad()
     def _judge(self, held_out: Sequence[Example]) -> float:
         """Return the loss on held-out examples; infinite where there are none."""
-        return float(self._teacher(self._model, held_out)) if held_out else math.inf
-
-    def _packed(self) -> TextModel:
-        """Return what drafts from now on: the weights of now, rounded to what packs best."""
-        with torch.no_grad():
-            plain = folded_copy(self._model).requires_grad_(False)
-            if self._dtype == torch.float32:
-                for each in plain.parameters():  # float16 holds them then, and products read half the bytes
-                    each.copy_(each.half())
-            return plain.to(self._dtype).packed_copy()
-
-    # --- weights and optimizer
-
-    def _put(self, weights: Weights) -> None:
-        """Go on from a copy of these weights."""
-        self._weights = weights.copy()
-        with torch.no_grad():
-            for mine, theirs in zip(self._trained, weights.trained, strict=True):
-                mine.copy_(theirs)
-
-    def _lend(self, optimizer: torch.optim.AdamW) -> None:
-        """Let an optimizer go on with the moments of now, in place, and with the weights."""
-        self._weights.trained = [each.detach() for each in self._trained]
-        for each, first, second in zip(self._trained, self._weights.first, self._weights.second, strict=True):
-            optimizer.state[each] = {
-                "step": torch.tensor(float(self._weights.steps)),
-                "exp_avg": first,
-                "exp_avg_sq": second,
-            }
+        return float(self._teacher(self._trainee.model, held_out)) if held_out else math.inf
 
     # --- named adapters
 
@@ -365,10 +297,10 @@ class OnlineAdapter(Adapter):
         if not isinstance(name, str) or not name or "/" in name:
             raise DraftError(f"An adapter has a name without '/', not {describe(name)}. Pass one, as 'code'.")
         self.wait()
-        self._stored[self.name] = self._weights.copy()
+        self._stored[self.name] = self._trainee.weights.copy()
         self.name = name
-        self._put(self._stored.pop(name, self._fresh))
-        self._swap(self._packed())
+        self._trainee.put(self._stored.pop(name, self._trainee.fresh))
+        self._swap(self._trainee.packed())
 
     # --- keep
 
@@ -377,17 +309,15 @@ class OnlineAdapter(Adapter):
         self.wait()
         tensors, values = self.buffer.state()
         tensors = {f"buffer/{name}": each for name, each in tensors.items()}
-        adapters = {**self._stored, self.name: self._weights}
+        adapters = {**self._stored, self.name: self._trainee.weights}
         for name, weights in adapters.items():
-            for part in ("trained", "first", "second"):
-                for i, each in enumerate(getattr(weights, part)):
-                    tensors[f"adapters/{name}/{part}/{i}"] = each
+            tensors |= weights.tensors(name)
         version, numbers, gauss = self._random.getstate()
         counts = {name: getattr(self, name) for name in _COUNTS}
         return State(
             tensors,
             {
-                "base": self._base,
+                "base": self._trainee.base,
                 "lora_rank": self.lora_rank,
                 "name": self.name,
                 "steps": {name: weights.steps for name, weights in adapters.items()},
@@ -409,7 +339,7 @@ class OnlineAdapter(Adapter):
         DraftError
             It belongs to another drafter, or to another rank.
         """
-        if state.value("base", str) != self._base:
+        if state.value("base", str) != self._trainee.base:
             raise DraftError(
                 "it was learned by another draft model than this one. Load the one that it began with."
             )
@@ -420,9 +350,10 @@ class OnlineAdapter(Adapter):
                 f"Make it with OnlineAdapter(lora_rank={rank})."
             )
         steps, name = state.value("steps", dict), state.value("name", str)
-        self._stored = {each: self._read(state, each, count) for each, count in steps.items()}
+        trained = self._trainee.trained
+        self._stored = {each: read_weights(state, each, count, trained) for each, count in steps.items()}
         self.name = name
-        self._put(self._stored.pop(name))
+        self._trainee.put(self._stored.pop(name))
         self._rate, self._decoding = state.value("rate", int), state.value("decoding", float)
         for each, value in state.value("counts", dict).items():
             setattr(self, each, value)
@@ -435,19 +366,7 @@ class OnlineAdapter(Adapter):
             if key.startswith("buffer/")
         }
         self.buffer.restore(buffer, state.value("buffer", dict))
-        self._swap(self._packed())
-
-    def _read(self, state: State, name: str, steps: int) -> Weights:
-        def part(which: str) -> list[Tensor]:
-            found = [state.tensor(f"adapters/{name}/{which}/{i}") for i in range(len(self._trained))]
-            for mine, theirs in zip(self._trained, found, strict=True):
-                if mine.shape != theirs.shape:
-                    raise DraftError(
-                        f"a tensor of {list(theirs.shape)} stands for one of {list(mine.shape)}."
-                    )
-            return found
-
-        return Weights(part("trained"), part("first"), part("second"), steps)
+        self._swap(self._trainee.packed())
 
     def __repr__(self) -> str:
         kind = "all weights" if self.lora_rank is None else f"LoRA of rank {self.lora_rank}"
@@ -465,11 +384,3 @@ def _positive(value: Any, name: str, remedy: str) -> float:
     if not found > 0:
         raise DraftError(f"OnlineAdapter: {name}={value!r} must be above 0. {remedy}")
     return found
-
-
-def _hash(model: TextModel) -> str:
-    digest = hashlib.sha256()
-    for name, each in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

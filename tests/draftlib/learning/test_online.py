@@ -26,10 +26,10 @@ def test_what_drafts_is_a_copy_of_what_learns(rank: int | None, dtype: torch.dty
     """Rounding the drafter to what packs best leaves the weights that learn as they are."""
     adapter = learner(lora_rank=rank)
     one = SpeculativeDecoder(target(), draft().to(dtype), adapter=adapter, length=FixedLength(4))
-    before = {name: each.clone() for name, each in adapter._model.state_dict().items()}
-    adapter._packed()
-    assert all(torch.equal(each, before[name]) for name, each in adapter._model.state_dict().items())
-    assert all(each.dtype == torch.float32 for each in adapter._model.parameters())
+    before = {name: each.clone() for name, each in adapter._trainee.model.state_dict().items()}
+    adapter._trainee.packed()
+    assert all(torch.equal(each, before[name]) for name, each in adapter._trainee.model.state_dict().items())
+    assert all(each.dtype == torch.float32 for each in adapter._trainee.model.parameters())
     answer(one, 2)
     assert adapter.updates > 3 and adapter.dropped == 0
 
@@ -113,12 +113,12 @@ def test_an_update_that_is_interrupted_leaves_what_was_judged(
     one = decoder(adapter)
     for prompt in PROMPTS[:7]:
         one.generate(prompt, max_new_tokens=24)
-    begin, judged = adapter._weights.copy(), []
+    begin, judged = adapter._trainee.weights.copy(), []
     steps, train, train_step = count(1), OnlineAdapter._train, online.train_step
 
     def remember(self: OnlineAdapter, *arguments: Any) -> bool:
         learned = train(self, *arguments)
-        judged.append(self._weights.copy())
+        judged.append(self._trainee.weights.copy())
         return learned
 
     def interrupted(*arguments: Any) -> bool:
@@ -133,9 +133,9 @@ def test_an_update_that_is_interrupted_leaves_what_was_judged(
         adapter.wait()
     expected = judged[0] if judged else begin
     for part in ("trained", "first", "second"):
-        pairs = zip(getattr(expected, part), getattr(adapter._weights, part), strict=True)
+        pairs = zip(getattr(expected, part), getattr(adapter._trainee.weights, part), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    assert adapter._weights.steps == expected.steps == 8 * (step > 8)
+    assert adapter._trainee.weights.steps == expected.steps == 8 * (step > 8)
     assert all(torch.equal(a, b) for a, b in zip(expected.trained, weights(adapter), strict=True))
     answer(one)  # and it goes on
     adapter.wait()
@@ -150,7 +150,7 @@ def test_without_held_out_examples_the_learning_rate_stays() -> None:
     for prompt in PROMPTS[:2]:
         one.generate(prompt, max_new_tokens=24)
     assert not adapter.buffer.held_out and (adapter.updates, adapter.kept) == (1, 1)
-    assert adapter._rate == 0 and adapter._weights.steps == online.STEPS
+    assert adapter._rate == 0 and adapter._trainee.weights.steps == online.STEPS
     assert not torch.equal(begin[0], weights(adapter)[0]) and adapter.losses == []
 
 

@@ -99,21 +99,24 @@ def taught() -> OnlineAdapter:
 def test_a_worse_update_leaves_weights_moments_and_steps(
     taught: OnlineAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = parts(taught._weights)
+    before = parts(taught._trainee.weights)
     assert before[0] > 0
     for rate in (1, 2, 2):  # each time with a smaller learning rate, down to the last
         judged(taught, [0.5, 0.6], monkeypatch)
-        assert parts(taught._weights) == before and taught._rate == rate
+        assert parts(taught._trainee.weights) == before and taught._rate == rate
         taught.updates = 1
-    assert all(torch.equal(x, y) for x, y in zip(taught._trained, taught._weights.trained, strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(taught._trainee.trained, taught._trainee.weights.trained, strict=True)
+    )
 
 
 def test_a_better_update_is_kept_with_its_moments(
     taught: OnlineAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, kept = parts(taught._weights), taught.kept
+    before, kept = parts(taught._trainee.weights), taught.kept
     judged(taught, [0.5, 0.4], monkeypatch)
-    after = parts(taught._weights)
+    after = parts(taught._trainee.weights)
     assert after[0] == before[0] + STEPS and taught._rate == 0 and taught.kept == kept + 1
     assert all(x != y for x, y in zip(before, after, strict=True))
     assert taught.losses[-1] == (0.5, 0.4)
@@ -146,13 +149,13 @@ def test_every_fourth_update_tries_all_learning_rates(
         return train(self, fresh, older, rate, until)
 
     monkeypatch.setattr(OnlineAdapter, "_train", remember)
-    before = parts(taught._weights)
+    before = parts(taught._trainee.weights)
     judged(taught, [0.5, *losses], monkeypatch)
     assert used[0] == taught.learning_rate * FACTORS[rate]
     assert sorted(used) == sorted(taught.learning_rate * factor for factor in FACTORS)
     assert taught._rate == expected
     steps = before[0] + (STEPS if min(losses) < 0.5 else 0)
-    assert taught._weights.steps == steps  # all begin where the first one began
+    assert taught._trainee.weights.steps == steps  # all begin where the first one began
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -184,10 +187,10 @@ def test_the_drafter_is_exchanged_between_rounds_by_the_thread_that_decodes(
 
 def test_frozen_it_uses_what_it_learned_and_learns_no_more(taught: OnlineAdapter) -> None:
     taught.frozen = True
-    before, count = parts(taught._weights), taught.buffer.count
+    before, count = parts(taught._trainee.weights), taught.buffer.count
     assert taught._decoder is not None
     answer(taught._decoder)
-    assert parts(taught._weights) == before and taught.buffer.count == count
+    assert parts(taught._trainee.weights) == before and taught.buffer.count == count
 
 
 def test_what_drafts_is_the_adapter_switched_to(taught: OnlineAdapter) -> None:
