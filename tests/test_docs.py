@@ -11,6 +11,7 @@ import doctest
 import importlib
 import importlib.util
 import io
+import json
 import pkgutil
 import re
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 from code_rules import PACKAGES, ROOT
+
+from qlib.benchmark.results import read_results
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += [page for folder in ("docs", "examples") for page in sorted((ROOT / folder).rglob("*.md"))]
@@ -253,13 +256,23 @@ class TestRunBlocks:
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def excerpts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("excerpts", ROOT / "docs" / "excerpts.py")
+def script(name: str) -> ModuleType:
+    """Return a script of the folder docs as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def excerpts() -> ModuleType:
+    return script("excerpts")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return script("tables")
 
 
 @every_page
@@ -286,6 +299,42 @@ def test_formulas_survive_markdown(page: Path) -> None:
         assert not re.search(r"\\[^a-zA-Z\n]", formula), formula
         assert not re.search(r"^\s*([=+*-]|\d+\.)\s", formula, re.MULTILINE), formula  # a heading or a list
         assert formula.count("{") == formula.count("}"), formula
+
+
+@every_page
+def test_tables_are_what_the_results_say(tables: ModuleType, page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = tables.TABLE.findall(text)
+    assert len(re.findall(r"^<!-- table ", text, re.MULTILINE)) == len(found), "a table has no end"
+    if found:
+        fresh = tables.refreshed(text, read_results(tables.DATA))
+        assert fresh == text, "the results have changed: run python docs/tables.py"
+
+
+def test_a_table_by_hand(tables: ModuleType, tmp_path: Path) -> None:
+    tests = {"wer": 50.0, "interval": [0, 100], "substitutions": 1, "deletions": 0, "insertions": 0}
+    tests |= {"words": 2, "utterances": 2, "utterance_errors": [1, 0], "utterance_words": [1, 1]}
+    cost = {"audio_seconds": 10, "tokens": 40, "bytes_moved": 3e6, "bit_operations": 2e12}
+    cost |= {"file_bytes": 1e6, "bits_per_parameter": 9.0}
+    row = {"model": "a/m", "key": "k", "cost": cost, "tests": {"t": tests}}
+    worse = {"utterance_errors": [1, 1], "wer": 100.0}
+    rows = [
+        {**row, "method": "float", "scheme": "float"},
+        {**row, "method": "rtn", "scheme": "W4A16", "bits_per_weight": 4.5, "tests": {"t": tests | worse}},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = read_results(tmp_path / "x.jsonl")
+    text = "<!-- table summary -->\nold\n<!-- end of table -->\n"
+    assert tables.refreshed(text, records).splitlines()[1:-1] == [
+        "|  | m | bits per weight |",
+        "|---|---|---|",
+        "| float | 50.00 | 16.0 |",
+        "| RTN w4a16 | 100.00 | 4.5 |",
+    ]
+    assert tables.schemes(records, "m").splitlines()[2] == "| RTN | 100.00 (+0.0 to +100.0) | 4.50 |"
+    assert tables.files(records, "m").splitlines()[3] == (
+        "| RTN W4A16 | 4.50 | 9.00 | 1.00 | 3 | 2.00 | 100.00 (+0.0 to +100.0) | 50 % |"
+    )
 
 
 class TestExcerpts:

@@ -31,6 +31,8 @@ class Run:
         Sums of the run.
     file_bytes : int
         Of the model.
+    bits_per_parameter : float
+        Average over the whole file.
     """
 
     audio_seconds: float
@@ -38,6 +40,7 @@ class Run:
     bytes_moved: int
     bit_operations: int
     file_bytes: int
+    bits_per_parameter: float
 
     @property
     def name(self) -> str:
@@ -145,6 +148,11 @@ class Clip:
 def read_results(folder: Path) -> list[Record]:
     """Return all records of a study, in its order; failed cells have none.
 
+    Parameters
+    ----------
+    folder : Path
+        Of the study, or a copy of its results.jsonl alone.
+
     Raises
     ------
     DataError
@@ -181,7 +189,7 @@ def read_losses(folder: Path) -> list[Losses]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / RESULTS
+    path = folder if folder.suffix == ".jsonl" else folder / RESULTS
     if not path.is_file():
         raise DataError(f"{path} is missing. Run a study first: python -m qlib benchmark --output {folder}.")
     lines = path.read_text(encoding="utf-8").splitlines()
