@@ -4,14 +4,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast check docs lessons fuzz lossless figures clean
+.PHONY: help demo test test-fast check docs lessons notebooks fuzz lossless figures clean
 
 help:
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
 	@echo "make test       all tests, real checkpoints included, with coverage"
 	@echo "make test-fast  the tests that need no checkpoint"
 	@echo "make check      ruff, ruff format, mypy --strict"
-	@echo "make lessons    run every numbered lesson"
+	@echo "make lessons    run every numbered lesson; all tables and pictures on out/lessons/index.html"
+	@echo "make notebooks  write every lesson as a notebook, into out/notebooks"
 	@echo "make fuzz       10,000 damaged files of each kind, every write failed once (25 minutes)"
 	@echo "make lossless   100 answers of real models stay the same while the drafter learns, 8 ways (an hour)"
 	@echo "make figures    draw the pictures of the pages anew"
@@ -48,7 +49,10 @@ check: .venv/dev.stamp
 	@$(BIN)/python -m mypy
 
 lessons: .venv/demo.stamp
-	@for lesson in examples/[0-9]*.py; do echo "== $$lesson"; $(BIN)/python $$lesson || exit 1; done
+	@$(BIN)/python examples/lesson_page.py
+
+notebooks: .venv/demo.stamp
+	@$(BIN)/python examples/notebooks.py
 
 fuzz: .venv/dev.stamp
 	@QUANTDRAFT_ROUNDS=10000 $(BIN)/python -m pytest -n $(WORKERS) tests/test_mutations.py tests/test_failures.py tests/benchmark/test_study_failures.py

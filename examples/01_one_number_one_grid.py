@@ -5,6 +5,8 @@ What you will learn
 - why the error is at most half a step, and what one bit more buys;
 - why a symmetric grid wastes codes on weights that lean to one side.
 
+Paper: Krishnamoorthi 2018 (arXiv 1806.08342), section 2.1. Page: docs/methods/rtn.md
+Source: qlib/grid.py    Exercise: examples/exercises/ex01_*.py
 Run: python examples/01_one_number_one_grid.py        (a second)
 """
 
@@ -106,8 +108,11 @@ def draw_codes(axes: Any) -> None:
 
 def main() -> None:
     """Print two tables, draw one picture."""
+    # %% 1. Nine weights on four values: there and back
     print_journey(Grid(bits=2))
+    # %% 2. What each bit buys
     print_bits()
+    # %% 3. The same in pictures: a staircase, a saw, and codes that no weight uses
     figure = canvas(12, 3.9)
     staircase, error, codes = figure.subplots(1, 3, width_ratios=[1, 1, 1.25])
     draw_staircase(staircase, Grid(bits=2))
@@ -115,6 +120,11 @@ def main() -> None:
     draw_codes(codes)
     save(figure, "01_one_number_one_grid")
 
+
+# %% Try this: predict first, then run
+# 1. A weight of -3.0 more: which of the nine values change their codes, and how large is a step then?
+# 2. 3 bits: how many times smaller is the step than with 2, and why not exactly half?
+# 3. Take 2.0 out: what do symmetric and asymmetric differ by now?
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,8 @@ What you will learn
 - smaller groups have smaller errors, but each has to store a scale and a zero point: compare at equal
   *stored* bits per weight.
 
+Paper: Krishnamoorthi 2018 (arXiv 1806.08342), section 2.6. Page: docs/methods/rtn.md
+Source: qlib/grid.py, qlib/methods/rtn.py    Exercise: examples/exercises/ex02_*.py
 Run: python examples/02_granularity.py        (a few seconds)
 """
 
@@ -104,10 +106,12 @@ def draw_cost(axes: Any, weight: Tensor) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. One weight, six grains, six widths
     weight = layer()
     errors = print_table(weight)
     print("\nRead down a column: smaller groups always win. Read the brackets: 4 bits in groups of 8 take")
     print("more room than 8 bits per channel, and are far worse. 32 to 128 is the usual compromise.")
+    # %% 2. One row, the errors, and what they cost in stored bits
     figure = canvas(13, 4)
     left, middle, right = figure.subplots(1, 3)
     draw_row(left, weight)
@@ -115,6 +119,11 @@ def main() -> None:
     draw_cost(right, weight)
     save(figure, "02_granularity")
 
+
+# %% Try this: predict first, then run
+# 1. No outliers (`< 0` in `layer`): does group 8 still gain on group 128? Where is the best group then?
+# 2. Scales of 16 bits (`16 + bits` in `stored_bits`): does the best group become larger or smaller?
+# 3. Rows of equal size (drop `torch.rand`): which two grains become alike?
 
 if __name__ == "__main__":
     main()

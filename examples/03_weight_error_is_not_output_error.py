@@ -6,6 +6,8 @@ What you will learn
 - real inputs repeat one another, so most directions hardly count, and a few count for everything;
 - GPTQ makes a *larger* error in the weights than rounding to nearest, and a smaller one in the outputs.
 
+Paper: GPTQ (Frantar et al. 2022, arXiv 2210.17323), equation 1. Page: docs/methods/gptq.md
+Source: qlib/methods/hessian.py, output_error.py    Exercise: examples/exercises/ex03_*.py
 Run: python examples/03_weight_error_is_not_output_error.py        (seconds)
 """
 
@@ -105,15 +107,22 @@ def draw_directions(axes: Any, weight: Tensor, tokens: Tensor) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. Both errors of both methods, on tokens that were seen and others
     weight = torch.randn(96, COLUMNS, generator=torch.Generator().manual_seed(2)) * 0.05
     seen, unseen = inputs(seed=3), inputs(seed=4)
     points = print_table(weight, seen, unseen)
+    # %% 2. Changes of one size in many directions, and where each method puts its error
     figure = canvas(12, 4.6)
     left, right = figure.subplots(1, 2)
     draw_points(left, points, random_errors(weight, seen))
     draw_directions(right, weight, seen)
     save(figure, "03_weight_error_is_not_output_error")
 
+
+# %% Try this: predict first, then run
+# 1. Inputs that do not repeat one another (`strength` all 1): does GPTQ still gain?
+# 2. TOKENS = 100, fewer than columns: what happens to the errors on tokens not seen?
+# 3. damping=1 for `gptq`: does it come nearer to rounding to nearest, and why?
 
 if __name__ == "__main__":
     main()

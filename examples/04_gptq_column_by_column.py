@@ -6,6 +6,8 @@ What you will learn
 - the columns still free can absorb almost everything; the last ones have nobody left to help them;
 - so the order matters: columns with large inputs should come first (act-order).
 
+Paper: GPTQ (Frantar et al. 2022, arXiv 2210.17323), equations 2 to 4, algorithm 1. Page: docs/methods/gptq.md
+Source: qlib/methods/gptq.py, compensate.py    Exercises: examples/exercises/ex04_*.py, ex05_*.py
 Run: python examples/04_gptq_column_by_column.py        (seconds)
 """
 
@@ -92,6 +94,7 @@ def draw_curves(axes: Any, curves: dict[str, list[float]]) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. The output error after each column, in three ways
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     left_to_right, states = errors_of_gptq(weight, tokens, act_order=False)
@@ -99,9 +102,11 @@ def main() -> None:
     curves = {"nearest": errors_of_rtn(weight, tokens), "GPTQ, left to right": left_to_right,
               "GPTQ, largest first": largest_first}  # fmt: skip
     print_table(curves)
+    # %% 2. The fast form is the same
     H = hessian(tokens)
     same = torch.equal(gptq(weight, H, GRID).codes, gptq_plain(weight, H, GRID).codes)
     print(f"\nThe fast form in blocks gives the same codes as the one above: {same}")
+    # %% 3. How far each weight has moved, at four moments
     figure = canvas(14, 4)
     axes = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.7])
     image = draw_heat(axes[:4], states, weight)
@@ -109,6 +114,11 @@ def main() -> None:
     draw_curves(axes[4], curves)
     save(figure, "04_gptq_column_by_column")
 
+
+# %% Try this: predict first, then run
+# 1. Smallest inputs first (reverse `torch.linspace(0.5, 2, COLUMNS)`): what does act-order gain now?
+# 2. Uncorrelated inputs (`mixing` the identity): how far does column 24 move when column 1 is rounded?
+# 3. 2 bits: does the curve of GPTQ end below that of rounding to nearest?
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,8 @@ What you will learn
   and HQQ is then simply the least-squares fit of the zero;
 - a huge beta calls every error an outlier, and nothing moves.
 
+Paper: HQQ (Badri and Shaji 2023, Mobius Labs), sub-problems 1 and 2. Page: docs/methods/hqq.md
+Source: qlib/methods/hqq.py    Exercise: examples/exercises/ex06_*.py
 Run: python examples/05_hqq_iterations.py        (seconds)
 """
 
@@ -78,11 +80,14 @@ def draw_zeros(axes: Any, steps: list[HQQStep]) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. Five values of beta
     weight = weights()
     walks = {beta: list(hqq_steps(weight, GRID, beta=beta)) for beta in BETAS}
     print_table(weight, walks)
+    # %% 2. Where nothing is an outlier, p does not matter
     same = torch.equal(hqq(weight, GRID, p=0.7).codes, hqq(weight, GRID, p=1.0).codes)
     print(f"\nAt beta = 10, p = 0.7 and p = 1 give the same codes: {same}")
+    # %% 3. Errors along the iterations, what an error may move, and where the zeros end
     figure = canvas(13, 4)
     axes = figure.subplots(1, 3)
     draw_walks(axes[0], walks)
@@ -90,6 +95,11 @@ def main() -> None:
     draw_zeros(axes[2], walks[10.0])
     save(figure, "05_hqq_iterations")
 
+
+# %% Try this: predict first, then run
+# 1. weights(size=0.5): at which beta do outliers begin now? (The limit does not move, the errors do.)
+# 2. 8 bits: by how much can a zero point that is not whole help, in steps of the grid?
+# 3. Groups of 8: which of the three norms gets worse? (See "When it fails" on the page.)
 
 if __name__ == "__main__":
     main()

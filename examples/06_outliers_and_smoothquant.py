@@ -6,6 +6,8 @@ What you will learn
 - alpha says how much of the range moves: too little leaves the inputs hard, too much makes the weights hard;
 - a channel that never carries anything keeps s = 1.
 
+Paper: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), equations 3 and 4. Page: docs/methods/smoothquant.md
+Source: qlib/methods/smoothquant.py    Exercise: examples/exercises/ex07_*.py
 Run: python examples/06_outliers_and_smoothquant.py        (seconds)
 """
 
@@ -82,13 +84,16 @@ def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. Outliers of four sizes, four values of alpha
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     print_table(weight)
+    # %% 2. In float nothing changes
     tokens = inputs(100)
     scale = smoothing_scale(tokens.abs().amax(0), [weight])
     changed = error(weight.double(), tokens.double(), scale.double(), "")
     unchanged = "nothing" if changed < 1e-20 else f"{changed:.1e}"
     print(f"\nChanged in float: {unchanged}; s of the dead channel: {scale[5]:.0f}")
+    # %% 3. The ranges before and after, and who pays for which alpha
     figure = canvas(13, 4)
     axes = figure.subplots(1, 3)
     draw_ranges(axes[0], weight, tokens, torch.ones(COLUMNS), "Before")
@@ -96,6 +101,11 @@ def main() -> None:
     draw_alphas(axes[2], weight, tokens)
     save(figure, "06_outliers_and_smoothquant")
 
+
+# %% Try this: predict first, then run
+# 1. Weights of 4 bits: does the best alpha move to the left or to the right?
+# 2. Outliers in half of the tokens only: what does alpha = 1 do to the others?
+# 3. Group 24 for the weights: who pays less for a large alpha, and why?
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,8 @@ What you will learn
 - the loss needs no tokens, only H = X^T X: it is d H d^T for each row d of the weight's error;
 - clipping each row's range, with the same kind of loss, helps on top of that.
 
+Paper: AWQ (Lin et al. 2023, arXiv 2306.00978), equations 4 and 5. Page: docs/methods/awq.md
+Source: qlib/methods/awq.py    Exercise: examples/exercises/ex08_*.py
 Run: python examples/07_awq_scale_search.py        (seconds)
 """
 
@@ -104,8 +106,10 @@ def draw_ladder(axes: Any, rows: list[list[float]]) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. What each search adds, on four grids
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     rows = print_table(weight)
+    # %% 2. The losses over the exponent, the scales, and the table again
     figure = canvas(13, 4)
     axes = figure.subplots(1, 3)
     draw_losses(axes[0], weight)
@@ -113,6 +117,11 @@ def main() -> None:
     draw_ladder(axes[2], rows)
     save(figure, "07_awq_scale_search")
 
+
+# %% Try this: predict first, then run
+# 1. 8 bits: where is the best exponent, and how much does it gain?
+# 2. Every second channel 20 times larger: is there anything left to protect?
+# 3. Swap scale and clip (clip first, then search): is "both" as good?
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,8 @@ What you will learn
 - rounding is a staircase without slope; "straight through" gives gradients a slope to follow all the same;
 - what is learned fits in a float weight, clamped, which rounding to nearest then finishes.
 
+Paper: OmniQuant (Shao et al. 2023, arXiv 2308.13137), equation 2. Page: docs/methods/omniquant.md
+Source: qlib/methods/omniquant.py, straight_through.py    Exercise: examples/exercises/ex09_*.py
 Run: python examples/08_learned_clipping.py        (seconds)
 """
 
@@ -98,6 +100,7 @@ def draw(axes: Any, swept: tuple[Tensor, list[float], list[float]], curves: dict
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. Three ways to choose the range, three widths
     weights, inputs, others = make_weights(), utterances(seed=2), utterances(seed=3)
     print("Relative squared error of the block's output in %, on the inputs learned from and on others\n")
     print(f"{'bits':6}{'nearest':>22}{'least weight error':>22}{'learned range':>22}")
@@ -111,10 +114,16 @@ def main() -> None:
         print(f"{bits:<6}" + "".join(f"{each:11.2f}" for each in errors))
     kept = learned["fc1.weight"].abs().amax(1) / weights["fc1.weight"].abs().amax(1)
     print(f"\nAt {bits} bits, rows of fc1 kept {kept.min():.0%} to {kept.max():.0%} of their largest weight.")
+    # %% 2. Error and slope over the range kept, and the losses while learning
     figure = canvas(13, 4)
     draw(figure.subplots(1, 3), sweep(weights, inputs, Grid(3)), curves)
     save(figure, "08_learned_clipping")
 
+
+# %% Try this: predict first, then run
+# 1. WEAK = 0: do rows still give up a part of their range? Which ones?
+# 2. clip_rate=0.3: does the loss of the first epochs fall faster, and where does it end?
+# 3. 8 utterances to learn from become 1: which of the two columns of errors suffers?
 
 if __name__ == "__main__":
     main()

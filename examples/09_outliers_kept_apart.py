@@ -7,6 +7,9 @@ What you will learn
 - which weight is an outlier is a matter of what its error costs at the outputs, not of its size;
 - a kept weight takes 24 to 32 bits (value and place), so what counts is the error at equal bits.
 
+Papers: QUIK (arXiv 2310.09259), section 3; SpQR (arXiv 2306.03078), algorithm 1.
+Pages: docs/methods/quik.md, docs/methods/spqr.md    Source: qlib/methods/quik.py, spqr.py
+Exercise: examples/exercises/ex10_*.py
 Run: python examples/09_outliers_kept_apart.py        (seconds)
 """
 
@@ -97,10 +100,12 @@ def draw_map(axes: Any, weight: Tensor, result: QuantizedWeight) -> None:
 
 def main() -> None:
     """Print two tables, draw one picture."""
+    # %% 1. Columns kept apart, and single weights
     inputs, weight = problem()
     columns = columns_kept(weight, inputs)
     single = {bits: weights_kept(weight, inputs, Grid(bits, group=16)) for bits in (2, 3, 4)}
     print_tables(columns, single)
+    # %% 2. The cliff, error against stored bits, and which weights are kept
     figure = canvas(14, 4)
     left, middle, right = figure.subplots(1, 3)
     for (name, errors), color in zip(columns.items(), (BLUE, ORANGE), strict=True):
@@ -114,6 +119,11 @@ def main() -> None:
     draw_map(right, weight, single[3][THRESHOLDS.index(0.2)][2])
     save(figure, "09_outliers_kept_apart")
 
+
+# %% Try this: predict first, then run
+# 1. LARGE = 8: at how many columns is the cliff? And with inputs of 8 bits in place of 4?
+# 2. ODD = 0.05: at equal stored bits, does keeping weights still beat a further bit?
+# 3. Groups of 64 for SpQR: does a threshold of 0.2 keep more or fewer weights?
 
 if __name__ == "__main__":
     main()

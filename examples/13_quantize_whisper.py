@@ -6,6 +6,8 @@ What you will learn
 - what counts is the output on speech that calibration has not heard;
 - bits a weight are not the bits of a code: scales, zeros and what is kept in float count as well.
 
+Page: docs/results.md    Source: qlib/pipeline.py, quantize_block.py, chain.py
+Exercise: examples/exercises/ex04_*.py
 Run: python examples/13_quantize_whisper.py                               a random miniature (a minute)
      python examples/13_quantize_whisper.py --model whisper-tiny.en   real words and their error rate (30 min)
 """
@@ -47,6 +49,7 @@ def logits(model: Any, batches: list[Any]) -> torch.Tensor:
 
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 1. A model, and recordings of which calibration hears half
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--model", help="a fetched model or a folder; without it, a miniature with random weights"
@@ -65,6 +68,7 @@ def main() -> None:
         "",
         *(f"{text} w{bits}" for bits in WIDTHS for text in ("error %", *(["WER"] if name else []), "bits")),
     )
+    # %% 2. Eight methods, three widths
     rows, curves = [heading], {}
     for method, chain in METHODS.items():
         row, errors = [method], []
@@ -86,6 +90,7 @@ def main() -> None:
     print(align(rows))
     if name:
         print(f"\nfloat: WER {qlib.evaluate_wer(model, test).wer:.1f}")
+    # %% 3. Error against stored bits
     figure = canvas(8, 4.5)
     axes = figure.subplots()
     for (method, errors), color in zip(curves.items(), COLORS, strict=True):
@@ -99,6 +104,11 @@ def main() -> None:
     axes.legend(ncols=2)
     save(figure, "13_quantize_whisper")
 
+
+# %% Try this: predict first, then run
+# 1. [qlib.AWQ(), qlib.GPTQ()] as a ninth row: does it beat both of its parts?
+# 2. Which method stores more than the bits of its codes plus a scale and a zero point? Look at "bits".
+# 3. skip=["fc2"]: which share of the weights stays in float, and how much of the error goes?
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ What you will learn
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
 - Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
 
-Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608), section 2. Page: docs/models.md#what-a-method-knows
+Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608). Page: docs/models.md#what-a-method-knows
 Source: qlib/grid.py, qlib/models/moonshine_structure.py    Exercise: examples/exercises/ex02_*.py
 Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)
      python examples/14_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
@@ -50,6 +50,7 @@ def move_through_the_gate(model: Any, wrong: bool) -> Any:
 
 def main() -> None:
     """Print two tables, draw one picture."""
+    # %% 1. A model, and its logits on recordings that calibration has not heard
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--model", help="a fetched model or a folder; without it, a miniature with random weights"
@@ -68,6 +69,7 @@ def main() -> None:
     def error(other: Any) -> float:
         return 100 * float((logits(other, batches) - reference).norm() / reference.norm())
 
+    # %% 2. Groups that divide 288, and others
     rows, errors = [("group", "groups of 288", "bits/weight", "RTN error %", "GPTQ error %")], []
     for group in GROUPS:
         widths = [part.stop - part.start for part in qlib.Grid(4, group).slices(288)]
@@ -81,10 +83,12 @@ def main() -> None:
         rows.append((str(group or "row"), counted, bits, *(f"{each:.2f}" for each in errors[-1])))
     print(f"4-bit weights, error of the logits on other speech in % of their size\n\n{align(rows)}")
 
+    # %% 3. A scale moved through the gate, rightly and wrongly
     print("\nA scale moved from fc2 into fc1, without any rounding:")
     for text, wrong in (("into the first half (values)", False), ("into the second half (gate)", True)):
         print(f"  {text:30} changes the logits by {error(move_through_the_gate(fresh(), wrong)):8.4f} %")
 
+    # %% 4. The errors over the groups
     figure = canvas(7, 4)
     axes = figure.subplots()
     for column, (label, color) in enumerate((("RTN", ORANGE), ("GPTQ", BLUE))):

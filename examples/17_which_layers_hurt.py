@@ -7,7 +7,8 @@ What you will learn
   layer, costs within the budget, the sum of losses smallest;
 - at the same size, bits put where they count beat the same bits everywhere.
 
-Page: docs/explain.md, docs/cost.md    Source: qlib/analysis/fisher.py, knapsack.py, allocate.py
+Paper: Theis et al. 2018 (arXiv 1801.05787). Page: docs/explain.md, docs/cost.md
+Source: qlib/analysis/fisher.py, knapsack.py, allocate.py    Exercise: examples/exercises/ex03_*.py
 Run: python examples/17_which_layers_hurt.py                            a random miniature (seconds)
      python examples/17_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
 """
@@ -54,9 +55,9 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-# %% 3. Sensitivities, a plan for each budget, and the same bits everywhere
 def main() -> None:
     """Print three tables, draw one picture."""
+    # %% 3. By hand, and the layers of a model
     print(
         "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)
     )
@@ -70,6 +71,7 @@ def main() -> None:
         result = qlib.quantize(model, [], weight=weight, progress=False)
         return result.report.bits_per_weight, divergence(reference, logprobs(result.model, batches))
 
+    # %% 4. A plan for each budget, and the same bits everywhere
     rows, curves = [("bits per weight", "uniform KL", "planned KL", "2-bit layers", "6-bit layers")], []
     for grid in GRIDS[1:4]:
         bits, uniform = measure(grid)
@@ -80,6 +82,7 @@ def main() -> None:
         curves.append((bits, uniform, planned_bits, planned))
     print(f"\n{len(test[:8])} other recordings, rounded to nearest\n\n{align(rows)}")
 
+    # %% 5. The same in a picture
     figure = canvas(7, 4)
     axes = figure.subplots()
     axes.plot(

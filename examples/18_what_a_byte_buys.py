@@ -7,7 +7,7 @@ What you will learn
   decoder's, bit operations are the encoder's;
 - a table of sizes and error rates has a front: settings that no other one beats in both.
 
-Page: docs/cost.md    Source: qlib/analysis/cost.py
+Page: docs/cost.md    Source: qlib/analysis/cost.py    Exercise: examples/exercises/ex02_*.py
 Run: python examples/18_what_a_byte_buys.py                            a random miniature (seconds)
      python examples/18_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
 """
@@ -51,9 +51,9 @@ def front(points: list[tuple[float, float]]) -> list[int]:
     return found
 
 
-# %% 2. What each setting costs, and what it does to words
 def main() -> None:
     """Print one table, draw one picture."""
+    # %% 2. Six settings
     model, calib, test, real = chosen_recognizer()
     models: dict[str, Any] = {"float": model}
     for name, (weight, activation) in SETTINGS.items():
@@ -62,6 +62,7 @@ def main() -> None:
             model, method, weight=weight, activation=activation, calib=calib, progress=False
         )
         models[name] = result.model
+    # %% 3. What each costs
     rows = [("", "file MB", "bits/parameter", "MB per token", "10^9 bit operations", "WER %" if real else "")]
     points = []
     for name, each in models.items():
@@ -83,6 +84,7 @@ def main() -> None:
     best = front(points)
     print(f"\non the front: {', '.join(list(models)[i] for i in best)}")
 
+    # %% 4. Size against errors
     figure = canvas(7, 4)
     axes = figure.subplots()
     axes.plot(*zip(*(points[i] for i in best), strict=True), "--", color=GREY)

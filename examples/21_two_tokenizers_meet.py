@@ -8,6 +8,8 @@ What you will learn
   target expects the whole word, and rejects its first syllable;
 - an n-gram in the cache turns those syllables into the word, and both ways the text stays what it was.
 
+Paper: OmniDraft (arXiv 2507.02659), section 3.1. Page: docs/drafting/how_it_works.md#two-vocabularies
+Source: draftlib/vocabulary/mapping.py, translate.py, reverse.py    Exercise: examples/exercises/ex13_*.py
 Run: python examples/21_two_tokenizers_meet.py        (seconds)
 """
 
@@ -49,6 +51,7 @@ def agreement(pair: VocabularyMap, said: list[int], cache: NGramCache | None) ->
 
 def main() -> None:
     """Print one sentence and a table, draw one picture."""
+    # %% 1. Four sizes of the target's vocabulary
     drafter, shares = byte_level(600), []
     print("a drafter with 600 tokens; share of the target's tokens accepted if it knew the text\n")
     print(f"{'target tokens':>13}{'draft covered':>15}{'target covered':>16}{'direct map':>12}{'n-grams':>9}")
@@ -63,6 +66,7 @@ def main() -> None:
         covered = len(writable & set(pair.draft_bytes)) / len(writable)
         shares.append((agreement(pair, said, None), agreement(pair, said, cache)))
         print(f"{size:13d}{pair.coverage:15.1%}{covered:16.1%}{shares[-1][0]:12.1%}{shares[-1][1]:9.1%}")
+    # %% 2. One sentence in both spellings
     said = target.encode(SENTENCE)
     spelling = ReverseTranslator(pair)
     spelling.append(said)
@@ -70,6 +74,7 @@ def main() -> None:
     print(f"the drafter spells {spelled(pair.draft_bytes, spelling.tokens)}")
     print(f"direct map         {spelled(pair.target_bytes, translate(spelling.tokens, pair).tokens)}")
     print(f"with n-grams       {spelled(pair.target_bytes, translate(spelling.tokens, pair, cache).tokens)}")
+    # %% 3. What would be accepted
     figure = canvas(7, 4)
     axes = figure.subplots()
     axes.plot(SIZES, [100 * direct for direct, _ in shares], color=BLUE, marker="o", label="direct map")
@@ -83,6 +88,11 @@ def main() -> None:
     axes.legend()
     save(figure, "21_two_tokenizers_meet")
 
+
+# %% Try this: predict first, then run
+# 1. A drafter of 2000 tokens and a target of 700: which line falls, and why not both?
+# 2. ROUND = 1: nothing is lost after a wrong token. How near do the two lines come?
+# 3. `cache.warm_start` left out: what does the cache know at the first sentence?
 
 if __name__ == "__main__":
     main()

@@ -85,6 +85,7 @@ def show(names: list[str], p: Tensor, found: dict[str, tuple[Tensor, float]], ax
 
 def main() -> None:
     """Print two tables, draw one picture."""
+    # %% 1. Two examples, three rules
     torch.set_default_dtype(torch.float64)
     examples = [
         ("The smallest example", ["A", "B", "AB"], {(0,): 0, (1,): 1, (0, 1): 2}, 2,

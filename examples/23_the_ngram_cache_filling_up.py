@@ -9,6 +9,9 @@ What you will learn
   finds nearly what LRU finds, and more where there is room for thousands of n-grams;
 - the text never depends on it: a missing n-gram costs speed, nothing else.
 
+Paper: OmniDraft (arXiv 2507.02659), section 3.1; LFU-DA (Arlitt et al. 2000).
+Page: docs/drafting/how_it_works.md#the-n-gram-cache    Source: draftlib/vocabulary/ngram_cache.py
+Exercise: examples/exercises/ex13_*.py
 Run: python examples/23_the_ngram_cache_filling_up.py        (seconds)
 """
 
@@ -70,11 +73,13 @@ def without_ageing(spellings: list[list[Spelled]], most: int) -> float:
 
 def main() -> None:
     """Print a table, draw one picture."""
+    # %% 1. What the target says, and what of it are n-grams
     target = sentence_pieces(2000)
     pair = VocabularyMap.of(byte_level(500), target)
     said = target.encode("".join(PAGES))
     spellings = stream(pair, said)
     entries = len({key for pairs in spellings for key, _ in pairs})
+    # %% 2. Four caches
     caches = {
         "all kept": NGramCache(),
         "a quarter, LFU": NGramCache(entries // 4),
@@ -92,6 +97,7 @@ def main() -> None:
     print(f"{'a quarter, without ageing':60}{without_ageing(spellings, entries // 4):8.1%}")
     print("\nthe most used:", ", ".join(repr(pair.target_bytes[each.target_token]) for each, _ in zip(
         caches["all kept"], range(8), strict=False)))  # fmt: skip
+    # %% 3. Found, and entries, along the text
     figure = canvas(12, 4)
     left, right = figure.subplots(1, 2)
     for (name, curve), color in zip(curves.items(), (INK, GREEN, ORANGE, BLUE), strict=True):
@@ -108,6 +114,11 @@ def main() -> None:
     right.legend()
     save(figure, "23_the_ngram_cache_filling_up")
 
+
+# %% Try this: predict first, then run
+# 1. The pages in random order of sentences: which policy gains, LFU or LRU?
+# 2. A target of 700 tokens: are more or fewer of its tokens n-grams? Compare the first line.
+# 3. Enter every token at once (`warm_start`): what is found in the first 500, and at what price?
 
 if __name__ == "__main__":
     main()

@@ -54,6 +54,23 @@ def test_lesson_is_short_and_says_what_it_teaches(path: Path) -> None:
     assert "What you will learn" in text.split('"""')[1]
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_lesson_links_to_its_page_source_and_exercise_and_asks_questions(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = text.split('"""')[1]
+    named = re.findall(r"\b(?:docs|qlib|draftlib)/[\w/]+\.(?:md|py)", header)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert any(name.startswith("docs/") for name in named)
+    assert any(name.endswith(".py") for name in named)
+    exercises = re.findall(r"\bex\d\d_[\w*]+\.py", header)
+    assert exercises
+    folder = ROOT / "examples" / "exercises"
+    if folder.is_dir():
+        assert [name for name in exercises if not list(folder.glob(name))] == []
+    questions = text.split("# %% Try this: predict first, then run\n")[1]
+    assert len(re.findall(r"^# \d\. ", questions, re.MULTILINE)) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_lesson_runs(path: Path, tmp_path: Path) -> None:
