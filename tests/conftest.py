@@ -8,12 +8,27 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from grading import asked_for
 from shelf import shelf  # noqa: F401  (a fixture for all)
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("quantdraft", deadline=None)
 hypothesis.settings.load_profile("quantdraft")
 SPEECH = Path(__file__).parents[1] / "examples" / "data" / "speech"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A grader's hint stands in its last line: the reader need not see how it came about."""
+    if asked_for(config.option.markexpr) and config.option.tbstyle == "auto":
+        config.option.tbstyle = "short"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m ex04` collects the graders of the exercises and nothing else; other runs leave them out."""
+    if collection_path.suffix != ".py":
+        return None
+    is_grader = collection_path.name.startswith("grade_ex")
+    return True if is_grader != asked_for(config.option.markexpr) else None
 
 
 @pytest.fixture(autouse=True, scope="session")
