@@ -19,7 +19,10 @@ def script(*draws: tuple[int, float]) -> tuple[Callable[[list[int]], tuple[int, 
 
     def draw(tokens: list[int]) -> tuple[int, float]:
         given.append(list(tokens))
-        true(len(given) <= len(draws), f"the belief is small enough, but one more token was drawn after {tokens}")
+        true(
+            len(given) <= len(draws),
+            f"the belief is small enough, but one more token was drawn after {tokens}",
+        )
         return draws[len(given) - 1]
 
     return draw, given
