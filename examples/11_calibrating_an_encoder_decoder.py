@@ -41,7 +41,9 @@ def round_layers(model: Any, names: Iterable[str], stats: Mapping[str, LayerStat
     for name in names:
         layer = model.get_submodule(name)
         quantized = METHOD.quantize_layer(layer.weight.detach(), stats[name], GRID)
-        model.set_submodule(name, qlib.FakeQuantLinear.from_linear(layer, quantized, GRID))
+        parent, _, child = name.rpartition(".")
+        rounded = qlib.FakeQuantLinear.from_linear(layer, quantized, GRID)
+        setattr(model.get_submodule(parent), child, rounded)
 
 
 def in_order(model: Any, batches: list[Any]) -> Any:

@@ -18,11 +18,10 @@ Run: python examples/15_a_language_model_in_four_bits.py     (a minute or two wi
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 from language_pictures import draw_language_model
+from passages import passages
 from torch import Tensor
 
 import qlib
@@ -31,26 +30,20 @@ from qlib.methods.contracts import Needs
 from qlib.models.table import align
 from qlib.text import text_batches
 
-TEXTS = Path(__file__).parent / "data" / "copying.jsonl"
 METHODS: dict[str, Any] = {"RTN": qlib.RTN(), "HQQ": qlib.HQQ(), "AWQ": qlib.AWQ(), "GPTQ": qlib.GPTQ()}
 LARGE = 0.05  # an input with more than this share of a layer's energy is one of the enormous ones
 
 
-# %% 1. A model, texts to calibrate with, and other texts to measure with
+# %% 1. A model
 def load() -> tuple[Any, bool]:
     """Return SmolLM2, or a small model of this repository where it was not fetched, and which of them."""
     try:
         return qlib.load_model("smollm2-135m-instruct"), True
     except qlib.ModelError:
         print("smollm2-135m-instruct is not here (python -m qlib.models fetch smollm2-135m-instruct).")
-        print("Instead: drafter-7m, 7 million parameters, of this repository. It has no enormous inputs.\n")
+        print("Instead: drafter-7m, of this repository. No input of it has more than a third of the energy:")
+        print("there HQQ is better than RTN.\n")
         return qlib.load_model("drafter-7m"), False
-
-
-def passages() -> list[str]:
-    """Return passages of books that are in the public domain."""
-    rows = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-    return [row["prompt"].split("\n\n", 1)[1] for row in rows if row["license"] == "public domain"]
 
 
 # %% 2. What each layer reads: the share of each input in the sum of x^2, from the diagonal of H = X^T X
@@ -101,8 +94,7 @@ def main() -> None:
     """Print three tables, draw one picture."""
     # %% 5. Four methods, two widths
     model, real = load()
-    texts = passages()
-    calib, test = texts[::2], texts[1::2]
+    calib, test = passages()
     exact = qlib.perplexity(model, test, progress=False)
     print(f"float: {exact}\n")
     rows, points, rounded = [("", "bits per weight", "weight error", "perplexity", "95 % interval")], {}, {}
@@ -141,7 +133,7 @@ def main() -> None:
     ]
     print(f"\n{large} columns of {len(shares)} layers meet an enormous input\n\n{align(rows)}")
     if not real:
-        print("\nRun it with SmolLM2 to see the difference.")
+        print("\nRun it with SmolLM2 to see the opposite.")
     name, W = worst[0], model.get_submodule(worst[0]).weight.detach()
     values = {"RTN": rtn.get_submodule(name).weight, "HQQ": hqq.get_submodule(name).weight}
     errors = {each: (value - W).square().mean(0).sqrt() / size(W) for each, value in values.items()}
