@@ -7,7 +7,7 @@ What you will learn
 - GPTQ makes a *larger* error in the weights than rounding to nearest, and a smaller one in the outputs.
 
 Paper: GPTQ (Frantar et al. 2022, arXiv 2210.17323), equation 1. Page: docs/methods/gptq.md
-Source: qlib/methods/hessian.py, output_error.py    Exercise: examples/exercises/ex03_*.py
+Source: qlib/methods/hessian.py, output_error.py    Exercise: examples/exercises/ex03_output_error_from_h.py
 Run: python examples/03_weight_error_is_not_output_error.py        (seconds)
 """
 

@@ -7,7 +7,8 @@ What you will learn
 - so the order matters: columns with large inputs should come first (act-order).
 
 Paper: GPTQ (Frantar et al. 2022, arXiv 2210.17323), equations 2 to 4, algorithm 1. Page: docs/methods/gptq.md
-Source: qlib/methods/gptq.py, compensate.py    Exercises: examples/exercises/ex04_*.py, ex05_*.py
+Source: qlib/methods/gptq.py, compensate.py
+Exercises: examples/exercises/ex04_gptq.py, ex05_u_from_cholesky.py
 Run: python examples/04_gptq_column_by_column.py        (seconds)
 """
 

@@ -8,7 +8,7 @@ What you will learn
 - a huge beta calls every error an outlier, and nothing moves.
 
 Paper: HQQ (Badri and Shaji 2023, Mobius Labs), sub-problems 1 and 2. Page: docs/methods/hqq.md
-Source: qlib/methods/hqq.py    Exercise: examples/exercises/ex06_*.py
+Source: qlib/methods/hqq.py    Exercise: examples/exercises/ex06_hqq_zero.py
 Run: python examples/05_hqq_iterations.py        (seconds)
 """
 

@@ -7,7 +7,7 @@ What you will learn
 - a channel that never carries anything keeps s = 1.
 
 Paper: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), equations 3 and 4. Page: docs/methods/smoothquant.md
-Source: qlib/methods/smoothquant.py    Exercise: examples/exercises/ex07_*.py
+Source: qlib/methods/smoothquant.py    Exercise: examples/exercises/ex07_smoothing_scale.py
 Run: python examples/06_outliers_and_smoothquant.py        (seconds)
 """
 

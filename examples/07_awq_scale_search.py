@@ -7,7 +7,7 @@ What you will learn
 - clipping each row's range, with the same kind of loss, helps on top of that.
 
 Paper: AWQ (Lin et al. 2023, arXiv 2306.00978), equations 4 and 5. Page: docs/methods/awq.md
-Source: qlib/methods/awq.py    Exercise: examples/exercises/ex08_*.py
+Source: qlib/methods/awq.py    Exercise: examples/exercises/ex08_awq_alpha.py
 Run: python examples/07_awq_scale_search.py        (seconds)
 """
 

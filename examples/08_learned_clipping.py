@@ -7,7 +7,8 @@ What you will learn
 - what is learned fits in a float weight, clamped, which rounding to nearest then finishes.
 
 Paper: OmniQuant (Shao et al. 2023, arXiv 2308.13137), equation 2. Page: docs/methods/omniquant.md
-Source: qlib/methods/omniquant.py, straight_through.py    Exercise: examples/exercises/ex09_*.py
+Source: qlib/methods/omniquant.py, straight_through.py
+Exercise: examples/exercises/ex09_straight_through.py
 Run: python examples/08_learned_clipping.py        (seconds)
 """
 

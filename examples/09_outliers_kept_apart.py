@@ -9,7 +9,7 @@ What you will learn
 
 Papers: QUIK (arXiv 2310.09259), section 3; SpQR (arXiv 2306.03078), algorithm 1.
 Pages: docs/methods/quik.md, docs/methods/spqr.md    Source: qlib/methods/quik.py, spqr.py
-Exercise: examples/exercises/ex10_*.py
+Exercise: examples/exercises/ex10_outliers_at_equal_bits.py
 Run: python examples/09_outliers_kept_apart.py        (seconds)
 """
 

@@ -8,7 +8,7 @@ What you will learn
 - a range found beforehand is exceeded by what was not there: a louder recording is cut off.
 
 Paper: ZeroQuant (Yao et al. 2022, arXiv 2206.01861), section 4.1. Page: docs/activations.md
-Source: qlib/activation.py, qlib/histogram.py    Exercise: examples/exercises/ex01_*.py
+Source: qlib/activation.py, qlib/histogram.py    Exercise: examples/exercises/ex01_encode_decode.py
 Run: python examples/10_rounding_inputs.py        (seconds)
 """
 

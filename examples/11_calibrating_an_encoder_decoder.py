@@ -10,7 +10,7 @@ What you will learn
 
 Papers: GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 4; Whisper (arXiv 2212.04356), section 2.2.
 Page: docs/calibration.md    Source: qlib/calibrate.py, qlib/asr/calibration.py
-Exercise: examples/exercises/ex03_*.py
+Exercise: examples/exercises/ex03_output_error_from_h.py
 Run: python examples/11_calibrating_an_encoder_decoder.py                            a miniature (seconds)
      python examples/11_calibrating_an_encoder_decoder.py --model whisper-tiny.en    the real one (minutes)
 """

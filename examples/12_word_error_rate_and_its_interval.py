@@ -8,7 +8,7 @@ What you will learn
 - half the width needs four times the clips; and one clip in which a model loops can decide a whole row.
 
 Paper: Bisani and Ney 2004 (ICASSP), equations 2 to 5. Page: docs/wer.md
-Source: qlib/asr/wer.py, bootstrap.py, comparison.py    Exercise: examples/exercises/ex16_*.py
+Source: qlib/asr/wer.py, bootstrap.py, comparison.py    Exercise: examples/exercises/ex16_paired_bootstrap.py
 Run: python examples/12_word_error_rate_and_its_interval.py        (seconds)
 """
 

@@ -7,7 +7,7 @@ What you will learn
 - bits a weight are not the bits of a code: scales, zeros and what is kept in float count as well.
 
 Page: docs/results.md    Source: qlib/pipeline.py, quantize_block.py, chain.py
-Exercise: examples/exercises/ex04_*.py
+Exercise: examples/exercises/ex04_gptq.py
 Run: python examples/13_quantize_whisper.py                               a random miniature (a minute)
      python examples/13_quantize_whisper.py --model whisper-tiny.en   real words and their error rate (30 min)
 """

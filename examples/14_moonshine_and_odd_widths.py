@@ -6,7 +6,8 @@ What you will learn
 - Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
 
 Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608). Page: docs/models.md#what-a-method-knows
-Source: qlib/grid.py, qlib/models/moonshine_structure.py    Exercise: examples/exercises/ex02_*.py
+Source: qlib/grid.py, qlib/models/moonshine_structure.py
+Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)
      python examples/14_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (10 min)
 """

@@ -11,7 +11,7 @@ What you will learn
 
 Papers: HQQ (Badri and Shaji 2023); massive activations (Sun et al. 2024, arXiv 2402.17762), section 2.
 Page: docs/language_models.md, docs/methods/hqq.md    Source: qlib/likelihood.py, qlib/methods/hqq.py
-Exercise: examples/exercises/ex06_*.py
+Exercise: examples/exercises/ex06_hqq_zero.py
 Run: python examples/15_a_language_model_in_four_bits.py     (a minute or two with SmolLM2 if it was fetched)
 """
 

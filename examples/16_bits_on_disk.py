@@ -8,7 +8,8 @@ What you will learn
 - what stays in float is counted with its place: a method is compared at equal stored bits.
 
 Paper: SpQR (Dettmers et al. 2023, arXiv 2306.03078), section 4 (bilevel). Page: docs/checkpoints.md
-Source: qlib/packing.py, qlib/quantized_weight.py    Exercise: examples/exercises/ex02_*.py
+Source: qlib/packing.py, qlib/quantized_weight.py
+Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/16_bits_on_disk.py        (seconds)
 """
 

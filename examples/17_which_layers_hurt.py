@@ -8,7 +8,8 @@ What you will learn
 - at the same size, bits put where they count beat the same bits everywhere.
 
 Paper: Theis et al. 2018 (arXiv 1801.05787). Page: docs/explain.md, docs/cost.md
-Source: qlib/analysis/fisher.py, knapsack.py, allocate.py    Exercise: examples/exercises/ex03_*.py
+Source: qlib/analysis/fisher.py, knapsack.py, allocate.py
+Exercise: examples/exercises/ex03_output_error_from_h.py
 Run: python examples/17_which_layers_hurt.py                            a random miniature (seconds)
      python examples/17_which_layers_hurt.py --model whisper-tiny.en    real words (some minutes)
 """

@@ -7,7 +7,8 @@ What you will learn
   decoder's, bit operations are the encoder's;
 - a table of sizes and error rates has a front: settings that no other one beats in both.
 
-Page: docs/cost.md    Source: qlib/analysis/cost.py    Exercise: examples/exercises/ex02_*.py
+Page: docs/cost.md    Source: qlib/analysis/cost.py
+Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/18_what_a_byte_buys.py                            a random miniature (seconds)
      python examples/18_what_a_byte_buys.py --model whisper-tiny.en    real words (some minutes)
 """

@@ -10,7 +10,7 @@ What you will learn
 
 Papers: Leviathan et al. (arXiv 2211.17192), algorithm 1, equation 1, theorem 3.8; Chen et al. (2302.01318).
 Page: docs/drafting/lossless.md    Source: draftlib/plain.py
-Exercise: examples/exercises/ex11_*.py
+Exercise: examples/exercises/ex11_accept_and_residual.py
 Run: python examples/19_speculative_decoding.py        (seconds)
 """
 

@@ -10,7 +10,7 @@ What you will learn
 
 Papers: Daliri, Musco, Suresh 2024 (arXiv 2408.07978), theorem 3; Leviathan et al. (arXiv 2211.17192), theorem
 3.5. Page: docs/drafting/lossless.md    Source: draftlib/verification/noise.py, verify.py, rejection.py
-Exercise: examples/exercises/ex12_*.py
+Exercise: examples/exercises/ex12_gumbel_coupling.py
 Run: python examples/20_shared_noise.py        (seconds)
 """
 

@@ -9,7 +9,8 @@ What you will learn
 - an n-gram in the cache turns those syllables into the word, and both ways the text stays what it was.
 
 Paper: OmniDraft (arXiv 2507.02659), section 3.1. Page: docs/drafting/how_it_works.md#two-vocabularies
-Source: draftlib/vocabulary/mapping.py, translate.py, reverse.py    Exercise: examples/exercises/ex13_*.py
+Source: draftlib/vocabulary/mapping.py, translate.py, reverse.py
+Exercise: examples/exercises/ex13_merging_an_ngram.py
 Run: python examples/21_two_tokenizers_meet.py        (seconds)
 """
 

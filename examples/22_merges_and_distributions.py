@@ -8,7 +8,8 @@ What you will learn
 - a rule that reveals more of the draft stays exact and accepts less.
 
 Paper: OmniDraft (arXiv 2507.02659), equations 1 and 2. Page: docs/drafting/lossless.md
-Source: draftlib/verification/revealed.py, rejection.py    Exercise: examples/exercises/ex13_*.py
+Source: draftlib/verification/revealed.py, rejection.py
+Exercise: examples/exercises/ex13_merging_an_ngram.py
 Run: python examples/22_merges_and_distributions.py        (seconds)
 """
 

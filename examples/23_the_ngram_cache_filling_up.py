@@ -11,7 +11,7 @@ What you will learn
 
 Paper: OmniDraft (arXiv 2507.02659), section 3.1; LFU-DA (Arlitt et al. 2000).
 Page: docs/drafting/how_it_works.md#the-n-gram-cache    Source: draftlib/vocabulary/ngram_cache.py
-Exercise: examples/exercises/ex13_*.py
+Exercise: examples/exercises/ex13_merging_an_ngram.py
 Run: python examples/23_the_ngram_cache_filling_up.py        (seconds)
 """
 

@@ -11,7 +11,7 @@ What you will learn
 
 Paper: OmniDraft (arXiv 2507.02659), equations 3 and 4, algorithm 2. Page: docs/drafting/learning.md
 Source: draftlib/learning/distill.py, spelled.py, online.py
-Exercise: examples/exercises/ex15_*.py
+Exercise: examples/exercises/ex15_reverse_kl.py
 Run: python examples/25_a_drafter_that_learns.py      (half a minute; both models are in this repository)
 """
 

@@ -12,7 +12,7 @@ What you will learn
 Papers: Leviathan et al. (arXiv 2211.17192), equation 1; OmniDraft (arXiv 2507.02659), equations 5 to 7; SVIP
 (arXiv 2411.18462). Page: docs/drafting/learning.md#how-far-to-draft
 Source: draftlib/drafting/length.py, cost_aware.py, draftlib/learning/acceptance.py
-Exercise: examples/exercises/ex14_*.py
+Exercise: examples/exercises/ex14_a_lossless_length_rule.py
 Run: python examples/26_how_far_to_draft.py      (under a minute; with SmolLM2 if it was fetched)
 """
 

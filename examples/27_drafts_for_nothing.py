@@ -13,7 +13,7 @@ What you will learn
 Papers: prompt lookup (Saxena 2023), SuffixDecoding (arXiv 2411.04975), Token Recycling (arXiv 2408.08696),
 SpecASR (arXiv 2507.18181). Page: docs/drafting/learning.md#guesses-that-cost-nothing
 Source: draftlib/drafting/lookup.py, recycle.py, tail.py, then choice.py
-Exercise: examples/exercises/ex14_*.py
+Exercise: examples/exercises/ex14_a_lossless_length_rule.py
 Run: python examples/27_drafts_for_nothing.py      (half a minute; with SmolLM2 if it was fetched)
 """
 
