@@ -80,7 +80,7 @@ def generate(decoder: SpeculativeDecoder, options: argparse.Namespace) -> None:
 def colour(step: Step, colours: bool) -> str:
     """Return one round as a line: accepted tokens, [merged] ones, rejected ones, and the target's own.
 
-    Without colours, rejected tokens stand between -dashes- and the target's own behind a plus sign. The name
+    Without colours, rejected tokens stand between -dashes- and the target's own after a plus sign. The name
     of a source comes first, where one proposed.
     """
     pieces = step.vocabulary.target_bytes

@@ -291,7 +291,7 @@ class SpeculativeDecoder:
         prompt : str, sequence of messages, or sequence of int
             A user's words, or a conversation such as ``[{"role": "user", "content": "Hello"}]``, put into
             the checkpoint's chat template. With ``raw=True`` (or where the model has no template) a text,
-            continued behind the start token that the tokenizer puts in front of it. Or target tokens (a
+            continued after the start token that the tokenizer puts in front of it. Or target tokens (a
             list, or a tensor or array of one dimension), continued as they stand.
         on_text : callable, optional
             Gets the text piece by piece, as soon as nothing can change it any more.

@@ -67,7 +67,7 @@ def speculative_decode(
         n = 0
         while n < k and happens(float(p[n][x[n]] / q[n][x[n]]), generator):
             n += 1
-        # 4. The target adds one token: in place of the rejected guess, or behind all k of them.
+        # 4. The target adds one token: in place of the rejected guess, or after all k of them.
         last = residual(p[n], q[n]) if n < k else p[k]
         text += [*x[:n], sample(last, generator)]
     return text[len(tokens) : end]

@@ -110,7 +110,7 @@ def _warn_of_specials(tokenizer: Tokenizer, tokens: Sequence[int]) -> None:
         )
     if end:
         log.warning(
-            "This tokenizer ends every text with %s: the answer begins behind an ending. Pass tokens to "
+            "This tokenizer ends every text with %s: the answer begins after an ending. Pass tokens to "
             "avoid it: target.tokenizer.encode(prompt).",
             tokenizer.decode(end, skip_special=False),
         )

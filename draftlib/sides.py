@@ -89,7 +89,7 @@ class DraftSide:
         return tokens[kept:]
 
     def step(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Process tokens; return the logits [D] after the last, and the hidden state [width] behind them."""
+        """Process tokens; return the logits [D] after the last, and the hidden state [width] after them."""
         device = self.model.model.embed_tokens.weight.device
         hidden = self.model.decode(torch.tensor([list(tokens)], device=device), self._cache)[0, -1]
         self._processed += tokens

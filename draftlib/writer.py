@@ -19,7 +19,7 @@ class Writer:
     Parameters
     ----------
     pieces : sequence of (bytes or None)
-        Bytes of each token; None, as for ids behind the end, for tokens without text.
+        Bytes of each token; None, as for ids after the end, for tokens without text.
     stop_tokens : collection of int
         Tokens that end the answer; they belong to the tokens and not to the text.
     stop_strings : sequence of str

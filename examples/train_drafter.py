@@ -11,7 +11,7 @@ a model like `drafter-7m`, and take a GPU. On a processor begin with something l
 2. A byte-level BPE is trained on them, with every digit a token of its own.
 3. The documents, shuffled, are one stream of tokens. Its last hundredth is held out.
 4. Each epoch takes all blocks of the stream once. Which ones make a batch depends on seed and step alone.
-5. AdamW, cosine schedule behind a warm-up, clipped gradients; half precision (autocast) on a GPU.
+5. AdamW, cosine schedule after a warm-up, clipped gradients; half precision (autocast) on a GPU.
 
 OUT/training holds what a killed run needs: the same command again goes on from the last checkpoint, on the
 same processor with as many threads to the same weights, bit for bit. It may be deleted at the end.
@@ -116,7 +116,7 @@ def train_tokenizer(documents: Sequence[str], size: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[str]) -> np.ndarray:
-    """Return all documents as one stream of tokens, int32 [N], with an ending behind each."""
+    """Return all documents as one stream of tokens, int32 [N], with an ending after each."""
     stream, end = array("i"), tokenizer.token_id(END)
     for document in tqdm(documents, "tokens", unit=" documents"):
         lines = document.splitlines(keepends=True)  # a long book in one piece would take much memory
@@ -156,7 +156,7 @@ def epoch(number: int, blocks: int, context: int, seed: int) -> list[int]:
 def batch(stream: Tensor, step: int, settings: Settings) -> Tensor:
     """Return the batch of a step, int64 [batch, context + 1]; neighbouring blocks share a token."""
     context, rows = settings.context, []
-    blocks = (len(stream) - context) // context  # as many as fit behind every offset
+    blocks = (len(stream) - context) // context  # as many as fit after every offset
     for number in range(step * settings.batch, (step + 1) * settings.batch):
         start = epoch(number // blocks, blocks, context, settings.seed)[number % blocks]
         rows.append(stream[start : start + context + 1])

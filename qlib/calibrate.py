@@ -146,7 +146,7 @@ class _AllInputsSeen(Exception):  # noqa: N818  (not an error)
 
 @dataclass
 class TableVisit(Visit):
-    """A token table, visited behind the last block: one layer, and no part of any group."""
+    """A token table, visited after the last block: one layer, and no part of any group."""
 
     @property
     def groups(self) -> list[LayerGroup]:
@@ -223,7 +223,7 @@ def walk_blocks(
     original : Model, optional
         The float model: each visit then holds what its block writes as well.
     tables : collection of str
-        Names in `Model.tables`: these layers are visited behind the last block, as `TableVisit`. The head's
+        Names in `Model.tables`: these layers are visited after the last block, as `TableVisit`. The head's
         inputs are its last hidden states, normed.
     """
     changing = _HiddenStates(model, batches)

@@ -185,7 +185,7 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
             rounding.append(method)
         elif rounding:
             raise QuantError(
-                f"{method.name} stands behind {rounding[0].name}: a weight that is rounded cannot be "
+                f"{method.name} comes after {rounding[0].name}: a weight that is rounded cannot be "
                 f"transformed any more. Pass [{method.name}, {rounding[0].name}]: transformations first."
             )
         elif method.name in [other.name for other in preparations]:

@@ -33,7 +33,7 @@ class LayerInfo:
 class Layers:
     """The linear layers of a model in order of use, those that stay in float included.
 
-    A token embedding stands behind them, unless it is tied to the head.
+    A token embedding comes after them, unless it is tied to the head.
     """
 
     layers: tuple[LayerInfo, ...]

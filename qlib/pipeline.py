@@ -100,7 +100,7 @@ def quantize(
 
     Notes
     -----
-    Token tables are rounded behind the last block. A head is rounded by the method, with the statistics of
+    Token tables are rounded after the last block. A head is rounded by the method, with the statistics of
     the hidden states that the quantized blocks give it, but transformations leave it as it is. The rows of
     an embedding that is not tied to a head are looked up, not multiplied: methods that need inputs have
     none, and it is rounded to nearest.

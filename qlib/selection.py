@@ -166,7 +166,7 @@ def choose_grids(model: Model, layers: Iterable[str], weight: Grid | Mapping[str
     Raises
     ------
     QuantError
-        A pattern covers no linear layer, all layers of a pattern go to a wider one behind it, or a layer has
+        A pattern covers no linear layer, all layers of a pattern go to a wider one after it, or a layer has
         no grid.
     """
     if isinstance(weight, Grid):
@@ -233,7 +233,7 @@ def _check_order(patterns: Sequence[str], layers: Sequence[str], argument: _Argu
             if own and own < wider:
                 raise QuantError(
                     f"{argument.name} gives a {argument.gives} to {pattern!r}, but the later {other!r} "
-                    f"covers all its layers, and the last pattern wins. Put {pattern!r} behind {other!r}."
+                    f"covers all its layers, and the last pattern wins. Put {pattern!r} after {other!r}."
                 )
 
 

@@ -189,7 +189,7 @@ def test_the_float_stream_is_that_of_the_original(batch: SpeechBatch) -> None:
 
 
 def test_padding_counts_for_nothing(model: Whisper, batch: SpeechBatch) -> None:
-    """Other tokens behind the texts, same statistics: the causal mask and the token mask hide them."""
+    """Other tokens after the texts, same statistics: the causal mask and the token mask hide them."""
     padded = batch.tokens.clone()
     padded[~batch.token_mask] = 7
     before, after = collect(model, [batch]), collect(model, [replace(batch, tokens=padded)])

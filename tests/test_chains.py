@@ -188,8 +188,8 @@ def test_a_static_range_needs_recordings() -> None:
     ("chain", "message"),
     [
         ([qlib.GPTQ(), qlib.HQQ()], "gptq, hqq: a weight can be rounded only once"),
-        ([qlib.GPTQ(), qlib.AWQ()], r"awq stands behind gptq.*Pass \[awq, gptq\]"),
-        ([qlib.RTN(), OMNIQUANT], "omniquant stands behind rtn"),
+        ([qlib.GPTQ(), qlib.AWQ()], r"awq comes after gptq.*Pass \[awq, gptq\]"),
+        ([qlib.RTN(), OMNIQUANT], "omniquant comes after rtn"),
         ([qlib.SmoothQuant()], "smoothquant looks at the inputs"),
         ([OMNIQUANT], "omniquant looks at the inputs"),
         ([qlib.AWQ(), qlib.HQQ()], r"awq \+ hqq looks at the inputs"),

@@ -114,7 +114,7 @@ def test_a_text_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("verify", ["exact", "path_revealed", "point_mass", "ratio"])
 def test_drafting_writes_what_the_cpu_writes(verify: Any, options: dict[str, Any]) -> None:
-    """`ratio` too: its law is another, its noise is the same."""
+    """`ratio` too: its distribution is another, its noise is the same."""
 
     def write(device: str) -> list[str]:
         target = tiny_llama(5, max_position_embeddings=96).double().to(device)

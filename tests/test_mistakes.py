@@ -415,7 +415,7 @@ HEARING: list[tuple[str, Call, tuple[str, ...]]] = [
         ("d.jsonl", "offset"),
     ),
     (
-        "an offset behind the end",
+        "an offset after the end",
         lambda w: qlib.read_manifest(segment(w, "e.jsonl", offset=99, duration=1))[0].read(),
         ("99",),
     ),

@@ -109,7 +109,7 @@ def test_another_rounding_is_another_run(tmp_path: Path) -> None:
     [
         ({"*": TOKEN, "down_porj": None}, r"rounding to 'down_porj', which matches no.*mean 'down_proj'"),
         ({"down_proj": TOKEN}, r"activation gives no rounding to 12 of 14 layers.*Put '\*': None in front"),
-        ({"down_proj": None, "*": TOKEN}, r"the later '\*' covers all its layers.*Put 'down_proj' behind"),
+        ({"down_proj": None, "*": TOKEN}, r"the later '\*' covers all its layers.*Put 'down_proj' after"),
         ({}, r"activation is an empty dict. Pass one rounding, or a dict of patterns"),
         ({"*": 8}, r"activation\['\*'\] is the int 8.*Did you mean activation\['\*'\]=qlib\.PerToken"),
         ({"*": qlib.PerToken}, r"must be called: activation\['\*'\]=qlib\.PerToken"),

@@ -81,7 +81,7 @@ def test_the_last_pattern_wins_and_a_full_name_before_all() -> None:
             {"v_proj": FINE, "mlp": COARSE},
             r"no grid to 6 of 14 layers: model\.layers\.0\.self_attn\.q_proj.*Put '\*': qlib\.Grid.*skip=",
         ),
-        ({"v_proj": FINE, "*": COARSE}, r"the later '\*' covers all its layers.*Put 'v_proj' behind '\*'"),
+        ({"v_proj": FINE, "*": COARSE}, r"the later '\*' covers all its layers.*Put 'v_proj' after '\*'"),
         ({}, r"weight is an empty dict"),
         ({"*": 4}, r"gives the int 4 to '\*'. Pass one Grid, or a dict of patterns"),
         ({3: COARSE}, r"to 3\. Pass one Grid"),

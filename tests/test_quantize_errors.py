@@ -142,7 +142,7 @@ METHODS: list[Case] = [
     (lambda: run([qlib.GPTQ(), qlib.GPTQ()]), r"gptq, gptq: a weight can be rounded only once"),
     (
         lambda: run([qlib.RTN(), qlib.SmoothQuant()]),
-        r"smoothquant stands behind rtn.*Pass \[smoothquant, rtn\]",
+        r"smoothquant comes after rtn.*Pass \[smoothquant, rtn\]",
     ),
     (lambda: run([Unwritable(W)]), r"the settings of unwritable.*cannot be written as JSON"),
     (

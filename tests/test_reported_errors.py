@@ -45,7 +45,7 @@ def run(family: str, methods: list[Any], speech: list[qlib.Utterance], **options
 
 
 def scale_before(family: str, result: qlib.Result, group: Any) -> Tensor | None:
-    """The scale that a norm gave to its readers, from its gains before and after; None behind others."""
+    """The scale that a norm gave to its readers, from its gains before and after; None after others."""
     if group.before is None:
         return torch.ones(())
     old, new = (each.get_submodule(group.before) for each in (FAMILIES[family](), result.model))

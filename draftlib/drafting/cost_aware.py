@@ -8,7 +8,7 @@ Rule      With d_1..d_i drafted, of confidences c_1..c_i, stop when
               1.25 * a(c_1) a(c_2) .. a(c_i) * n(c_i)  <  rate * (step + row)
 
           a(c): share of the tokens of such confidence that were accepted lately, where all before them were
-          n(c): target tokens that the token *behind* one of such confidence gained lately, where that one was
+          n(c): target tokens that the token *after* one of such confidence gained lately, where that one was
                 accepted; a token that is one of three pieces of a target token gains a third
           rate: tokens per second of the latest rounds;  step, row: seconds (`costs.py`)
           1.25: an accepted token also makes room for further ones
@@ -134,7 +134,7 @@ class CostAware(Length):
 def fates(round: Round) -> list[float | None]:
     """Return for each draft token the target tokens that it gained: 0 where rejected, None where unknown.
 
-    A piece of an accepted target token of n pieces gained 1/n. What stands behind the first rejected token
+    A piece of an accepted target token of n pieces gained 1/n. What follows the first rejected token
     was never looked at. A token that nothing translates is rejected.
     """
     assert round.draft is not None

@@ -3,7 +3,7 @@
 Problem   Much of what a target writes was written before: in the prompt, in this answer, in earlier answers.
           To look it up takes microseconds, a step of a drafter milliseconds.
 Rule      A source proposes *target* tokens, so there is nothing to translate. Each token comes with a kind,
-          for example "behind a match of 5 tokens". How often tokens of a kind were right lately is counted
+          for example "after a match of 5 tokens". How often tokens of a kind were right lately is counted
           (`Rates`), whether or not they were proposed: the text that the target writes says it.
 Lossless  A guess is a point mass: verification needs no probabilities of it, and accepts it exactly where the
           target writes the same by itself (see `draftlib.verification.verify`).

@@ -133,7 +133,7 @@ class AnswerLookup(Source):
             self._keep(self._index.tokens[-self.max_tokens // 2 :])
 
     def state(self) -> State:
-        """Return the tokens of all answers that have ended, -1 behind each."""
+        """Return the tokens of all answers that have ended, -1 after each."""
         return State({"tokens": torch.tensor(self._index.tokens, dtype=torch.int32)}, {})
 
     def restore(self, state: State) -> None:
@@ -158,5 +158,5 @@ def _guess(source: str, index: SuffixIndex, text: Sequence[int]) -> Guess:
 
 
 def _kind(source: str, length: int) -> Hashable:
-    """Return the kind of a token behind a match: lengths that are right about equally often are one kind."""
+    """Return the kind of a token after a match: lengths that are right about equally often are one kind."""
     return source, next(bound for bound in (2, 3, 4, 6, 8, 12, 16, 24, 32, 10**9) if length <= bound)

@@ -1,11 +1,11 @@
-"""Drafts for nothing, II: what the target found most probable the last time behind the same token.
+"""Drafts for nothing, II: what the target found most probable the last time after the same token.
 
 Paper     Token Recycling, arXiv 2408.08696: a table of each token's last seen most probable successors,
-          filled from the logits of *all* verified positions, those behind rejected tokens too, which the
+          filled from the logits of *all* verified positions, those after rejected tokens too, which the
           target computed anyway. The paper drafts a tree of 8 successors a token; a tree puts accepted
           tokens into other places of the key/value cache, and sums in another order, so here it is a chain
           of the most probable ones.
-Rule      successor[token] = argmax of the target's row behind that token, the last time. The guess follows
+Rule      successor[token] = argmax of the target's row after that token, the last time. The guess follows
           it from the newest token on, as far as it is known and no token comes twice.
 Shapes    V: target's vocabulary. Memory: 4 bytes a token of the vocabulary.
 """

@@ -6,7 +6,7 @@
 
 Paper     SpecASR, arXiv 2507.18181, reuses rejected drafts of speech recognition.
 Rule      The target's own token y stands where t_i was proposed. If y comes later in the proposal, the text
-          has skipped to it, and goes on behind it ("skipped"). Else y has replaced t_i ("replaced").
+          has skipped to it, and goes on after it ("skipped"). Else y has replaced t_i ("replaced").
 Lossless  What was rejected was drawn from the drafter; used again, it is a guess like any other: a point
           mass.
 """

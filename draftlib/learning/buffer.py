@@ -192,7 +192,7 @@ class Buffer:
     # --- keep
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all examples as few tensors, one behind the other, and their sizes."""
+        """Return all examples as few tensors, one after the other, and their sizes."""
         everything = [*self.examples, *self.held_out]
         tensors = {}
         if everything:

@@ -43,7 +43,7 @@ class Seen(NamedTuple):
     Attributes
     ----------
     tokens : tuple of int
-        The end of the text in draft tokens, at least one, and what was drafted behind it.
+        The end of the text in draft tokens, at least one, and what was drafted after it.
     labels : tuple of (float or None)
         Of the drafted ones; see `labels_of`.
     """

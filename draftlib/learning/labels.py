@@ -11,7 +11,7 @@ Why       The label is the outcome of the round, not the target's probability p 
           Heads that learned p ranked draft tokens as well, and chose worse lengths: with the rule and the
           drafters of `acceptance.py` a speed-up of 1.82 for 1.94, at temperature 0.8 of 1.62 for 1.67.
 Shapes    n: draft tokens with a label, width: of the drafter's hidden state.
-Left out  Labels behind the first rejection: the target's rows there could tell what it would have said. And
+Left out  Labels after the first rejection: the target's rows there could tell what it would have said. And
           the room of an answer, which no round knows: where it cuts off just the last token, that one has 0.
 """
 

@@ -7,7 +7,7 @@ Rule      At a position where a target token begins, with p the target's distrib
 
               p~(d) = sum of p(t) over the target tokens t whose draft spelling begins with d
 
-          and behind the pieces w of a target token the same among those that begin with w,
+          and after the pieces w of a target token the same among those that begin with w,
 
               p~(d | w) = sum of p(t), spelling begins with w d  /  sum of p(t), spelling begins with w
 
@@ -35,7 +35,7 @@ from draftlib.vocabulary.mapping import VocabularyMap
 Spell = Callable[[int], tuple[int, ...]]
 """From a target token to its draft spelling; empty where it has none."""
 
-LEAST = 0.3  # of p: behind pieces that the target hardly meant, little is known of what would follow
+LEAST = 0.3  # of p: after pieces that the target hardly meant, little is known of what would follow
 
 
 class Soft(NamedTuple):
@@ -76,7 +76,7 @@ def speller_of(vocabulary: VocabularyMap) -> Spell:
 def next_pieces(
     tokens: Sequence[int], probabilities: Sequence[float], pieces: Sequence[int], spell: Spell
 ) -> tuple[dict[int, float], float]:
-    """Return p~(. | pieces) with the sum of p over the target tokens whose spelling goes on behind them.
+    """Return p~(. | pieces) with the sum of p over the target tokens whose spelling goes on after them.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Teacher:
         with torch.autocast(
             weight.device.type, torch.bfloat16, enabled=half and weight.dtype == torch.float32
         ):
-            # What stands behind a text in the batch changes nothing before it: attention looks back only.
+            # What follows a text in the batch changes nothing before it: attention looks back only.
             states = model.decode(texts.to(weight.device))
             hidden = torch.cat([states[i, each.positions - 1] for i, each in enumerate(examples)])
             logits = model.logits(hidden)

@@ -53,7 +53,7 @@ class ReverseTranslator:
         self._map = vocabulary_map
         self.tokens = list(prefix)
         self._settled = len(self.tokens)  # tokens before this one stay as they are
-        self._tail = b""  # bytes behind them: perhaps half a word or half a character
+        self._tail = b""  # bytes after them: perhaps half a word or half a character
 
     def append(self, target_tokens: Sequence[int], spelling: Sequence[int] | None = None) -> list[Spelled]:
         """Add what the target emitted.

@@ -30,7 +30,7 @@ class Speller:
     def __init__(self, pieces: Sequence[bytes | None], tokenizer: Tokenizer | None = None):
         self._pieces = pieces
         # Of two tokens with the same bytes the later one is what a tokenizer writes: single bytes of the
-        # fallback kind stand in front of the letters, added words behind everything.
+        # fallback kind stand in front of the letters, added words after everything.
         self._ids = {piece: number for number, piece in enumerate(pieces) if piece}
         self._longest = max((len(piece) for piece in self._ids), default=0)
         self._backend = None if tokenizer is None else _reader_of_continuations(tokenizer)
@@ -47,7 +47,7 @@ class Speller:
         -------
         tokens, stops : list of int
             Token `i` stands for the bytes up to `stops[i]`. A byte that no token has is left out of
-            `tokens`, and the tokens behind it start one byte later.
+            `tokens`, and the tokens after it start one byte later.
         """
         tokens: list[int] = []
         stops: list[int] = []
@@ -88,7 +88,7 @@ class Speller:
 
 
 def _first_text(data: bytes, at: int) -> tuple[int, int]:
-    """Return where the whole characters from `at` on end, and where the broken bytes behind do."""
+    """Return where the whole characters from `at` on end, and where the broken bytes after do."""
     try:
         data[at:].decode()
     except UnicodeDecodeError as error:

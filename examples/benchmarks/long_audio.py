@@ -74,7 +74,7 @@ def again_and_again(
 
 
 def summary(found: Sequence[Sample], first: float = FIRST) -> str:
-    """Return the spread of memory behind the first minutes, and how much the peak still grew there."""
+    """Return the spread of memory after the first minutes, and how much the peak still grew there."""
     later = [each for each in found if each.minutes >= first] or list(found)
     resident = [each.resident for each in later]
     spread = max(resident) - min(resident)

@@ -97,7 +97,7 @@ class Cost:
         return "\n".join([self._heading(), align(rows, left=2), self._size()])
 
     def _heading(self) -> str:
-        run = f"{self.tokens} tokens written behind a prompt of {self.prompt_tokens}"
+        run = f"{self.tokens} tokens written after a prompt of {self.prompt_tokens}"
         if self.audio_seconds is not None:
             windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
             run = f"{self.audio_seconds:g} s of audio in {windows}, {run}"

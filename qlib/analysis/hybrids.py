@@ -1,7 +1,7 @@
 """What can be exchanged between a float model and its quantized copy, and what must stay together.
 
 A method that moves scales (SmoothQuant, AWQ, OmniQuant) changes float modules as well: a norm is divided by
-s, the layers behind it are multiplied by s. One without the other is another function. So modules that a
+s, the layers after it are multiplied by s. One without the other is another function. So modules that a
 scale may have moved between form one unit, and units are exchanged whole.
 """
 

@@ -1,6 +1,6 @@
 """What each part of a model costs when it alone is rounded: four measures of it.
 
-    output    |X (W - Q(W))^T| / |X W^T| of its layers: what arrives behind the layer, whatever follows
+    output    |X (W - Q(W))^T| / |X W^T| of its layers: what arrives after the layer, whatever follows
     fisher    1/2 E[(g . E)^2], nats per token: the KL that gradients predict (`qlib/analysis/fisher.py`)
     kl        KL(float || rounded), nats per token, teacher-forced: what the text's probabilities feel
     wer       the change of the word error rate, percentage points: what the reader sees
@@ -124,7 +124,7 @@ def round_layers(
 
 
 def _head_inputs(model: Model, batches: Sequence[Any], needs: Needs) -> LayerStats:
-    """Return the statistics of what the head reads: it stands behind all blocks."""
+    """Return the statistics of what the head reads: it comes after all blocks."""
     statistics, head = InputStatistics(needs), head_of(model)
     if needs:
         with watch_inputs({head: model.get_submodule(head)}, lambda name, rows: statistics.add(rows)):

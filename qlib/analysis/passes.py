@@ -1,7 +1,7 @@
 """Teacher-forced passes through a model of which a part was replaced, begun where that part begins.
 
 Whatever comes before a replaced layer writes what it wrote before. So the hidden states that arrive at a
-block are computed once, by `walk_blocks`, and each replacement inside of it costs the blocks behind alone:
+block are computed once, by `walk_blocks`, and each replacement inside of it costs the blocks after alone:
 
     for visit in walk_blocks(model, batches):
         for modules in replacements:

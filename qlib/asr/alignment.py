@@ -30,7 +30,7 @@ class WordError:
     kind: Kind  # never a hit
     reference: str  # what was said, normalized; empty for an insertion
     hypothesis: str  # what was written instead; empty for a deletion
-    position: int  # in the normalized reference, from 0; of an insertion, that of the word behind it
+    position: int  # in the normalized reference, from 0; of an insertion, that of the word after it
 
 
 def align(references: Sequence[str], hypotheses: Sequence[str]) -> list[Alignment]:

@@ -89,7 +89,7 @@ def _is_chunks(raw: Any, place: int, total: int) -> bool:
         if not all(32 <= byte < 127 for byte in name):
             return False
         place += 8 + size + size % 2
-    return place >= total - 8  # a few bytes behind the last chunk are no recording
+    return place >= total - 8  # a few bytes after the last chunk are no recording
 
 
 def check_end(file: soundfile.SoundFile, path: Path) -> None:

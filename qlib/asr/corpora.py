@@ -49,7 +49,7 @@ FOLDERS = {corpus.folder for corpus in CORPORA.values()}
 READ = ("id", "dataset", "audio_length_s", *LANGUAGE_KEYS)  # columns beside the text, where they are there
 METADATA = ("metadata.csv", "metadata.jsonl")  # of an audio folder
 
-# test-00000-of-00003.parquet; older ones have a hash behind that.
+# test-00000-of-00003.parquet; older ones have a hash after that.
 SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
 
 

@@ -132,7 +132,7 @@ def timestamp_model(model: SpeechModel) -> Whisper:
     needed = model.config.max_source_positions + 1
     if found < needed:
         raise ModelError(
-            f"timestamps=True: the vocabulary has {found} tokens behind <|notimestamps|> "
+            f"timestamps=True: the vocabulary has {found} tokens after <|notimestamps|> "
             f"({model.generation.no_timestamps}), and the timestamps of a window are {needed}. Take an "
             "original checkpoint, for example whisper-tiny.en, or leave timestamps=False."
         )

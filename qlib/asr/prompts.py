@@ -84,7 +84,7 @@ class Prompts:
 
 
 def detect_languages(model: SpeechModel, head: Head, cache: SpeechCache) -> list[Language]:
-    """Return the language of each row: the most probable language token behind ``<|startoftranscript|>``.
+    """Return the language of each row: the most probable language token after ``<|startoftranscript|>``.
 
     Paper: Radford et al. 2022, arXiv 2212.04356, section 2.3.
 

@@ -8,7 +8,7 @@ loses names and technical terms first, and the word error rate hardly shows it.
 Insertions belong to no reference word, so they are not counted.
 
 Rare is what is not among the `common` most frequent words of a corpus. Words that are equally frequent are
-treated alike: with k the number of times that the first word behind these ranks occurs, words that occur at
+treated alike: with k the number of times that the first word after these ranks occurs, words that occur at
 most k times are rare. A corpus with no more than `common` distinct words has no such word; k is then 1. The
 corpus is all references that were scored, if no other is given, and the result names k.
 """
@@ -75,7 +75,7 @@ class RareWords:
 
 
 def rare_limit(counts: Collection[int], common: int) -> int:
-    """Return how often a word may occur to be rare: as often as the first one behind the `common` ranks.
+    """Return how often a word may occur to be rare: as often as the first one after the `common` ranks.
 
     >>> rare_limit([9, 5, 2, 2, 1], 2), rare_limit([9, 5, 2, 2, 1], 3), rare_limit([9, 5], 2)
     (2, 2, 1)

@@ -6,7 +6,7 @@ Paper: Radford et al. 2022, arXiv 2212.04356, sections 2.3 and 3.8; the rules ar
     ^ start              ^ end   ^ start of the next
 
 A timestamp token counts steps of 20 ms from the window's start, one encoder state each: ``<|0.00|>`` is the
-first id behind ``<|notimestamps|>``. Between segments there are two, the end of one and the start of the
+first id after ``<|notimestamps|>``. Between segments there are two, the end of one and the start of the
 next.
 
 B texts, V vocabulary.
@@ -92,7 +92,7 @@ def cut_into_pieces(
     Returns
     -------
     pieces : list of Piece
-        In order. What stands behind the last pair of timestamps is left out unless it has an end: the next
+        In order. What follows the last pair of timestamps is left out unless it has an end: the next
         window hears it again, as a whole.
     seek : int or None
         Steps from this window's start to that of the next; None: at this window's end.

@@ -94,7 +94,7 @@ def run_study(
         missing = [cell for cell in cells if rows[cell] is None]
         for cell in cells:
             if rows[cell] is not None:
-                _clear(place, keys[cell])  # a run that was killed just behind it left that there
+                _clear(place, keys[cell])  # a run that was killed just after it left that there
         failed: dict[Cell, str] = {}
         bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
         with bar, _executor(workers, scheduler) as pool:

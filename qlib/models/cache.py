@@ -39,7 +39,7 @@ class KVCache:
         self._views: dict[tuple[int, int, int], list[tuple[Tensor, ...]]] = {}
 
     def append(self, layer: int, new: Tensor, read: slice | None = None) -> tuple[Tensor, Tensor]:
-        """Write new positions behind the old; return all keys and all values of this layer.
+        """Write new positions after the old; return all keys and all values of this layer.
 
         `new` `[rows, new, 2 heads, head_width]` holds keys beside values. `read` are the positions to return
         instead of all; it may reach up to the next multiple of `KEY_SPLIT`. The length moves on with

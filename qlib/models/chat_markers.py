@@ -70,7 +70,7 @@ def zephyr(messages: Messages, named: Named) -> str:
     """<|user|>, newline, text, </s>, newline; TinyLlama's as well."""
     eos = named.get("eos_token", "")
     spoken = [each for each in messages if each["role"] in ("system", "user", "assistant")]
-    # The template has a newline behind each of its lines that write something.
+    # The template has a newline after each of its lines that write something.
     return "".join(f"<|{each['role']}|>\n{each['content']}{eos}\n" for each in spoken) + "<|assistant|>\n"
 
 

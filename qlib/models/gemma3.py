@@ -129,7 +129,7 @@ class Gemma3(TextModel):
     def attention_inputs(
         self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
     ) -> dict[str, AttentionInputs]:
-        """Return what attention needs for `new` tokens behind `start` others, for both kinds of layers."""
+        """Return what attention needs for `new` tokens after `start` others, for both kinds of layers."""
         heads = self.config.num_attention_heads, self.config.num_key_value_heads
         return {
             kind: attention_inputs(rotary, start, new, hidden, heads, window, stable=stable)

@@ -62,7 +62,7 @@ class AttentionInputs:
     sin: Tensor  # them cos is 1 and sin is 0
     mask: Tensor | None  # [R T, S], added to the scores: 0 for keys that a query sees, else -inf; None: all 0
     keys: slice  # the positions of the S keys that are read
-    new: int  # how many of the T tokens are new; those behind them are thrown away after the pass
+    new: int  # how many of the T tokens are new; those after them are thrown away after the pass
 
 
 def attention_inputs(
@@ -74,7 +74,7 @@ def attention_inputs(
     window: int | None = None,
     stable: StableSizes | None = None,
 ) -> AttentionInputs:
-    """Return rotary tables and mask of `new` tokens behind `start` others.
+    """Return rotary tables and mask of `new` tokens after `start` others.
 
     Parameters
     ----------

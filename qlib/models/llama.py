@@ -43,7 +43,7 @@ from qlib.models.tokenizer import Tokenizer
 
 
 class LlamaLayer(TextLayer):
-    """Attention and gated MLP, both behind a norm on a residual stream."""
+    """Attention and gated MLP, both after a norm on a residual stream."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -100,7 +100,7 @@ class Llama(TextModel):
     def attention_inputs(
         self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
     ) -> dict[str, AttentionInputs]:
-        """Return what attention needs for `new` tokens behind `start` others, which all layers see."""
+        """Return what attention needs for `new` tokens after `start` others, which all layers see."""
         heads = self.config.num_attention_heads, self.config.num_key_value_heads
         return {FULL: attention_inputs(self.rotary, start, new, hidden, heads, stable=stable)}
 

@@ -289,7 +289,7 @@ class Moonshine(SpeechModel):
         return need_tokenizer(self.tokenizer).encode(text.strip())
 
     def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
-        """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
+        """Feed tokens [B, T] after those in the cache; return their final hidden states [B, T, D]."""
         decoder, start, new = self.model.decoder, cache.length, tokens.shape[1]
         hidden = decoder.embed(tokens)
         angles = decoder.angles(hidden, start)

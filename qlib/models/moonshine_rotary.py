@@ -1,7 +1,7 @@
 """Moonshine's rotary position embeddings: pairs of neighbouring channels turn, and not all pairs of a head.
 
     pair i, the channels 2 i and 2 i + 1, turns by position * theta^(-2i / n), for i below n / 2;
-    n = head width * `partial_rotary_factor`, rounded down, and the channels behind them pass through
+    n = head width * `partial_rotary_factor`, rounded down, and the channels after them pass through
 
 Paper: Su et al. 2021, arXiv 2104.09864. In text models (`rotary.py`) channels i and i + n / 2 are a pair.
 
@@ -32,7 +32,7 @@ def rotary_angles(config: MoonshineConfig, heads: int, start: int, end: int, lik
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Turn the channel pairs (0, 1), (2, 3), ... of `x [B, H, T, D/H]`; channels behind them pass through."""
+    """Turn the channel pairs (0, 1), (2, 3), ... of `x [B, H, T, D/H]`; channels after them pass through."""
     cos, sin = angles
     turned = 2 * cos.shape[-1]
     even, odd = x[..., 0:turned:2], x[..., 1:turned:2]

@@ -71,7 +71,7 @@ class SpeechModel(Model):
         window_seconds        30, or what its positions say       30
         token_limits          the decoder's positions             6.5 tokens per second as well
         counted_frames        the speech, 1 in 4 of the padding   all
-        transcript_tokens     the text behind a space             the text; its tokenizer adds a mark itself
+        transcript_tokens     the text after a space             the text; its tokenizer adds a mark itself
 
     A window is a waveform ``[samples]`` at 16 kHz, at most `window_seconds` long. Of the networks themselves
     this class needs that `model.encoder` can be called, and that `model.decoder` has `embed_tokens` and
@@ -149,7 +149,7 @@ class SpeechModel(Model):
         return start_cache(self.model.decoder.layers, states, capacity or self.positions, state_mask)
 
     def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
-        """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
+        """Feed tokens [B, T] after those in the cache; return their final hidden states [B, T, D]."""
         raise NotImplementedError
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class SpeechEncoderStage(Stage):
 class SpeechDecoderStage(Stage):
     """A decoder as a chain of blocks, fed with transcripts and the encoder's output.
 
-    A family adds how one block is run. Padding stands behind the text, where the causal mask hides it.
+    A family adds how one block is run. Padding follows the text, where the causal mask hides it.
     """
 
     name = "decoder"

@@ -78,7 +78,7 @@ class TokenLayers:
     """The layers between tokens and blocks, by full module path."""
 
     embedding: str  # a row for each token
-    norm: str  # behind the last block
+    norm: str  # after the last block
     head: str  # reads what `norm` writes, and gives each token a score
 
 

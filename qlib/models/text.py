@@ -132,7 +132,7 @@ class TextModel(Model):
     def attention_inputs(
         self, start: int, new: int, hidden: Tensor, stable: StableSizes | None = None
     ) -> Mapping[str, AttentionInputs]:
-        """Return, by kind of layer, what attention needs for `new` tokens behind `start` others."""
+        """Return, by kind of layer, what attention needs for `new` tokens after `start` others."""
         raise NotImplementedError
 
     def pack(self, *, stable: bool = False) -> Self:
@@ -149,7 +149,7 @@ class TextModel(Model):
         Notes
         -----
         In bfloat16 on a CPU without arithmetic for it, hidden states and logits are float32 from here on:
-        rounding them to bfloat16 behind every layer would take time and add errors. A model with a layer that
+        rounding them to bfloat16 after every layer would take time and add errors. A model with a layer that
         rounds its input keeps bfloat16, because that layer stays as it is.
         """
         self.require_unpacked("packed once more")
@@ -209,7 +209,7 @@ class TextModel(Model):
         Parameters
         ----------
         tokens : Tensor
-            New tokens; the first stands behind those in the cache.
+            New tokens; the first one follows those in the cache.
         cache : KVCache, optional
             From `start`; keys and values of the new tokens are added to it.
             Without one the text begins here, and gradients flow.
@@ -229,7 +229,7 @@ class TextModel(Model):
             self._measure_stable(torch.get_num_threads())  # kernels divide the work in another way
         stable = self._stable if cache is not None and new <= STABLE_ROWS else None
         padding = 0 if stable is None else stable.tokens[new] - new
-        # The tokens behind the new ones make their number row-stable. Their results are thrown away.
+        # The tokens after the new ones make their number row-stable. Their results are thrown away.
         hidden = self.embed(F.pad(tokens, (0, padding)) if padding else tokens)
         if self._activations is not None:
             hidden = to_dtype(hidden, self._activations)

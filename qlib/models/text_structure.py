@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts to calibrate with, padded behind their ends."""
+    """Texts to calibrate with, padded after their ends."""
 
     tokens: Tensor  # int [B, T]
     mask: Tensor  # bool [B, T]: tokens that count in statistics
@@ -41,7 +41,7 @@ class TextStage(Stage):
         return self.model.embed(batch.tokens)
 
     def run(self, block: nn.Module, hidden: Tensor, batch: TextBatch, only: Tensor | None = None) -> Tensor:
-        """One layer. Padding stands behind the text, where the causal mask hides it."""
+        """One layer. Padding follows the text, where the causal mask hides it."""
         return select(call(block, hidden, self.model.attention_inputs(0, hidden.shape[1], hidden)), only)
 
     def leave(self, hidden: Tensor, batch: TextBatch) -> TextBatch:

@@ -6,7 +6,7 @@
 
 Some classes of transformers take vocabulary, merges and post-processor from tokenizer.json and bring rules of
 their own for how a text is split. Folders on the hub differ from them here and there: old Llama 2 files put a
-space behind every special token, the class only in front of the text. What counts is the prompt that the
+space after every special token, the class only in front of the text. What counts is the prompt that the
 model gets elsewhere, so the class's rules are used here too. `add_bos_token` and `add_eos_token` of
 tokenizer_config.json count for nothing beside a tokenizer.json, as in transformers 5.
 """

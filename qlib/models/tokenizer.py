@@ -36,7 +36,7 @@ class Tokenizer:
     named : dict of str to str
         As above.
     start, end : tuple of int
-        What the table puts in front of a text and behind it; see `encode`.
+        What the table puts in front of a text and after it; see `encode`.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, named: Mapping[str, str] | None = None):
@@ -140,7 +140,7 @@ class Tokenizer:
         return self._backend.to_str()
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return what is added in front of a text and behind it."""
+        """Return what is added in front of a text and after it."""
         try:
             alone, whole = self.encode("a"), self.encode("a", special=True)
         except ModelError:  # a table that lacks its own unknown token; using it will say so

@@ -253,11 +253,11 @@ class Whisper(SpeechModel):
         return (places < speech) | (places % SILENCE_STRIDE == 0)
 
     def transcript_tokens(self, text: str) -> list[int]:
-        """Return the tokens of a reference text as the model would write it: behind a space."""
+        """Return the tokens of a reference text as the model would write it: after a space."""
         return need_tokenizer(self.tokenizer).encode(f" {text.strip()}")
 
     def decode(self, tokens: Tensor, cache: SpeechCache) -> Tensor:
-        """Feed tokens [B, T] behind those in the cache; return their final hidden states [B, T, D]."""
+        """Feed tokens [B, T] after those in the cache; return their final hidden states [B, T, D]."""
         decoder, start, new = self.model.decoder, cache.length, tokens.shape[1]
         hidden = decoder.embed(tokens, start)
         mask = causal_mask(new, start + new, hidden.device) if new > 1 else None

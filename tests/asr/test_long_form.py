@@ -121,7 +121,7 @@ def test_a_text_without_an_end_lasts_as_long_as_the_sound() -> None:
 def test_models_without_timestamps_are_refused_before_any_work() -> None:
     with pytest.raises(ModelError, match=r"a Moonshine writes no timestamps\. Take a Whisper checkpoint"):
         transcribe(tiny_moonshine(), [noise(1)], timestamps=True)
-    with pytest.raises(ModelError, match=r"has 0 tokens behind <\|notimestamps\|> \(261\).* window are 101"):
+    with pytest.raises(ModelError, match=r"has 0 tokens after <\|notimestamps\|> \(261\).* window are 101"):
         transcribe(tiny_whisper(frames=100), [noise(1)], timestamps=True)
 
 

@@ -76,7 +76,7 @@ def test_an_alignment_has_both_texts_and_the_fewest_errors(said: str, written: s
         ([5, 4, 3, 1, 1], 3, 1),
         ([5, 4, 3, 1, 1], 2, 3),
         ([5, 4, 4, 4, 1], 2, 4),  # three words are as frequent as each other: none of them is common
-        ([5, 4], 2, 1),  # not one word behind the ranks
+        ([5, 4], 2, 1),  # not one word after the ranks
         ([5, 4], 1000, 1),
         ([], 3, 1),
     ],
@@ -131,7 +131,7 @@ HEARD = ["the herring saw the heron", "a lake", "a whale and lake"]
 
 
 def test_a_worked_example() -> None:
-    # the 4, heron 2, lake 2, and once each: saw, a, quail, and. So once is rare behind rank 3.
+    # the 4, heron 2, lake 2, and once each: saw, a, quail, and. So once is rare after rank 3.
     result = rare_words(score(SAID, HEARD), common=3)
     assert (result.at_most, result.distinct, result.words) == (1, 7, 4)
     assert (result.substitutions, result.deletions, result.wer) == (1, 0, 25)

@@ -284,7 +284,7 @@ def test_killed_at_random_the_result_is_the_same_file(place: Path, finished: Pat
     while True:
         arguments = [sys.executable, "-c", COMMAND, str(toml(place)), str(tmp_path), "1"]
         process = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        # At some moment behind the next finished cell, so that every run gets further than the one before it.
+        # At some moment after the next finished cell, so that every run gets further than the one before it.
         while process.poll() is None and len(list(tmp_path.glob("cells/*.json"))) <= killed:
             time.sleep(0.005)
         time.sleep(0.1 * generator.random())

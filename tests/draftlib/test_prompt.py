@@ -164,9 +164,9 @@ def test_special_tokens_in_a_text_become_themselves(caplog: pytest.LogCaptureFix
 def test_a_tokenizer_that_ends_every_text(caplog: pytest.LogCaptureFixture) -> None:
     """Its ids are those of transformers, and what that means is said."""
     table = with_start(pieces(), "<s>")
-    table["post_processor"]["single"].reverse()  # the token stands behind
+    table["post_processor"]["single"].reverse()  # the token stands after
     model = piece_model(None)
     model.tokenizer = Tokenizer(RawTokenizer.from_str(json.dumps(table)))
     with caplog.at_level(logging.WARNING):
         assert target_tokens(model, "a", raw=True)[-1] == START
-    assert "ends every text with <s>: the answer begins behind an ending" in caplog.text
+    assert "ends every text with <s>: the answer begins after an ending" in caplog.text

@@ -41,7 +41,7 @@ class PackedNorm(nn.Module):
 
 
 class PackedLayer(nn.Module):
-    """Attention and gated MLP behind norms, on a residual stream.
+    """Attention and gated MLP after norms, on a residual stream.
 
     Parameters
     ----------

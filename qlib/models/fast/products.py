@@ -74,7 +74,7 @@ def reordered_product(weight: Tensor, bias: Tensor | None) -> Product | None:
     offset = None if bias is None else bias.detach().to(wide)
     # `_op` is the operator without its wrapper in Python, which takes 10 us a call.
     multiply = torch.ops.mkldnn._linear_pointwise.default._op
-    # "none", [], "": no operation fused behind the product.
+    # "none", [], "": no operation fused after the product.
     return lambda x: to_dtype(multiply(to_dtype(x, wide), packed, offset, "none", [], ""), x.dtype)
 
 

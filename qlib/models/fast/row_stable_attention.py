@@ -62,7 +62,7 @@ def measure_stable_attention(
         )
 
     blocks = round_up_to([0, *(n for n in range(1, most) if agrees(n)), most])
-    # With these, which numbers of tokens, the last ones behind a block of keys, and behind a split of them.
+    # With these, which numbers of tokens, the last ones after a block of keys, and after a split of them.
     before = (KEY_BLOCK - 6, KEY_SPLIT - 6)
     tables = [row_stable_counts(partial(run, each, StableSizes(as_many_tokens, blocks))) for each in before]
     return StableSizes(intersect(tables), blocks)

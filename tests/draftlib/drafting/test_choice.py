@@ -153,7 +153,7 @@ def test_where_a_length_holds_for_every_round_a_bad_guess_is_no_reason_to_go_wit
 
 
 def test_what_became_of_draft_tokens() -> None:
-    """20 is two pieces, accepted; 21 is rejected; what stands behind is unknown."""
+    """20 is two pieces, accepted; 21 is rejected; what follows is unknown."""
     draft = Draft((5, 6, 7, 8), torch.empty(4, 9), (0.5,) * 4, horizon=4)
     spans = Translation(tokens=(20, 21, 22), starts=(0, 2, 3), stops=(2, 3, 4))
     found = Round(1, (), (), draft, spans, verdict=Verdict(1, 30), tokens=(20, 30))

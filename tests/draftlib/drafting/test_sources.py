@@ -23,7 +23,7 @@ Texts = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 def round_of(
     context: list[int], tokens: list[int], proposed: tuple[int, ...] = (), **fields: object
 ) -> Round:
-    """A round in which the target wrote `tokens` behind `context`."""
+    """A round in which the target wrote `tokens` after `context`."""
     rows = torch.eye(8)[[*tokens, *[0] * (len(proposed) + 1 - len(tokens))]]
     nothing = (0,) * len(proposed)
     return Round(
@@ -124,7 +124,7 @@ def test_rates_count_up_to_the_first_wrong_token() -> None:
     rates = Rates()
     rates.learn(Guess("x", (1, 2, 3), ("a", "b", "c")), (1, 7, 3))
     assert rates.of("a") == (1 + 2 * 0.5) / 3 and rates.of("b") == 1 / 3
-    assert rates.of("c") == 0.5  # what stands behind a wrong token was never asked about
+    assert rates.of("c") == 0.5  # what follows a wrong token was never asked about
     for _ in range(2000):
         rates.seen("a", 0)
     assert rates.of("a") < 0.01  # old ones are forgotten

@@ -42,14 +42,14 @@ def soft(found: Example, i: int) -> dict[int, float]:
 
 
 def test_an_example_worked_by_hand() -> None:
-    """The target wrote "a", "cab" behind "b"; the drafter spells this "b", "a", "c", "ab"."""
+    """The target wrote "a", "cab" after "b"; the drafter spells this "b", "a", "c", "ab"."""
     rows = rows_of({A: 0.6, B: 0.1, C: 0.1, CA: 0.1, CAB: 0.05}, {C: 0.3, CA: 0.1, CAB: 0.4, A: 0.1, B: 0.05})
     found = example([b, a, c, ab], [A, CAB], rows)
     assert found is not None
     assert found.tokens.tolist() == [b, a, c, ab] and found.positions.tolist() == [1, 2, 3]
     assert soft(found, 0) == {a: 0.6, b: 0.15, c: 0.25}  # "bb" begins with b; "ca" and "cab" with c
     assert soft(found, 1) == {c: 0.8, a: 0.1, b: 0.1}
-    assert soft(found, 2) == {a: 0.2, ab: 0.8}  # behind "c": "ca" against "cab"; "c" itself says nothing
+    assert soft(found, 2) == {a: 0.2, ab: 0.8}  # after "c": "ca" against "cab"; "c" itself says nothing
     assert found.owners.tolist() == [A, CAB, CAB] and found.left.tolist() == [1, 2, 1]
     assert found.rows.tokens[:, 0].tolist() == [A, CAB, CAB]
 
@@ -61,7 +61,7 @@ def test_the_first_token_of_a_text_is_never_predicted() -> None:
 
 
 def test_a_token_that_begins_inside_of_a_draft_token_is_left_out() -> None:
-    """The drafter has "ab" for "a" and "b": "b" begins nowhere, and behind "a" the target goes on freely."""
+    """The drafter has "ab" for "a" and "b": "b" begins nowhere, and after "a" the target goes on freely."""
     found = example([c, ab, c], [A, B, C], rows_of({A: 0.9}, {B: 0.9}, {C: 0.9}))
     assert found is not None and found.positions.tolist() == [1, 2]
     assert found.owners.tolist() == [A, C]

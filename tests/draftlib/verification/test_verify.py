@@ -175,7 +175,7 @@ def test_an_inner_token_is_revealed_too() -> None:
 
 
 def test_a_known_token_is_a_point() -> None:
-    """abc without ab: a falls out, and the b behind it is known."""
+    """abc without ab: a falls out, and the b after it is known."""
     keys = {key: target for key, target in KEYS.items() if key != (a, b)}
     expected = [(A, near(0.4, 0, 0, 0, 0.6)), (B, near(0, 1, 0, 0, 0)), (B, near(0.25, 0.75, 0, 0, 0))]
     assert distributions(draft(a, b, b), keys) == expected

@@ -51,7 +51,7 @@ def changed(tokenizer: Tokenizer, **parts: Any) -> Tokenizer:
 @given(text=TEXT.filter(lambda text: "<" not in text))
 @BOTH
 def test_bytes_of_an_encoded_text_are_the_text(tokenizer: Tokenizer, text: str) -> None:
-    front = " " if tokenizer is PIECES and text else ""  # this kind reads every text behind a space
+    front = " " if tokenizer is PIECES and text else ""  # this kind reads every text after a space
     assert spelled(tokenizer, tokenizer.encode(text)) == (front + text).encode()
 
 

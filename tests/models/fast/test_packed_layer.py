@@ -1,4 +1,4 @@
-"""A packed layer against the plain one: every family, in float64, alone and behind a cache."""
+"""A packed layer against the plain one: every family, in float64, alone and after a cache."""
 
 from __future__ import annotations
 

@@ -201,11 +201,11 @@ def _partial(kind: str) -> dict[str, Any]:
 
 
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2 windows behind the last layer": (
+    "qwen2 windows after the last layer": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
     ),
-    "qwen3 windows behind the last layer": (
+    "qwen3 windows after the last layer": (
         "qwen3",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 9},
     ),
