@@ -251,6 +251,17 @@ class TestRunBlocks:
             run_blocks(self.page(tmp_path, "```python\nx = 1\n"))
 
 
+def test_a_page_links_the_lessons_that_it_explains() -> None:
+    """The curriculum names a page for each lesson; results.md is a table of numbers, and links none."""
+    text, missing = (ROOT / "docs" / "curriculum.md").read_text(encoding="utf-8"), []
+    rows = re.findall(r"^\| \[\d+\]\(\.\./(\S+\.py)\) \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+    for lesson, cell in rows:
+        for page in set(re.findall(r"\]\((\S+\.md)\)", cell)) - {"results.md", "benchmark.md"}:
+            content = (ROOT / "docs" / page).read_text(encoding="utf-8")
+            missing += [] if f"{lesson})" in content else [f"{page}: {lesson}"]
+    assert rows and missing == []
+
+
 # --- formulas and excerpts of the source
 
 FORMULA = re.compile(r"^\$\$\n(.*?)^\$\$$", re.DOTALL | re.MULTILINE)
