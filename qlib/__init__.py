@@ -44,6 +44,7 @@ from qlib.likelihood import Perplexity, perplexity
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.models.hub.load import load_model
+from qlib.one_matrix import QuantizedMatrix, quantize_matrix, statistics
 from qlib.overview import layers
 from qlib.pipeline import Result, quantize
 from qlib.quantized_weight import QuantizedWeight
@@ -78,6 +79,7 @@ __all__ = [
     "QlibError",
     "QuantError",
     "QuantReport",
+    "QuantizedMatrix",
     "QuantizedWeight",
     "RareWords",
     "Result",
@@ -100,6 +102,7 @@ __all__ = [
     "load_quantized",
     "perplexity",
     "quantize",
+    "quantize_matrix",
     "rare_words",
     "read_corpus",
     "read_librispeech",
@@ -107,6 +110,7 @@ __all__ = [
     "save_quantized",
     "sensitivity",
     "sounds_without_speech",
+    "statistics",
     "transcribe",
     "write_transcript",
 ]

@@ -16,8 +16,8 @@ from qlib.activation import PerToken
 from qlib.block_task import straight_through
 from qlib.grid import Grid
 from qlib.methods.contracts import BlockTask, LayerStats, Needs
-from qlib.methods.hessian import hessian
 from qlib.models.structure import LayerGroup
+from qlib.one_matrix import statistics
 
 ALL = Needs.HESSIAN | Needs.RANGE | Needs.MAGNITUDE
 ROWS, COLUMNS, TOKENS, UTTERANCES = 12, 24, 240, 4
@@ -97,13 +97,13 @@ def _block(p: Mapping[str, Tensor], x: Tensor, at_input: Callable[[Tensor], Tens
 
 def stats_of(inputs: Tensor, needs: Needs) -> LayerStats:
     """Return the statistics of X [tokens, inputs] that `needs` names."""
-    stats = LayerStats(len(inputs))
-    if Needs.HESSIAN in needs:
-        stats.hessian = hessian(inputs)
-    if Needs.RANGE in needs:
-        stats.low, stats.high = inputs.amin(0).float(), inputs.amax(0).float()
-    if Needs.MAGNITUDE in needs:
-        stats.absolute = inputs.double().abs().sum(0)
+    stats = statistics(inputs)
+    if Needs.HESSIAN not in needs:
+        stats.hessian = None
+    if Needs.RANGE not in needs:
+        stats.low = stats.high = None
+    if Needs.MAGNITUDE not in needs:
+        stats.absolute = None
     return stats
 
 
