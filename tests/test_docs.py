@@ -256,7 +256,7 @@ def test_a_page_links_the_lessons_that_it_explains() -> None:
     text, missing = (ROOT / "docs" / "curriculum.md").read_text(encoding="utf-8"), []
     rows = re.findall(r"^\| \[\d+\]\(\.\./(\S+\.py)\) \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
     for lesson, cell in rows:
-        for page in set(re.findall(r"\]\((\S+\.md)\)", cell)) - {"results.md", "benchmark.md"}:
+        for page in set(re.findall(r"\]\(([^)\s]+\.md)\)", cell)) - {"results.md", "benchmark.md"}:
             content = (ROOT / "docs" / page).read_text(encoding="utf-8")
             missing += [] if f"{lesson})" in content else [f"{page}: {lesson}"]
     assert rows and missing == []
