@@ -40,6 +40,10 @@ def print_journey(grid: Grid) -> None:
     print("  weight   weight / scale   code   value   error")
     for weight, code, value in zip(WEIGHTS[0].tolist(), codes[0].tolist(), values[0].tolist(), strict=True):
         print(f"{weight:8.2f} {weight / step:16.2f} {code:6d} {value:7.2f} {value - weight:7.2f}")
+    zero, weight = int(params.zero.item()), WEIGHTS[0, 5].item()
+    code, value = int(codes[0, 5]), values[0, 5].item()
+    print(f"\n{weight:.2f} there: round({weight:.2f} / {step:.3f}) + {zero} = {code}", end="")
+    print(f"    and back: {step:.3f} * ({code} - {zero}) = {value:.2f}")
 
 
 def print_bits() -> None:

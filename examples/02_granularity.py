@@ -53,14 +53,30 @@ def stored_bits(weight: Tensor, bits: int, group: int | None) -> float:
 
 def print_table(weight: Tensor) -> dict[str, list[float]]:
     """Print error and size for each grain and number of bits; return the errors for the picture."""
-    print("Relative squared error, and stored bits per weight (in brackets)\n")
+    print("Relative squared error in %, and stored bits per weight (in brackets)\n")
     print(f"{'':12}" + "".join(f"{f'{bits} bits':>17}" for bits in BITS))
     errors = {}
     for name, (group, _) in GRAINS.items():
         errors[name] = [relative_error(weight, bits, group) for bits in BITS]
         sizes = [stored_bits(weight, bits, group) for bits in BITS]
-        print(f"{name:12}" + "".join(map("{:9.4%} ({:4.1f})".format, errors[name], sizes)))
+        print(
+            f"{name:12}"
+            + "".join(f"{100 * e:10.3g} ({s:4.1f})" for e, s in zip(errors[name], sizes, strict=True))
+        )
     return errors
+
+
+def print_sorted(weight: Tensor, errors: dict[str, list[float]]) -> None:
+    """Print all settings between 4 and 6 stored bits, the smallest first."""
+    rows = [
+        (stored_bits(weight, bits, group), errors[name][i], f"{bits} bits, {name}")
+        for name, (group, _) in GRAINS.items()
+        for i, bits in enumerate(BITS)
+    ]
+    print("\nbits stored   error %   setting")
+    for size, error, setting in sorted(rows):
+        if 4 <= size <= 6:
+            print(f"{size:11.2f}{100 * error:10.3g}   {setting}")
 
 
 def draw_row(axes: Any, weight: Tensor) -> None:
@@ -70,9 +86,13 @@ def draw_row(axes: Any, weight: Tensor) -> None:
         half = rtn(row, Grid(4, group)).scale[0].repeat_interleave(group or row.shape[1]) / 2
         axes.fill_between(range(384), -half, half, step="mid", color=color, alpha=0.45, lw=0, label=name)
     axes.plot(row[0], ".", color=INK, markersize=3)
-    axes.text(int(row.argmax()) - 8, row.max(), "one outlier", ha="right", va="center")
-    axes.set(title="Half a step at 4 bits, over one row", xlabel="column", ylabel="weight")
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.85))
+    place, top = int(row.abs().argmax()), float(row.abs().max())
+    axes.annotate(f"an outlier of {top:.2f}", (place, 0.12), (place - 20, 0.1), ha="right", va="center",
+                  arrowprops={"arrowstyle": "->", "color": INK})  # fmt: skip
+    axes.set(
+        title="Half a step at 4 bits, over one row", xlabel="column", ylabel="weight", ylim=(-0.12, 0.12)
+    )
+    axes.legend(loc="lower right")
 
 
 def draw_curves(axes: Any, errors: dict[str, list[float]]) -> None:
@@ -109,8 +129,11 @@ def main() -> None:
     # %% 1. One weight, six grains, six widths
     weight = layer()
     errors = print_table(weight)
-    print("\nRead down a column: smaller groups always win. Read the brackets: 4 bits in groups of 8 take")
-    print("more room than 8 bits per channel, and are far worse. 32 to 128 is the usual compromise.")
+    print(
+        "\nRead down a column: smaller groups always win. Read the brackets: 4 bits in groups of 8 take more"
+    )
+    print("bits than 8 bits per channel, and are far worse. 32 to 128 is the usual compromise.")
+    print_sorted(weight, errors)
     # %% 2. One row, the errors, and what they cost in stored bits
     figure = canvas(13, 4)
     left, middle, right = figure.subplots(1, 3)

@@ -21,7 +21,7 @@ from drawing import BLUE, GREEN, INK, ORANGE, canvas, save
 from torch import Tensor
 
 from qlib.grid import Grid
-from qlib.methods.gptq import gptq, gptq_plain, gptq_steps, hessian
+from qlib.methods.gptq import gptq, gptq_plain, gptq_steps, hessian, inverse_factor
 from qlib.methods.rtn import rtn
 
 ROWS, COLUMNS, TOKENS = 24, 48, 1000
@@ -66,13 +66,40 @@ def print_table(curves: dict[str, list[float]]) -> None:
         print(f"{name:22}" + "".join(f"{100 * errors[k]:9.3f}" for k in SNAPSHOTS))
 
 
+def by_hand() -> None:
+    """Round three weights on whole numbers, and print what each column passes on."""
+    w = torch.tensor([2.4, 1.3, 0.7])
+    H = torch.tensor([[1.0, 0.8, 0.2], [0.8, 1.0, 0.5], [0.2, 0.5, 1.0]], dtype=torch.float64)
+    U = inverse_factor(H)
+    print("Three weights on whole numbers. H says that neighbours are alike; an error of 1 in column j takes")
+    print("U_jk / U_jj off each later column k.\n")
+    start, nearest = w.clone(), w.round()
+    for j in range(3):
+        q = w[j].round()
+        moves = -(w[j] - q) * U[j, j:] / U[j, j]
+        shares = " ".join(f"{float(each):6.2f}" for each in U[j, j:] / U[j, j])
+        print(f"column {j + 1}: {w[j]:5.2f} -> {q:3.0f}    U_j/U_jj {'':{7 * j}}{shares}")
+        w[j:] += moves
+    for name, found in (("nearest", nearest), ("GPTQ", w)):
+        d = (start - found).double()
+        print(f"{name:8} {found.tolist()}   d H d^T = {float(d @ H @ d):.3f}")
+    print()
+
+
+def draw_factor(axes: Any, U: Tensor) -> None:
+    """Draw row j of U divided by U_jj: how far column k moves for an error of 1 in column j."""
+    axes.imshow((U / U.diagonal()[:, None]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.set(title="Who makes up for whom", xlabel="column k that moves", ylabel="column j that is rounded")
+    axes.grid(visible=False)
+
+
 def draw_heat(axes: Any, states: list[Tensor], weight: Tensor) -> Any:
     """Draw how far each weight has moved; left of the line it is rounded, right of it compensated."""
-    for axis, state, k in zip(axes, states[:4], SNAPSHOTS[:4], strict=True):
+    for axis, state, k in zip(axes, states[1:4], SNAPSHOTS[1:4], strict=True):
         moved = (state - weight).numpy()
         image = axis.imshow(moved, cmap="RdBu_r", vmin=-0.8, vmax=0.8, aspect="auto", interpolation="nearest")
         axis.axvline(k + 0.5, color=INK, linewidth=1.5)
-        axis.set(title=f"after column {k + 1}", xlabel="column", xticks=[0, 23, 47])
+        axis.set(title=f"after column {k + 1}", xlabel="rounded | compensated", xticks=[0, 23, 47])
         axis.set_xticklabels(["1", "24", "48"])
         axis.set_yticks([])
         axis.grid(visible=False)
@@ -95,7 +122,10 @@ def draw_curves(axes: Any, curves: dict[str, list[float]]) -> None:
 
 def main() -> None:
     """Print one table, draw one picture."""
-    # %% 1. The output error after each column, in three ways
+    # %% 1. Three columns by hand
+    by_hand()
+
+    # %% 2. The output error after each column, in three ways
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     left_to_right, states = errors_of_gptq(weight, tokens, act_order=False)
@@ -103,14 +133,15 @@ def main() -> None:
     curves = {"nearest": errors_of_rtn(weight, tokens), "GPTQ, left to right": left_to_right,
               "GPTQ, largest first": largest_first}  # fmt: skip
     print_table(curves)
-    # %% 2. The fast form is the same
+    # %% 3. The fast form is the same
     H = hessian(tokens)
     same = torch.equal(gptq(weight, H, GRID).codes, gptq_plain(weight, H, GRID).codes)
     print(f"\nThe fast form in blocks gives the same codes as the one above: {same}")
-    # %% 3. How far each weight has moved, at four moments
-    figure = canvas(14, 4)
-    axes = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 1.7])
-    image = draw_heat(axes[:4], states, weight)
+    # %% 4. U, and how far each weight has moved, at three moments
+    figure = canvas(15, 4)
+    axes = figure.subplots(1, 5, width_ratios=[1.5, 1, 1, 1, 1.7])
+    draw_factor(axes[0], inverse_factor(H))
+    image = draw_heat(axes[1:4], states, weight)
     figure.colorbar(image, ax=axes[3], label="moved by")
     draw_curves(axes[4], curves)
     save(figure, "04_gptq_column_by_column")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qlib.grid import Grid
 from qlib.methods.hqq import HQQStep, hqq, hqq_steps
+from qlib.methods.rtn import rtn
 
 ROWS, COLUMNS = 256, 256
 GRID = Grid(bits=3, group=64)
@@ -45,18 +46,42 @@ def norm(weight: Tensor, iterations: int, beta: float, p: float) -> float:
 def print_table(weight: Tensor, walks: dict[float, list[HQQStep]]) -> None:
     """Print what each beta makes of the same weights."""
     print(f"Weights of size 0.05, {GRID}; errors after / before\n")
-    print(f"{'beta':>8}{'limit':>9}{'outliers %':>12}{'steps':>7}{'p = 0.7':>9}{'p = 1':>9}{'p = 2':>9}")
+    print(f"{'beta':>8}{'limit':>9}{'outliers %':>12}{'steps':>7}{'|R|^0.7':>9}{'|R|':>9}{'|R|^2':>9}")
     for beta, steps in walks.items():
         shares = [norm(weight, 20, beta, p) / norm(weight, 0, beta, p) for p in (0.7, 1.0, 2.0)]
         print(f"{beta:8.0f}{beta ** (-1 / 1.3):9.4f}{100 * steps[0].outliers:12.2f}{len(steps) - 1:7d}"
               + "".join(f"{share:9.4f}" for share in shares))  # fmt: skip
 
 
+def compare_with_rtn(weight: Tensor) -> dict[int, list[float]]:
+    """Print and return the relative error for a whole zero point, a float one, and HQQ's, for each width."""
+    print("\nRelative error of the weights, in %: what is gained over rounding to nearest\n")
+    print(f"{'':8}{'RTN, whole zero':>18}{'float zero':>14}{'HQQ':>10}")
+    found = {}
+    for bits in (2, 3, 4):
+        grid = Grid(bits, group=64)
+        ways = (rtn(weight, grid), hqq(weight, grid, iterations=0), hqq(weight, grid))
+        found[bits] = [100 * float((each.decode() - weight).norm() / weight.norm()) for each in ways]
+        print(f"{bits} bits  {found[bits][0]:18.2f}{found[bits][1]:14.2f}{found[bits][2]:10.2f}")
+    return found
+
+
+def draw_gain(axes: Any, found: dict[int, list[float]]) -> None:
+    """Draw the three errors of each width, RTN's being 1."""
+    for k, (name, color) in enumerate((("RTN", GREY), ("float zero", ORANGE), ("HQQ", BLUE))):
+        places = [i + 0.27 * k for i in range(len(found))]
+        axes.bar(places, [each[k] / each[0] for each in found.values()], 0.25, color=color, label=name)
+    axes.set_xticks([i + 0.27 for i in range(len(found))], [f"{bits} bits" for bits in found])
+    axes.set(title="What a zero point can do", ylabel="error of the weights, RTN = 1", ylim=(0, 1.4))
+    axes.legend(ncols=3)
+
+
 def draw_walks(axes: Any, walks: dict[float, list[HQQStep]]) -> None:
     """Draw the mean error along the iterations."""
     for (beta, steps), color in zip(walks.items(), COLORS, strict=True):
         kept = [step.error / steps[0].error for step in steps if step.kept]
-        axes.plot(range(len(kept)), kept, color=color, marker="o", markersize=3, label=f"beta = {beta:g}")
+        width = 5 if beta == 1 else 1.8  # beta = 10 covers it
+        axes.plot(range(len(kept)), kept, color=color, linewidth=width, label=f"beta = {beta:g}")
     axes.set(title="The error falls, soon slowly", xlabel="iteration", ylabel="mean |W - W^|, start = 1")
     axes.legend()
 
@@ -67,15 +92,8 @@ def draw_shrinkage(axes: Any) -> None:
     for beta, color in zip(BETAS, COLORS, strict=True):
         axes.plot(R, torch.minimum(R, R.pow(-0.3) / beta), color=color)
     axes.axvspan(0, 0.03, color=GREY, alpha=0.25, label="usual |R|")
-    axes.set(title="What an error has to say", xlabel="|R|", ylabel="R - E: moves the zero")
+    axes.set(title="Large errors lose their vote", xlabel="|R|", ylabel="R - E: moves the zero")
     axes.legend()
-
-
-def draw_zeros(axes: Any, steps: list[HQQStep]) -> None:
-    """Draw how far the zeros of all groups end up from where they began."""
-    moved = (steps[-1].zero - steps[0].zero).flatten().numpy()
-    axes.hist(moved, bins=40, color=BLUE)
-    axes.set(title="Zeros that are not whole", xlabel="moved by (steps of the grid)", ylabel="groups")
 
 
 def main() -> None:
@@ -87,12 +105,13 @@ def main() -> None:
     # %% 2. Where nothing is an outlier, p does not matter
     same = torch.equal(hqq(weight, GRID, p=0.7).codes, hqq(weight, GRID, p=1.0).codes)
     print(f"\nAt beta = 10, p = 0.7 and p = 1 give the same codes: {same}")
-    # %% 3. Errors along the iterations, what an error may move, and where the zeros end
+    # %% 3. Against rounding to nearest; errors along the iterations, and what an error may move
+    found = compare_with_rtn(weight)
     figure = canvas(13, 4)
     axes = figure.subplots(1, 3)
-    draw_walks(axes[0], walks)
-    draw_shrinkage(axes[1])
-    draw_zeros(axes[2], walks[10.0])
+    draw_gain(axes[0], found)
+    draw_walks(axes[1], walks)
+    draw_shrinkage(axes[2])
     save(figure, "05_hqq_iterations")
 
 

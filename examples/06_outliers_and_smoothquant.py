@@ -52,21 +52,21 @@ def error(weight: Tensor, tokens: Tensor, scale: Tensor, rounds: str) -> float:
 def print_table(weight: Tensor) -> None:
     """Print the error on tokens that were not looked at."""
     alphas = [0.25, 0.5, 0.75, 1.0]
-    print("Relative squared output error x 1e6, 8 bits for weights and inputs, unseen tokens\n")
+    print("Relative output error in %, 8 bits for weights and inputs, unseen tokens\n")
     print(f"{'outliers':>9}{'RTN':>10}" + "".join(f"{f'alpha {alpha}':>12}" for alpha in alphas))
     for size in SIZES:
         ranges, unseen = inputs(size).abs().amax(0), inputs(size, 1)
         plain = error(weight, unseen, torch.ones(COLUMNS), "wx")
         found = [error(weight, unseen, smoothing_scale(ranges, [weight], alpha), "wx") for alpha in alphas]
-        print(f"{size:8d}x{1e6 * plain:10.1f}" + "".join(f"{1e6 * each:12.1f}" for each in found))
+        print(f"{size:8d}x{100 * plain**0.5:10.2f}" + "".join(f"{100 * each**0.5:12.2f}" for each in found))
 
 
 def draw_ranges(axes: Any, weight: Tensor, tokens: Tensor, scale: Tensor, title: str) -> None:
     """Draw the largest value of each channel of inputs and weights."""
-    axes.plot((tokens / scale).abs().amax(0), color=ORANGE, label="inputs")
+    axes.plot((tokens / scale).abs().amax(0), "--", color=ORANGE, zorder=3, label="inputs")
     axes.plot((weight * scale).abs().amax(0), color=BLUE, label="weights")
-    axes.set(title=title, xlabel="channel", ylabel="largest |value|", yscale="log", ylim=(1, 600))
-    axes.legend()
+    axes.set(title=title, xlabel="channel", ylabel="largest |value|", yscale="log", ylim=(1, 2000))
+    axes.legend(ncols=2, loc="upper right")
 
 
 def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:

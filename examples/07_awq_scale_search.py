@@ -82,13 +82,21 @@ def draw_losses(axes: Any, weight: Tensor) -> None:
     axes.legend(title="outliers")
 
 
-def draw_scale(axes: Any, weight: Tensor) -> None:
-    """Draw which channels got the finer grid."""
+def draw_errors(axes: Any, weight: Tensor) -> None:
+    """Draw the rounding error of each column, before and after, over the size of its input."""
     tokens = inputs(20)
     magnitude = tokens.abs().mean(0)
     scale, _ = awq_scale([weight], hessian(tokens), magnitude, Grid(3))
-    axes.scatter(magnitude, scale, color=BLUE, s=14)
-    axes.set(title="Large inputs, large s", xlabel="mean |x|", ylabel="s", xscale="log", yscale="log")
+    for name, values, color in (
+        ("as it is", rtn(weight, Grid(3)).decode(), GREY),
+        ("scaled", rtn(weight * scale, Grid(3)).decode() / scale, BLUE),
+    ):
+        axes.scatter(magnitude, (values - weight).square().mean(0).sqrt(), color=color, s=14, label=name)
+    axes.set(title="Smaller errors where inputs are large", xlabel="mean |x| of a channel",
+             ylabel="error of its weights", xscale="log", yscale="log")  # fmt: skip
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    axes.minorticks_off()
+    axes.legend()
 
 
 def draw_ladder(axes: Any, rows: list[list[float]]) -> None:
@@ -109,11 +117,11 @@ def main() -> None:
     # %% 1. What each search adds, on four grids
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     rows = print_table(weight)
-    # %% 2. The losses over the exponent, the scales, and the table again
+    # %% 2. The losses over the exponent, the errors of the weights, and the table again
     figure = canvas(13, 4)
     axes = figure.subplots(1, 3)
     draw_losses(axes[0], weight)
-    draw_scale(axes[1], weight)
+    draw_errors(axes[1], weight)
     draw_ladder(axes[2], rows)
     save(figure, "07_awq_scale_search")
 

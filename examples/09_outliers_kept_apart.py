@@ -77,13 +77,17 @@ def print_tables(columns: dict[str, list[float]], single: dict[int, Any]) -> Non
     print(f"{'columns kept':22}" + "".join(f"{count:8d}" for count in KEPT))
     for name, errors in columns.items():
         print(f"{name:22}" + "".join(f"{100 * error:8.3f}" for error in errors))
-    print("\nSpQR: weights kept in %, stored bits per weight, output error in %, by threshold\n")
-    print("   " + "".join(f"{threshold:>20}" for threshold in THRESHOLDS))
+    print("\nSpQR, by threshold\n")
+    print(f"{'threshold':26}" + "".join(f"{threshold:>8}" for threshold in THRESHOLDS))
     for bits, found in single.items():
         kept = [0 if result.outliers is None else len(result.outliers) for _, _, result in found]
-        cells = [f"{100 * n / ROWS / COLUMNS:.1f} {size:5.2f} {100 * error:6.3f}"
-                 for n, (size, error, _) in zip(kept, found, strict=True)]  # fmt: skip
-        print(f"w{bits} " + "".join(f"{cell:>20}" for cell in cells))
+        lines = {
+            "weights kept, %": [f"{100 * n / ROWS / COLUMNS:.1f}" for n in kept],
+            "stored bits per weight": [f"{size:.2f}" for size, _, _ in found],
+            "output error, %": [f"{100 * error:.3f}" for _, error, _ in found],
+        }
+        for name, cells in lines.items():
+            print(f"w{bits} {name:23}" + "".join(f"{cell:>8}" for cell in cells))
 
 
 def draw_map(axes: Any, weight: Tensor, result: QuantizedWeight) -> None:

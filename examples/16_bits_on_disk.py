@@ -74,7 +74,8 @@ def main() -> None:
         assert abs(together - counted) < 1e-9
         columns = (found["codes"], found["zero points"], scales, together, counted)
         rows.append((str(grid), *(f"{each:.3f}" for each in columns)))
-        parts[f"g{grid.group or 'row'}, s{grid.scale_bits}"] = found
+        name = "row" if grid.group is None else f"group {grid.group}"
+        parts[f"{name}, {grid.scale_bits}-bit scale"] = found
     print(f"\nbits per weight\n\n{align(rows)}")
 
     # %% 3. Equal bits: methods that store more than codes

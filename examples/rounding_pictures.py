@@ -1,4 +1,4 @@
-"""The pictures of the lessons 10 to 12 and 16: they draw what the lessons found, and compute nothing."""
+"""The pictures of the lessons 10 to 13 and 16: they draw what the lessons found, and compute nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 from torch import Tensor
 
-COLORS = (BLUE, GREY, ORANGE, GREEN, PURPLE, RED)
+COLORS = (BLUE, GREY, ORANGE, GREEN, PURPLE, RED, INK, "#0e7490")
 
 
 def draw_roundings(sizes: Tensor, errors: Mapping[str, Tensor], bits: Mapping[str, Sequence[float]]) -> None:
@@ -50,13 +50,27 @@ def draw_intervals(
     left.legend()
     middle.hist(difference, bins=40, color=GREEN)
     middle.axvline(0, color=INK, linewidth=1.5)
-    middle.set(title="The same clips for both: they do not", xlabel="difference, percentage points")
+    middle.set(title="The same clips for both: clear of 0", xlabel="difference, percentage points")
     for (name, line), color in zip(widths.items(), (BLUE, GREEN), strict=True):
         right.plot(clips, line, "o-", color=color, label=name)
     right.set(title="Four times the clips, half the width", xlabel="clips",
               ylabel="half of the 95 % interval", xscale="log", yscale="log")  # fmt: skip
     right.legend()
+    right.set_xticks(clips, map(str, clips))
+    right.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    right.minorticks_off()
     save(figure, "12_word_error_rate_and_its_interval")
+
+
+def draw_methods(curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Draw the error over stored bits, a line for each method."""
+    figure = canvas(8, 4.5)
+    axes = figure.subplots()
+    for (name, points), color in zip(curves.items(), COLORS, strict=False):
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=name)
+    axes.set(title="What a bit buys", xlabel="stored bits per weight", ylabel="logit error, %", yscale="log")
+    axes.legend(ncols=2)
+    save(figure, "13_quantize_whisper")
 
 
 def draw_stored(

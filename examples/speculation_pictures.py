@@ -36,6 +36,7 @@ def draw_speculation(
         right.plot(range(len(line)), line, color=color, label=f"c = {c:g}, best k = {best}")
         right.plot(best, line[best], "o", color=color)
     right.axhline(1, color=GREY, linestyle="--")
+    right.set_ylim(0.5, 5.5)
     right.set(title="So there is a best k (a = 0.8)", xlabel="draft tokens k",
               ylabel="tokens in the time of one pass")  # fmt: skip
     right.legend()
