@@ -139,12 +139,22 @@ class TestWordErrorsOverBits:
     def test_rates_are_over_all_test_sets(self, scripts: dict[str, ModuleType]) -> None:
         assert scripts["measures"].pooled(self.ROWS[0]) == 10.0  # 20 of 200
 
+    def test_the_title_says_who_needs_the_fewest_bits(
+        self, scripts: dict[str, ModuleType], tmp_path: Path
+    ) -> None:
+        # RTN at 3 bits is far from the float model, at 4 bits near on both; GPTQ at 3 bits is near.
+        title = "GPTQ stays near the float model down to 3.6 stored bits per weight, RTN to 4.6"
+        assert f"<title>{title}</title>" in self.picture(scripts, tmp_path)
+        rows = [cell("float", "float", None, 20), cell("rtn", "W4A16", 4.56, 24)]
+        other = str(scripts["measures"].wer_over_bits(study(tmp_path, *rows)).svg())
+        assert "<title>Word error rate over the bits" in other
+
     def test_a_panel_per_model_and_a_line_per_method(
         self, scripts: dict[str, ModuleType], tmp_path: Path
     ) -> None:
         picture = self.picture(scripts, tmp_path)
         assert ">tiny<" in picture and ">base<" in picture
-        assert ">rtn<" in picture and ">gptq<" in picture and ">hqq<" not in picture
+        assert ">RTN<" in picture and ">GPTQ<" in picture and ">HQQ<" not in picture
 
     def test_inputs_in_float_only_and_what_is_cut_off_is_an_arrow(
         self, scripts: dict[str, ModuleType], tmp_path: Path

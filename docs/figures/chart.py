@@ -14,7 +14,7 @@ from math import log10
 
 TEXT = "#747b85"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3d85c6", "#d0742c", "#3a9a5b", "#cf4f5c", "#8f6bd0"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
+COLOURS = (TEXT, ORANGE, "#9a7d4a", GREEN, RED, BLUE, "#2a979c", PURPLE)
 MONO = "Menlo, Consolas, monospace"
 MARGIN, TITLE_SIZE = 12, 15
 PLAIN_LETTER, BOLD_LETTER, MONO_LETTER = 0.52, 0.56, 0.61  # mean width of a letter, of its size
