@@ -22,6 +22,9 @@ def draw_language_model(
     left.axhline(float_value, color=INK, linestyle="--", linewidth=1, label="float")
     left.set(title="Smaller weight error, larger perplexity: HQQ", xlabel="stored bits per weight",
              ylabel="perplexity", yscale="log")  # fmt: skip
+    ticks = [value for value in (30, 40, 60, 80, 100, 150, 200, 300, 400, 600) if value > 0.9 * float_value]
+    left.set_yticks(ticks, map(str, ticks))
+    left.minorticks_off()
     left.legend()
     for (name, found), color in zip(errors.items(), (GREY, RED), strict=True):
         right.scatter(shares, found, s=10, color=color, label=name)

@@ -46,7 +46,11 @@ def notebook(examples: dict[str, ModuleType], path: Path) -> dict[str, Any]:
 def run(content: dict[str, Any], folder: Path) -> str:
     """Run the cells in order in a folder inside the repository's reach; return what they print."""
     (folder / "lesson.ipynb").write_text(json.dumps(content), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{EXAMPLES}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{EXAMPLES}",
+        "OMP_NUM_THREADS": "1",
+        "QUANTDRAFT_CACHE": str(folder / "cache"),  # nothing is fetched: the short form of each lesson
+    }
     command = [sys.executable, "-W", "error", "-c", RUN, "lesson.ipynb"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
