@@ -29,8 +29,10 @@ from qlib.benchmark.cells import Cell, Data, Row, cells_of, key_of, run
 from qlib.benchmark.config import Study
 from qlib.benchmark.memory import hash_of
 from qlib.errors import DataError, QlibError, require_extra, whole_number
+from qlib.models.disk.disk_errors import disk_errors
 from qlib.models.disk.folders import make_folder, working_folder
 from qlib.models.disk.hashes import SEAL, digest_of, sealed
+from qlib.models.disk.work_place import sweep
 from qlib.models.files import atomic_file, parse_json, write_json
 from qlib.models.progress import progress_bar
 
@@ -92,9 +94,7 @@ def run_study(
         make_folder(place / "cells")
         rows = {cell: _read(place, keys[cell]) for cell in cells}  # 2
         missing = [cell for cell in cells if rows[cell] is None]
-        for cell in cells:
-            if rows[cell] is not None:
-                _clear(place, keys[cell])  # a run that was killed just after it left that there
+        _clean(place, [keys[cell] for cell in cells if rows[cell] is not None])
         failed: dict[Cell, str] = {}
         bar = progress_bar(show=progress, total=len(cells), initial=len(cells) - len(missing), unit="cell")
         with bar, _executor(workers, scheduler) as pool:
@@ -197,6 +197,15 @@ def _write(place: Path, key: str, found: dict[str, Any]) -> Row:
     _clear(place, key)
     row: Row = found["row"]
     return row
+
+
+def _clean(place: Path, keys: Sequence[str]) -> None:
+    """Remove what killed runs left: files half written, and what finished cells were made with."""
+    for name in ("cells", "work"):
+        with disk_errors("write", place / name):
+            sweep(place / name)
+    for key in keys:
+        _clear(place, key)
 
 
 def _clear(place: Path, key: str) -> None:
