@@ -56,7 +56,7 @@ def hqq_zero() -> Picture:
     )
     axis = Axes(picture, 40, 40, 600, 160, (-0.03, 0.34), (0, 1))
     grid = Grid(bits=2)
-    rows = [("a whole zero point: the four inner weights are all 0.02 off", rtn(weight, grid))]
+    rows = [("an integer zero point: the four inner weights are all 0.02 off", rtn(weight, grid))]
     rows += [("HQQ's zero point: those are met, the two at the ends pay", hqq(weight, grid))]
     for i, (label, quantized) in enumerate(rows):
         values = _values(quantized, grid)
