@@ -3,8 +3,8 @@
     python examples/benchmarks/long_audio.py --model whisper-tiny.en --test TEST.jsonl --hours 2
 
 A generator is read recording by recording, and only its texts are kept, so that memory must not grow with
-the hours. Up to half an hour of sound waits to be sorted by length: resident memory goes up and down by
-115 MB, and its peak must stand still once that has happened. Linux; Python's `resource` gives the peak.
+the hours. Half an hour of sound, 115 MB, is read and then decoded together: the lines come after each of
+these turns, and from the first one on resident memory and its peak must stand still. Linux.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import qlib
 from qlib.models.waveform import SAMPLE_RATE
 
 HEADS = ("minutes", "seconds", "resident MB", "peak MB", "x real time")
-FIRST = 40  # minutes: until then buffers fill, and memory grows as it should
+TURN = 30.0  # minutes of audio that are decoded together: until then memory grows as it should
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def again_and_again(
         turn += 1
 
 
-def summary(found: Sequence[Sample], first: float = FIRST) -> str:
+def summary(found: Sequence[Sample], first: float = TURN) -> str:
     """Return the spread of memory after the first minutes, and how much the peak still grew there."""
     later = [each for each in found if each.minutes >= first] or list(found)
     resident = [each.resident for each in later]
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--model", default="whisper-tiny.en", help="name or folder (%(default)s)")
     parser.add_argument("--test", type=Path, nargs="+", required=True, help="manifests")
     parser.add_argument("--hours", type=float, default=2.0, help="of audio (%(default)s)")
-    parser.add_argument("--every", type=float, default=10.0, help="minutes of audio a line (%(default)s)")
+    parser.add_argument("--every", type=float, default=TURN, help="minutes of audio a line (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="(%(default)s)")
     options = parse(parser)
     speech, found = recordings(options.test), list[Sample]()
