@@ -12,8 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from code_rules import ROOT
 from test_docs import PAGES
+
+from draftlib.verification.noise import gumbel
+from draftlib.verification.verify import choose
 
 FIGURES = ROOT / "docs" / "figures"
 SCRIPTS = ("chart", "drafting", "make", "measures", "methods", "tables")
@@ -94,6 +98,16 @@ class TestTheWriter:
     def test_a_table_that_is_not_there_is_an_error(self, scripts: dict[str, ModuleType]) -> None:
         with pytest.raises(ValueError, match="no table that begins with"):
             scripts["tables"].table("index.md", "| no such head |")
+
+
+def test_how_often_shared_noise_agrees(scripts: dict[str, ModuleType]) -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
+    noise = torch.stack([gumbel(seed, 0, 3) for seed in range(4000)])
+    agree = (choose(p.log(), noise) == choose(q.log(), noise)).double().mean()
+    expected = scripts["drafting"].gumbel_match(p, q)
+    assert abs(float(agree) - expected) < 0.03  # four standard deviations
+    assert 0.6 / 1.4 <= expected <= 0.6  # (1 - TV) / (1 + TV) and 1 - TV
+    assert scripts["drafting"].gumbel_match(p, p) == pytest.approx(1)
 
 
 class TestSteps:

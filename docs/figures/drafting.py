@@ -218,6 +218,40 @@ def overlap() -> Picture:
     return picture
 
 
+def gumbel_match(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Return how often draws from p and from q with the same Gumbel noise are the same token, [V] each.
+
+    Both are token t if log p_t + g_t and log q_t + g_t beat all others, which has the probability
+    1 / sum over s of max(p_s / p_t, q_s / q_t).
+    """
+    ratios = torch.maximum(p[None] / p[:, None], q[None] / q[:, None])  # [t, s]
+    return float((1 / ratios.sum(1)).sum())
+
+
+def shared_noise() -> Picture:
+    """Draw how often shared noise accepts, for 120 pairs of distributions, over what is possible at most."""
+    draw = torch.Generator().manual_seed(0)
+    picture = Picture("Shared noise accepts nearly as much as any rule could, and keeps the text itself", 300)
+    axes = Axes(picture, 60, 64, 400, 180, (0, 1), (0, 1))
+    ticks = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    axes.frame(ticks, ticks, "1 - TV(p, q): the most that any rule can accept", "share of accepted tokens")
+    axes.curve([(0, 0), (1, 1)], TEXT, dots=False, dash="5 4")
+    axes.curve([(x / 50, x / 50 / (2 - x / 50)) for x in range(51)], TEXT, dots=False)
+    for _ in range(120):
+        logits = 2 * torch.randn(20, generator=draw, dtype=torch.float64)
+        spread = 4 * torch.rand((), generator=draw, dtype=torch.float64)
+        other = logits + spread * torch.randn(20, generator=draw, dtype=torch.float64)
+        p, q = logits.softmax(0), other.softmax(0)
+        picture.circle(*axes.at(float(torch.minimum(p, q).sum()), gumbel_match(p, q)), ORANGE, 3)
+    for y, text in (
+        (100, "dashed: 1 - TV"),
+        (122, "line: (1 - TV) / (1 + TV)"),
+        (144, "dots: pairs of 20 tokens"),
+    ):
+        picture.text(486, y, text, colour=ORANGE if "dots" in text else TEXT)
+    return picture
+
+
 def best_length() -> Picture:
     """Draw speed-up over the number of draft tokens, for four rates of acceptance."""
     c, r = 0.1, 0.03

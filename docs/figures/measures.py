@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from chart import BLUE, COLOURS, GREEN, ORANGE, PURPLE, TEXT, Axes, Picture
+from tables import table
 
 from qlib.activation import PerTensor, PerToken
 from qlib.asr.comparison import compare
@@ -51,6 +52,51 @@ def calibration_memory() -> Picture:
     for i, (label, colour, fixed, each) in enumerate(sums):
         axes.curve([(n, fixed + n * each) for n in (0, 128)], colour, dots=False)
         picture.legend(500, 180 - 28 * i, [(colour, label)])
+    return picture
+
+
+def stored_bits() -> Picture:
+    """Draw what a weight takes on several grids, by its parts: the page's own table."""
+    _, *rows = table("checkpoints.md", "| | per weight | scales |")
+    picture = Picture(
+        "A weight takes more bits than its code: scales and zero points of small groups add up",
+        80 + 30 * len(rows),
+    )
+    axes = Axes(picture, 250, 44, 440, 30.0 * len(rows), (0, 9), (0, len(rows)))
+    axes.frame(range(0, 10), (), "stored bits per weight")
+    for i, (name, *parts, total) in enumerate(rows):
+        y, left = axes.top + 30 * i + 6, axes.left
+        picture.text(axes.left - 8, y + 14, name.replace("`", ""), anchor="end")
+        for part, colour in zip(parts, (BLUE, ORANGE, PURPLE), strict=True):
+            width = axes.width / 9 * (0 if part == "-" else float(part))
+            picture.box(left, y, width, 18, colour)
+            left += width
+        picture.text(left + 8, y + 14, total, style="bold")
+    for i, (colour, label) in enumerate(((BLUE, "codes"), (ORANGE, "scales"), (PURPLE, "zero points"))):
+        picture.legend(590, 64 + 18 * i, [(colour, label)])
+    return picture
+
+
+def layer_ranking() -> Picture:
+    """Draw how well each measure ranks the layers of two models: the page's own table."""
+    head, *rows = table("explain.md", "| measure | whisper-tiny.en, 3 bits |")
+    picture = Picture(
+        "Measures without gradients rank the layers badly, the Fisher estimate ranks them well",
+        90 + 34 * len(rows),
+    )
+    axes = Axes(picture, 300, 44, 420, 34.0 * len(rows), (-0.2, 1), (0, len(rows)))
+    axes.frame((-0.2, 0, 0.2, 0.4, 0.6, 0.8, 1), (), "rank correlation with the true KL divergence, 3 bits")
+    picture.line([axes.at(0, 0), axes.at(0, len(rows))], width=1)
+    for i, (name, whisper, _, moonshine, _) in enumerate(rows):
+        y = axes.top + 34 * i
+        short = re.split(r", tr\(|: sum", name)[0].replace("`", "")
+        short = short.removeprefix("absolute ").removesuffix(" of the output")
+        picture.text(axes.left - 8, y + 21, short, anchor="end", size=11)
+        for value, colour, top in ((whisper, BLUE, 5), (moonshine, ORANGE, 17)):
+            (x, _), (zero, _) = axes.at(float(value), 0), axes.at(0, 0)
+            picture.box(min(x, zero), y + top, abs(x - zero), 11, colour)
+    for i, (colour, column) in enumerate(((BLUE, 1), (ORANGE, 3))):
+        picture.legend(12 + 150 * i, 80 + 34 * len(rows), [(colour, head[column].partition(",")[0])])
     return picture
 
 

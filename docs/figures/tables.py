@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def table(page: str, first: str) -> list[list[str]]:
     for line in lines[begin:]:
         if not line.startswith("|"):
             break
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
         if set("".join(cells)) - set("-: "):
             rows.append(cells)
     return rows
