@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, RED, canvas, save
+from drawing import BLUE, GREEN, ORANGE, RED, canvas, save
 from torch import Tensor
 from torch.nn.functional import gelu
 
@@ -71,26 +71,47 @@ def error(weights: Weights, other: Weights, inputs: Tensor) -> Tensor:
     return (block(other, inputs) - right).square().sum() / right.square().sum()
 
 
-def sweep(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[float], list[float]]:
-    """Return shares of the range in %, and for each the error and its slope by straight-through gradients."""
-    logits, errors, slopes = torch.linspace(-2, 5, 60), [], []
+def sweep(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[float]]:
+    """Return shares of the range in %, the same for all rows, and the error of each."""
+    logits, errors = torch.linspace(-2, 5, 60), []
     for logit in logits:
-        upper = torch.full((HIDDEN, 1), logit.item(), requires_grad=True)
+        upper = torch.full((HIDDEN, 1), logit.item())
         values = fake_quant(weights["fc1.weight"], grid, upper, upper)
-        loss = 100 * error(weights, {**weights, "fc1.weight": values}, inputs)
+        errors.append(100 * error(weights, {**weights, "fc1.weight": values}, inputs).item())
+    return 100 * logits.sigmoid(), errors
+
+
+def one_row(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[float], list[float]]:
+    """Return logits, errors of the first row's output, and their slopes by straight-through gradients."""
+    row, logits, errors, slopes = weights["fc1.weight"][:1], torch.linspace(0, 3, 600), [], []
+    right = inputs @ row.T
+    for logit in logits:
+        upper = torch.full((1, 1), logit.item(), requires_grad=True)
+        values = fake_quant(row, grid, upper, upper)
+        loss = 100 * (inputs @ values.T - right).square().sum() / right.square().sum()
         errors.append(loss.item())
-        slopes.append(torch.autograd.grad(loss, upper)[0].sum().item())
-    return 100 * logits.sigmoid(), errors, slopes
+        slopes.append(torch.autograd.grad(loss, upper)[0].item())
+    return logits, errors, slopes
 
 
-def draw(axes: Any, swept: tuple[Tensor, list[float], list[float]], curves: dict[int, list[float]]) -> None:
-    """Draw error and slope against the range kept, and the losses while learning."""
-    kept, errors, slopes = swept
+def draw_tangents(axes: Any, swept: tuple[Tensor, list[float], list[float]]) -> None:
+    """Draw an error that jumps, and the straight-through slope at some places."""
+    logits, errors, slopes = swept
+    axes.plot(logits, errors, color=BLUE, linewidth=1, label="error of one row")
+    for i in range(30, 600, 60):
+        x, dx = logits[i].item(), 0.12
+        axes.plot([x - dx, x + dx], [errors[i] - slopes[i] * dx, errors[i] + slopes[i] * dx], color=ORANGE)
+    axes.plot([], [], color=ORANGE, label="straight-through slope")
+    axes.set(title="A slope for an error that jumps", xlabel="what is learned: logit of the share kept",
+             ylabel="error of the row's output, %")  # fmt: skip
+    axes.legend()
+
+
+def draw(axes: Any, swept: tuple[Tensor, list[float]], curves: dict[int, list[float]]) -> None:
+    """Draw the error against the range kept, and the losses while learning."""
+    kept, errors = swept
     axes[0].plot(kept, errors, color=BLUE, marker=".")
     axes[0].set(title="In between is best", xlabel="range kept by all rows, %", ylabel="output error, %")
-    axes[1].axhline(0, color=GREY, linewidth=1)
-    axes[1].plot(kept, slopes, color=ORANGE, marker=".")
-    axes[1].set(title="A slope for a staircase", xlabel="range kept, %", ylabel="straight-through gradient")
     for (bits, losses), color in zip(curves.items(), (GREEN, BLUE, RED), strict=True):
         axes[2].plot(torch.tensor(losses) / losses[0], color=color, label=f"{bits} bits")
     axes[2].set(
@@ -115,9 +136,11 @@ def main() -> None:
         print(f"{bits:<6}" + "".join(f"{each:11.2f}" for each in errors))
     kept = learned["fc1.weight"].abs().amax(1) / weights["fc1.weight"].abs().amax(1)
     print(f"\nAt {bits} bits, rows of fc1 kept {kept.min():.0%} to {kept.max():.0%} of their largest weight.")
-    # %% 2. Error and slope over the range kept, and the losses while learning
+    # %% 2. The error over the range kept, its slope for one row, and the losses while learning
     figure = canvas(13, 4)
-    draw(figure.subplots(1, 3), sweep(weights, inputs, Grid(3)), curves)
+    axes = figure.subplots(1, 3)
+    draw(axes, sweep(weights, inputs, Grid(3)), curves)
+    draw_tangents(axes[1], one_row(weights, inputs, Grid(3)))
     save(figure, "08_learned_clipping")
 
 

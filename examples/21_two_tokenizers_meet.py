@@ -50,6 +50,23 @@ def agreement(pair: VocabularyMap, said: list[int], cache: NGramCache | None) ->
     return accepted / len(said)
 
 
+def crossings(
+    pair: VocabularyMap, said: list[int], cache: NGramCache
+) -> list[tuple[list[int], tuple[int, ...]]]:
+    """Return rounds of the target, and their translations, that have the same bytes and other tokens."""
+    found = []
+    for start in range(0, len(said), ROUND):
+        part = said[start : start + ROUND]
+        spelling = ReverseTranslator(pair)
+        spelling.append(part)
+        proposed = translate(spelling.tokens, pair, cache).tokens
+        spellings = [[pair.target_bytes[token] or b"" for token in tokens] for tokens in (part, proposed)]
+        text = b"".join(spellings[0]).decode(errors="replace")
+        if spellings[0] != spellings[1] and b"".join(spellings[1]) == text.encode() and text.isprintable():
+            found.append((part, proposed))
+    return found
+
+
 def main() -> None:
     """Print one sentence and a table, draw one picture."""
     # %% 1. Four sizes of the target's vocabulary
@@ -67,15 +84,28 @@ def main() -> None:
         covered = len(writable & set(pair.draft_bytes)) / len(writable)
         shares.append((agreement(pair, said, None), agreement(pair, said, cache)))
         print(f"{size:13d}{pair.coverage:15.1%}{covered:16.1%}{shares[-1][0]:12.1%}{shares[-1][1]:9.1%}")
-    # %% 2. One sentence in both spellings
+    print("draft covered: draft tokens whose bytes are a target token; target covered: the other way round")
+
+    # %% 2. One sentence in both spellings; in brackets the token at which a round is rejected
     said = target.encode(SENTENCE)
     spelling = ReverseTranslator(pair)
     spelling.append(said)
     print(f"\nthe target says    {spelled(pair.target_bytes, said)}")
     print(f"the drafter spells {spelled(pair.draft_bytes, spelling.tokens)}")
-    print(f"direct map         {spelled(pair.target_bytes, translate(spelling.tokens, pair).tokens)}")
-    print(f"with n-grams       {spelled(pair.target_bytes, translate(spelling.tokens, pair, cache).tokens)}")
-    # %% 3. What would be accepted
+    for name, ngrams in (("direct map", None), ("with n-grams", cache)):
+        proposed = translate(spelling.tokens, pair, ngrams).tokens
+        pairs = zip(proposed, said, strict=False)
+        right = next((i for i, (token, wanted) in enumerate(pairs) if token != wanted), len(proposed))
+        kept, lost = (spelled(pair.target_bytes, part) for part in (proposed[:right], proposed[right:]))
+        print(f"{name:18} {kept}{f'|[{lost}]' if lost else ''}")
+
+    # %% 3. Why not 100 % with n-grams: the longest match may cross a border of the target's tokens
+    print("\nThe same bytes, other tokens: an n-gram that goes on where the target's token ends")
+    for said, proposed in crossings(pair, target.encode(PAGES[0]), cache)[:3]:
+        alone, merged = (spelled(pair.target_bytes, tokens) for tokens in (said, proposed))
+        print(f"the target says {alone:20} n-grams {merged}")
+
+    # %% 4. What would be accepted
     figure = canvas(7, 4)
     axes = figure.subplots()
     axes.plot(SIZES, [100 * direct for direct, _ in shares], color=BLUE, marker="o", label="direct map")
