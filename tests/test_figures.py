@@ -20,7 +20,7 @@ from draftlib.verification.noise import gumbel
 from draftlib.verification.verify import choose
 
 FIGURES = ROOT / "docs" / "figures"
-SCRIPTS = ("chart", "drafting", "make", "measures", "methods", "tables")
+SCRIPTS = ("architecture", "chart", "drafting", "make", "measures", "methods", "tables")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 

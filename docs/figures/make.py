@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import architecture
 import drafting
 import measures
 import methods
@@ -28,10 +29,12 @@ FIGURES: dict[str, Callable[[], Picture]] = {
     "omniquant_clip": methods.omniquant_clip,
     "quik_columns": methods.quik_columns,
     "spqr_outliers": methods.spqr_outliers,
+    "scales_that_move": architecture.scales_that_move,
     "token_grids": measures.token_grids,
     "calibration_memory": measures.calibration_memory,
     "stored_bits": measures.stored_bits,
     "layer_ranking": measures.layer_ranking,
+    "windows": measures.windows,
     "wer_intervals": measures.wer_intervals,
     "one_round": drafting.one_round,
     "real_rounds": drafting.real_rounds,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chart import BLUE, COLOURS, GREEN, ORANGE, PURPLE, TEXT, Axes, Picture
+from chart import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, TEXT, Axes, Picture
 from tables import table
 
 from qlib.activation import PerTensor, PerToken
 from qlib.asr.comparison import compare
+from qlib.asr.timestamps import cut_into_pieces
 from qlib.asr.wer import score
 
 
@@ -97,6 +98,33 @@ def layer_ranking() -> Picture:
             picture.box(min(x, zero), y + top, abs(x - zero), 11, colour)
     for i, (colour, column) in enumerate(((BLUE, 1), (ORANGE, 3))):
         picture.legend(12 + 150 * i, 80 + 34 * len(rows), [(colour, head[column].partition(",")[0])])
+    return picture
+
+
+def windows() -> Picture:
+    """Draw two windows of a long recording: the second begins where the last finished segment ends."""
+    first = 50_363  # <|0.00|> of whisper-tiny.en; one more for each 20 ms
+    said = [first, 11, first + 420, first + 420, 12, first + 1180, first + 1180, 13]  # the last has no end
+    pieces, seek = cut_into_pieces(said, first - 1, sound_steps=1500)
+    picture = Picture(
+        "A segment without an end is dropped; the next window begins after the last finished one", 196
+    )
+    axes = Axes(picture, 110, 50, 620, 96, (0, 54), (0, 1))
+    axes.frame(range(0, 51, 10), (), "seconds of the recording")
+    begin = 0.02 * seek
+    for label, start, y in (("window 1", 0.0, 58), ("window 2", begin, 104)):
+        picture.text(100, y + 18, label, anchor="end")
+        (left, _), (right, _) = axes.at(start, 0), axes.at(start + 30, 0)
+        picture.box(left, y, right - left, 28, TEXT, outline=True)
+    ends = [(0.02 * piece.start, 0.02 * piece.end, GREEN) for piece in pieces] + [(begin, 30.0, RED)]
+    for number, (start, end, colour) in enumerate(ends, 1):
+        (left, _), (right, _) = axes.at(start, 0), axes.at(end, 0)
+        picture.box(left + 3, 62, right - left - 6, 20, colour, opacity=0.35)
+        text = f"segment {number}" if colour == GREEN else "dropped"
+        picture.text((left + right) / 2, 76, text, anchor="middle", colour=colour, size=11)
+    left, _ = axes.at(begin, 0)
+    picture.arrow((left, 88), (left, 103), BLUE)
+    picture.text(left + 8, 122, "decoded again from here", size=11, colour=BLUE)
     return picture
 
 
