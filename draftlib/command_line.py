@@ -147,7 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--compare", action="store_true", help="answer by the target alone first, and compare")
     many = commands.add_parser("bench", help="compare with the target alone on many prompts")
     many.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines with 'prompt'")
-    many.add_argument("--limit", type=int, default=10, help="most prompts (10)")
+    many.add_argument("--limit", type=int, default=10, help="use at most so many prompts (10)")
     chat = commands.add_parser("chat", help="talk with the target; the drafter learns from its answers")
     for command in (one, many, chat):
         _models(command)
@@ -162,20 +162,20 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--draft", default="drafter-7m", help="name or folder (%(default)s), or none")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
-    add("--threads", type=int, metavar="N", help="of the processor")
+    add("--threads", type=int, metavar="N", help="threads of the CPU")
 
 
 def _drafting(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--cache", type=Path, metavar="FOLDER", help="n-grams to begin with; written back at the end")
+    add("--cache", type=Path, metavar="FOLDER", help="n-grams to start with; saved at the end")
     switch = argparse.BooleanOptionalAction
-    add("--learn", action=switch, help="let the drafter learn (in `chat`, if nothing is said)")
+    add("--learn", action=switch, help="let the drafter learn (the default in `chat`)")
     add("--lora-rank", type=int, metavar="R", help="learn in adapters of this rank, not in all weights")
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
     rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost)"
     add("--length", metavar="RULE", help=rules)
-    belief = "end a draft that the drafter believes in less (0.4); --length N is then the most"
+    belief = "end a draft whose probability falls below X (0.4); --length N is then the maximum"
     add("--confidence", type=float, metavar="X", help=belief)
     rules = ", ".join(get_args(Verify))
     add("--verify", default="exact", metavar="RULE", help=f"for sampled tokens: {rules} (exact)")

@@ -196,7 +196,7 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
     add("--skip", nargs="+", default=[], metavar="PATTERN", help="layers to leave in float")
     add("--calib", metavar="FILE", help="manifest or corpus (its train split), or texts (.txt, .jsonl)")
     add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
-    add("--work", type=Path, help="folder for finished blocks: a killed run goes on from there")
+    add("--work", type=Path, help="folder for finished blocks: a killed run continues from there")
     _machine(parser)
 
 
@@ -287,7 +287,7 @@ def _data(parser: argparse.ArgumentParser, required: bool = True) -> None:
     add = parser.add_argument
     help = "manifests (.jsonl, .csv, .tsv), parquet files, folders of a corpus, or FOLDER:NAME for one in it"
     add("--data", "--tasks", nargs="+", required=required, metavar="PATH", help=help)
-    add("--limit", type=int, metavar="N", help="most recordings of each")
+    add("--limit", type=int, metavar="N", help="use at most so many recordings of each")
 
 
 def _decoding(parser: argparse.ArgumentParser) -> None:
@@ -300,5 +300,5 @@ def _decoding(parser: argparse.ArgumentParser) -> None:
 def _machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
-    add("--threads", type=int, metavar="N", help="of the processor")
+    add("--threads", type=int, metavar="N", help="threads of the CPU")
     add("--quiet", action="store_true", help="no progress bars")
