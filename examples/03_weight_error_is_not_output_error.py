@@ -100,8 +100,12 @@ def draw_directions(axes: Any, weight: Tensor, tokens: Tensor) -> None:
         energy = ((result.decode() - weight) @ directions.float()).square().sum(0).flip(0)
         share = energy / weight.square().sum() * COLUMNS
         axes.plot(order, share, color=color, label=f"error of {name}, 3 bits")
+        axes.plot(
+            order, share * values.flip(0) / values.max(), ":", color=color, label="... as the outputs see it"
+        )
     axes.set_title("GPTQ hides its error where no input looks")
-    axes.set(xlabel="principal direction of the inputs, strongest first", ylabel="energy", yscale="log")
+    axes.set(xlabel="principal direction of the inputs, strongest first", yscale="log")
+    axes.set_ylabel("share of the inputs (dashed), error, product (dotted)")
     axes.legend(loc="lower left")
 
 

@@ -99,6 +99,18 @@ def main() -> None:
     rows += [(name, *(f"{each:.2f}" for each in line)) for name, line in widths.items()]
     print(f"\nhalf of the 95 % interval, percentage points\n\n{align(rows)}")
 
+    # A width falls as 1 / sqrt(clips): so many are needed until the interval of a difference excludes 0.
+    rows = [("difference to be seen, points", "clips, unpaired", "clips, paired")]
+    per_clip = [np.mean([half * clips**0.5 for half, clips in zip(line, counts, strict=True)])
+                for line in widths.values()]  # fmt: skip
+    for points in (0.5, 1.0, 2.0):
+        needed = (
+            (2**0.5 * per_clip[0] / points) ** 2,
+            (per_clip[1] / points) ** 2,
+        )  # two widths add in squares
+        rows.append((f"{points:g}", *(f"{each:,.0f}" for each in needed)))
+    print(f"\n{align(rows)}")
+
     # %% 6. One clip that loops: the model writes the same words until its positions are full
     looped = first.copy()
     looped[0] = 200
