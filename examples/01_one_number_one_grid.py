@@ -24,6 +24,7 @@ WEIGHTS = torch.tensor([[-1.0, -0.55, -0.1, 0.0, 0.2, 0.45, 0.9, 1.3, 2.0]])
 LINE = torch.linspace(-1.4, 2.4, 2001)[None]  # stands for "any number": shows the staircase
 
 
+# %% What is computed
 def through(grid: Grid, numbers: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return codes and values of some numbers on the grid fitted to WEIGHTS, and its step."""
     params = fit_minmax(WEIGHTS, grid)
@@ -56,6 +57,7 @@ def print_bits() -> None:
         print(f"{bits:6d} {2**bits:7d} {step:7.3f} {worst:15.4f} {step / 2:13.4f} {other:17.3f}")
 
 
+# %% The pictures
 def draw_staircase(axes: Any, grid: Grid) -> None:
     """Draw value against weight: flat where many numbers share a code, and flat outside the range."""
     _, values, _ = through(grid, LINE)

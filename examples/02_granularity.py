@@ -28,6 +28,7 @@ GRAINS = {"per tensor": (0, GREY), "per channel": (None, RED), "group 128": (128
           "group 64": (64, GREEN), "group 32": (32, BLUE), "group 8": (8, PURPLE)}  # fmt: skip
 
 
+# %% What is computed
 def layer(rows: int = 384, columns: int = 384) -> Tensor:
     """Return a weight as trained layers have it: rows of different size, one weight in 500 far out."""
     generator = torch.Generator().manual_seed(0)
@@ -79,6 +80,7 @@ def print_sorted(weight: Tensor, errors: dict[str, list[float]]) -> None:
             print(f"{size:11.2f}{100 * error:10.3g}   {setting}")
 
 
+# %% The pictures
 def draw_row(axes: Any, weight: Tensor) -> None:
     """Draw one row of weights and the half step that two grains give it."""
     row = weight[[int((weight.amax(1) - 0.5).abs().argmin())]]  # its outlier is about 0.5

@@ -27,6 +27,7 @@ COLUMNS, TOKENS = 128, 2000
 BITS = [2, 3, 4, 6, 8]
 
 
+# %% What is computed
 def inputs(seed: int) -> Tensor:
     """Return tokens [TOKENS, COLUMNS] that live mostly in a few directions, as activations do."""
     mixing = torch.randn(COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0))
@@ -77,6 +78,7 @@ def print_table(weight: Tensor, seen: Tensor, unseen: Tensor) -> dict[str, list[
     return points
 
 
+# %% The pictures
 def draw_points(axes: Any, points: dict[str, list[tuple[float, float]]], cloud: list[float]) -> None:
     """Draw output error against weight error: the cloud has one weight error and every output error."""
     axes.plot([0.01] * len(cloud), cloud, ".", color=GREY, markersize=4, label="300 changes of one size")

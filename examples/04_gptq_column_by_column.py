@@ -29,6 +29,7 @@ GRID = Grid(bits=3)
 SNAPSHOTS = [0, 11, 23, 35, 47]
 
 
+# %% What is computed
 def inputs() -> Tensor:
     """Return tokens whose features repeat one another; the later ones are larger."""
     generator = torch.Generator().manual_seed(0)
@@ -86,6 +87,7 @@ def by_hand() -> None:
     print()
 
 
+# %% The pictures
 def draw_factor(axes: Any, U: Tensor) -> None:
     """Draw row j of U divided by U_jj: how far column k moves for an error of 1 in column j."""
     axes.imshow((U / U.diagonal()[:, None]).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")

@@ -30,6 +30,7 @@ BETAS = [1.0, 10.0, 100.0, 1000.0, 1e5]
 COLORS = [BLUE, ORANGE, GREEN, PURPLE, GREY]
 
 
+# %% What is computed
 def weights(size: float = 0.05) -> Tensor:
     """Return weights with a few large ones, as trained layers have them."""
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +67,7 @@ def compare_with_rtn(weight: Tensor) -> dict[int, list[float]]:
     return found
 
 
+# %% The pictures
 def draw_gain(axes: Any, found: dict[int, list[float]]) -> None:
     """Draw the three errors of each width, RTN's being 1."""
     for k, (name, color) in enumerate((("RTN", GREY), ("float zero", ORANGE), ("HQQ", BLUE))):

@@ -30,6 +30,7 @@ ALPHAS = [k / 20 for k in range(21)]
 SIZES = [1, 10, 30, 100]
 
 
+# %% What is computed
 def inputs(size: float, seed: int = 0) -> Tensor:
     """Return tokens; every 24th channel is `size` times larger, channel 5 is always 0."""
     tokens = torch.randn(TOKENS, COLUMNS, generator=torch.Generator().manual_seed(seed))
@@ -61,6 +62,7 @@ def print_table(weight: Tensor) -> None:
         print(f"{size:8d}x{100 * plain**0.5:10.2f}" + "".join(f"{100 * each**0.5:12.2f}" for each in found))
 
 
+# %% The pictures
 def draw_ranges(axes: Any, weight: Tensor, tokens: Tensor, scale: Tensor, title: str) -> None:
     """Draw the largest value of each channel of inputs and weights."""
     axes.plot((tokens / scale).abs().amax(0), "--", color=ORANGE, zorder=3, label="inputs")

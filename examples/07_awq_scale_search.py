@@ -29,6 +29,7 @@ SIZES, COLORS = [1, 5, 20, 50], [GREY, BLUE, GREEN, ORANGE]
 GRIDS = [Grid(2), Grid(3), Grid(4), Grid(3, group=32)]
 
 
+# %% What is computed
 def inputs(size: float, seed: int = 0) -> Tensor:
     """Return tokens whose channels differ, and every 16th is `size` times larger still."""
     tokens = torch.randn(TOKENS, COLUMNS, generator=torch.Generator().manual_seed(seed))
@@ -67,6 +68,7 @@ def print_table(weight: Tensor) -> list[list[float]]:
     return rows
 
 
+# %% The pictures
 def draw_losses(axes: Any, weight: Tensor) -> None:
     """Draw the loss over the exponent, for outliers of several sizes."""
     for size, color in zip(SIZES, COLORS, strict=True):

@@ -31,6 +31,7 @@ WIDTH, HIDDEN, WEAK = 32, 64, 4
 Weights = dict[str, Tensor]
 
 
+# %% What is computed
 def utterances(seed: int) -> Tensor:
     """Return inputs [utterances, time, WIDTH] whose first channels are weak."""
     tokens = torch.randn(8, 40, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -94,6 +95,7 @@ def one_row(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[
     return logits, errors, slopes
 
 
+# %% The pictures
 def draw_tangents(axes: Any, swept: tuple[Tensor, list[float], list[float]]) -> None:
     """Draw an error that jumps, and the straight-through slope at some places."""
     logits, errors, slopes = swept

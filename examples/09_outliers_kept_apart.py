@@ -34,6 +34,7 @@ KEPT = [0, 1, 2, 3, 4, 6, 8, 16, 32]
 THRESHOLDS = [float("inf"), 1.0, 0.5, 0.2, 0.1, 0.05, 0.02]
 
 
+# %% What is computed
 def problem() -> tuple[Tensor, Tensor]:
     """Return tokens whose last few features are far larger, and a weight with a few larger entries."""
     generator = torch.Generator().manual_seed(0)
@@ -90,6 +91,7 @@ def print_tables(columns: dict[str, list[float]], single: dict[int, Any]) -> Non
             print(f"w{bits} {name:23}" + "".join(f"{cell:>8}" for cell in cells))
 
 
+# %% The pictures
 def draw_map(axes: Any, weight: Tensor, result: QuantizedWeight) -> None:
     """Draw which weights SpQR keeps, and the odd ones that it does not."""
     kept = torch.zeros(weight.numel(), dtype=torch.bool)

@@ -28,6 +28,7 @@ TOKENS, WIDTH = 1000, 64
 LARGE = 100  # one token in so many is 30 times as large
 
 
+# %% What is computed
 def inputs(seed: int, loud: float = 1) -> Tensor:
     """Return tokens [TOKENS, WIDTH] of different sizes, one in a hundred far larger than the others."""
     generator = torch.Generator().manual_seed(seed)

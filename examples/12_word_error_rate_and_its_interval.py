@@ -27,6 +27,7 @@ SAID = "the cat sat on the mat and the dog sat on the rug"
 WRITTEN = "the cat sat on a mat and dog sat down on the rug"
 
 
+# %% What is computed
 def errors_of_two(clips: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return words, and errors of two systems, of each clip; some clips are far harder than others.
 

@@ -38,6 +38,7 @@ WITH_WORDS = ("rtn", "awq", "gptq", "spqr")  # on a real model: the others take 
 CLIPS = 6  # recordings that calibrate a real model, and those that test it
 
 
+# %% What is computed
 @torch.no_grad()
 def logits(model: Any, batches: list[Any]) -> torch.Tensor:
     """Return the logits of all true tokens, given the true tokens before them."""

@@ -32,6 +32,7 @@ SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 GROUPS = (None, 128, 96, 64, 32)
 
 
+# %% What is computed
 @torch.no_grad()
 def logits(model: Any, batches: list[Any]) -> torch.Tensor:
     """Return the logits of all true tokens, given the true tokens before them."""

@@ -30,6 +30,7 @@ from qlib.packing import pack, unpack
 ROWS = COLUMNS = 384
 
 
+# %% What is computed
 def weights() -> Tensor:
     """Return a weight with a few entries far out, as trained layers have them."""
     generator = torch.Generator().manual_seed(0)

@@ -34,6 +34,7 @@ Q = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.3, 0.5], [0.3, 0.4, 0.3]], dtype=torc
 Outcomes = dict[tuple[int, ...], float]
 
 
+# %% What is computed
 def one_round(last: int, k: int) -> Outcomes:
     """Return every list of tokens that a round after the token `last` can add, and its probability."""
     found: Outcomes = defaultdict(float)

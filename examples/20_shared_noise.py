@@ -29,6 +29,7 @@ Q = torch.tensor([0.3, 0.4, 0.2, 0.1])
 SEED = 7
 
 
+# %% What is computed
 def rejection(p: Tensor, q: Tensor) -> float:
     """Return how often a guess drawn from q is accepted: sum min(p, q) = 1 - TV."""
     return float(torch.minimum(p, q).sum())

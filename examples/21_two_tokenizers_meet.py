@@ -28,6 +28,7 @@ ROUND = 4
 SIZES = [700, 1000, 1500, 2000]
 
 
+# %% What is computed
 def spelled(table: tuple[bytes | None, ...], tokens: list[int] | tuple[int, ...]) -> str:
     """Return tokens with bars between them."""
     return "|".join((table[token] or b"?").decode(errors="replace") for token in tokens)

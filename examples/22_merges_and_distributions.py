@@ -28,6 +28,7 @@ from draftlib.verification.revealed import Proposed, path_revealed
 from draftlib.vocabulary.ngram_table import NGramTable
 
 
+# %% What is computed
 def spans(draft: Draft, table: NGramTable) -> list[tuple[int, int]]:
     """Return the draft tokens that each target token stands for: greedy longest match."""
     found, start = [], 0

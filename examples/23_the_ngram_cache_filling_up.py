@@ -28,6 +28,7 @@ from draftlib.vocabulary.reverse import ReverseTranslator, Spelled
 WINDOW = 500  # tokens from one point of the curves to the next
 
 
+# %% What is computed
 @dataclass(frozen=True)
 class Curve:
     """Share of all n-grams so far that were found, and entries, each `WINDOW` tokens."""

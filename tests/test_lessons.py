@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import qlib
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
@@ -69,15 +73,54 @@ def test_lesson_links_to_its_page_source_and_exercise_and_asks_questions(path: P
     assert len(re.findall(r"^# \d\. ", questions, re.MULTILINE)) == 3
 
 
+def run_lesson(path: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+    command = [sys.executable, "-W", "error", str(path)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_lesson_runs(path: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(path)]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    run = run_lesson(path, tmp_path, QUANTDRAFT_CACHE=str(tmp_path / "cache"))  # as if nothing were fetched
     assert run.returncode == 0, run.stderr
     picture = tmp_path / "out" / "lessons" / f"{path.stem}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert str(picture.relative_to(tmp_path)) in run.stdout
     assert len(run.stdout.splitlines()) >= 6  # a table of some rows
     assert "nan" not in run.stdout
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["24", "27"])
+def test_lesson_runs_on_a_real_pair(number: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint("smollm2-135m-instruct")
+    (path,) = (path for path in LESSONS if path.name.startswith(number))
+    run = run_lesson(path, tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "target smollm2-135m-instruct, drafter drafter-7m" in run.stdout
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_hqq_is_worse_than_rounding_where_inputs_are_enormous(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lesson 15 says: the weights are better, the model is worse, and a few hundred columns do it."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    lesson = importlib.import_module("15_a_language_model_in_four_bits")
+    calib, test = lesson.passages()
+    model = qlib.load_model(checkpoint("smollm2-135m-instruct"))
+    shares = lesson.input_shares(model, calib)
+    results = [
+        qlib.quantize(model, method, weight=qlib.Grid(3, 64), progress=False)
+        for method in (qlib.RTN(), qlib.HQQ())
+    ]
+    errors = [sum(layer.weight_error for layer in result.report.layers) for result in results]
+    rtn, hqq = (result.model for result in results)
+    trials = rtn, hqq, lesson.with_columns(hqq, rtn, shares), lesson.with_columns(rtn, hqq, shares)
+    of_rtn, of_hqq, repaired, spoilt = (qlib.perplexity(each, test, progress=False).value for each in trials)
+    assert errors[1] < errors[0] and of_hqq > 2 * of_rtn
+    assert repaired < of_hqq / 2 and spoilt > 2 * of_rtn
+    assert sum(int((share > lesson.LARGE).sum()) for share in shares.values()) < 1000  # of 149,760
