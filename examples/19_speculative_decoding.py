@@ -4,12 +4,12 @@ What you will learn
 - a drafter q guesses k tokens; the target p keeps a beginning of them and adds one token: a pass of the
   target yields 1 to k + 1 tokens;
 - a guess x stands with probability min(1, p(x) / q(x)), else the token is drawn from max(p - q, 0): then the
-  text has exactly the target's distribution. All outcomes are counted here, nothing is drawn;
+  text has exactly the target's distribution. All outcomes are counted, with their probabilities;
 - if a guess stands with probability a, a round gives (1 - a^(k+1)) / (1 - a) tokens, and takes 1 + ck passes:
   so there is a best k, the larger the better and the cheaper the drafter is.
 
 Papers: Leviathan et al. (arXiv 2211.17192), algorithm 1, equation 1, theorem 3.8; Chen et al. (2302.01318).
-Page: docs/drafting/lossless.md    Source: draftlib/plain.py
+Page: docs/drafting/one_vocabulary.md    Source: draftlib/plain.py
 Exercise: examples/exercises/ex11_accept_and_residual.py
 Run: python examples/19_speculative_decoding.py        (seconds)
 """
