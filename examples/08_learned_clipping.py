@@ -63,7 +63,7 @@ def make_task(weights: Weights, inputs: Tensor) -> BlockTask:
 
 def rounded(weights: Weights, grid: Grid, fit: Fit = "minmax") -> Weights:
     """Return all weights rounded to nearest."""
-    return {name: rtn(weight, grid, fit).decode() for name, weight in weights.items()}
+    return {name: rtn(weight, grid, fit=fit).decode() for name, weight in weights.items()}
 
 
 def error(weights: Weights, other: Weights, inputs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from qlib import Grid, QuantizedWeight
 from qlib.activation import PerToken
 from qlib.kept_columns import KeepColumns
-from qlib.methods.hessian import hessian
+from qlib.methods.hessian import hessian, statistics
 from qlib.methods.quik import quik
 from qlib.methods.spqr import spqr
 
@@ -55,7 +55,7 @@ def columns_kept(weight: Tensor, inputs: Tensor) -> dict[str, list[float]]:
     """Return the output error for each number of float columns, inputs in float and in 4 bits."""
     errors: dict[str, list[float]] = {"w4, inputs in float": [], "w4, inputs in 4 bits": []}
     for count in KEPT:
-        result = quik(weight, hessian(inputs), inputs.abs().amax(0), Grid(4, symmetric=True), columns=count)
+        result = quik(weight, statistics(inputs), Grid(4, symmetric=True), columns=count)
         kept = torch.empty(0, dtype=torch.int64) if result.columns is None else result.columns
         rounded = KeepColumns(PerToken(bits=4), kept)(inputs)
         for name, seen in zip(errors, (inputs, rounded), strict=True):

@@ -43,8 +43,9 @@ from qlib.grid import Grid
 from qlib.likelihood import Perplexity, perplexity
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
+from qlib.methods.hessian import statistics
 from qlib.models.hub.load import load_model
-from qlib.one_matrix import QuantizedMatrix, quantize_matrix, statistics
+from qlib.one_matrix import QuantizedMatrix, quantize_matrix
 from qlib.overview import layers
 from qlib.pipeline import Result, quantize
 from qlib.quantized_weight import QuantizedWeight

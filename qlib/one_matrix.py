@@ -19,10 +19,9 @@ from torch import Tensor
 
 from qlib.chain import Method, make_chain
 from qlib.errors import QuantError
-from qlib.grid import Grid, as_compute_dtype, check_tensor, check_weight_on
+from qlib.grid import Grid, as_compute_dtype, check_weight_on
 from qlib.methods.checks import check_hessian, check_stats
 from qlib.methods.contracts import BlockMethod, BlockTask, Clip, LayerStats, Transform
-from qlib.methods.hessian import hessian
 from qlib.models.structure import LayerGroup
 from qlib.quantized_weight import QuantizedWeight
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
@@ -51,29 +50,6 @@ class QuantizedMatrix:
         return self.quantized.decode() / self.scale
 
 
-def statistics(inputs: Tensor) -> LayerStats:
-    """Return all that a method may want to know of the inputs of one layer.
-
-    Parameters
-    ----------
-    inputs : Tensor
-        X [tokens, inputs], any floating dtype.
-
-    Raises
-    ------
-    QuantError
-        No matrix of finite floats, or no token.
-    """
-    check_tensor(inputs, "inputs", "Pass the inputs of a layer, [tokens, inputs].")
-    if inputs.ndim != 2 or not len(inputs) or not inputs.is_floating_point() or not inputs.isfinite().all():
-        raise QuantError(
-            f"inputs of shape {list(inputs.shape)} in {inputs.dtype} are no matrix [tokens, inputs] of "
-            "finite floats. Pass one row for each token: x.flatten(0, -2)."
-        )
-    X = as_compute_dtype(inputs.detach())
-    return LayerStats(len(X), hessian(X), X.amin(0), X.amax(0), X.double().abs().sum(0))
-
-
 def quantize_matrix(
     weight: Tensor, stats: LayerStats, grid: Grid, methods: Method | Iterable[Method] = ()
 ) -> QuantizedMatrix:
@@ -99,6 +75,7 @@ def quantize_matrix(
     Examples
     --------
     >>> from qlib.methods import AWQ
+    >>> from qlib.methods.hessian import statistics
     >>> W, X = torch.tensor([[1.0, 0.3, -0.8]]), torch.tensor([[1.0, 25.0, 1.0]])
     >>> error = [X @ (quantize_matrix(W, statistics(X), Grid(3), m).decode() - W).T for m in ([], AWQ())]
     >>> bool(error[1].abs() < 0.1 * error[0].abs())

@@ -25,6 +25,7 @@ import qlib
 from qlib.errors import QlibError
 from qlib.methods.awq import awq_scale
 from qlib.methods.gptq import gptq, hessian
+from qlib.methods.hessian import statistics
 from qlib.methods.hqq import hqq
 from qlib.methods.quik import quik
 from qlib.methods.rtn import rtn
@@ -315,7 +316,7 @@ GRIDS: list[tuple[str, Call, tuple[str, ...]]] = [
     ("a symmetric grid for HQQ", lambda w: hqq(w.weight, qlib.Grid(4, 8, symmetric=True)), ("symmetric",)),
     (
         "too many float columns",
-        lambda w: quik(w.weight, hessian(w.inputs), w.inputs.abs().amax(0), GRID, columns=17),
+        lambda w: quik(w.weight, statistics(w.inputs), GRID, columns=17),
         ("17", "16"),
     ),
 ]

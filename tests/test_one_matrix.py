@@ -16,12 +16,13 @@ from qlib.grid import Grid
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.contracts import LayerStats
 from qlib.methods.gptq import gptq, hessian
+from qlib.methods.hessian import statistics
 from qlib.methods.hqq import hqq
 from qlib.methods.quik import quik
 from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.methods.spqr import spqr
-from qlib.one_matrix import quantize_matrix, statistics
+from qlib.one_matrix import quantize_matrix
 from qlib.quantized_weight import QuantizedWeight
 from qlib.testing.problems import layer
 
@@ -45,11 +46,11 @@ def output_error(values: Tensor) -> float:
 @pytest.mark.parametrize(
     ("method", "by_hand"),
     [
-        (qlib.RTN("mse"), lambda: rtn(W, GRID, "mse")),
+        (qlib.RTN("mse"), lambda: rtn(W, GRID, fit="mse")),
         (qlib.HQQ(), lambda: hqq(W, GRID)),
         (qlib.GPTQ(damping=0.1, act_order=False), lambda: gptq(W, H, GRID, damping=0.1, fit="mse")),
         (qlib.SpQR(), lambda: spqr(W, H, GRID)),
-        (qlib.QUIK(columns=2), lambda: quik(W, H, X.abs().amax(0), GRID, columns=2)),
+        (qlib.QUIK(columns=2), lambda: quik(W, STATS, GRID, columns=2)),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -155,3 +156,8 @@ def test_statistics() -> None:
 def test_errors(call: Any, message: str) -> None:
     with pytest.raises(QuantError, match=message):
         call()
+
+
+def test_statistics_stand_in_for_their_hessian() -> None:
+    for method in (gptq, spqr):
+        assert same(method(W, STATS, GRID), method(W, H, GRID))

@@ -362,8 +362,10 @@ FUNCTIONS: list[Case] = [
     (lambda: inverse_factor(H, "x"), r"damping in inverse_factor is the str 'x'"),
     (lambda: inverse_factor(H.numpy()), r"the Hessian is a ndarray"),
     (lambda: hessian(X.numpy()), r"the input is a ndarray"),
-    (lambda: quik(W, SQUARE, X.abs().amax(0), GRID), r"not symmetric"),
-    (lambda: quik(W, H, None, GRID), r"absmax is None, not a tensor.*abs\(\)\.amax\(0\)"),
+    (lambda: quik(W, LayerStats(9, SQUARE, X.amin(0), X.amax(0)), GRID), r"not symmetric"),
+    (lambda: quik(W, H, GRID), r"a Tensor .*for statistics"),
+    (lambda: quik(W, LayerStats(9, H), GRID), r"QUIK got statistics without the range of the inputs"),
+    (lambda: gptq(W, LayerStats(9), GRID), r"statistics without a Hessian"),
     (lambda: spqr(W, SQUARE, GRID), r"not symmetric"),
     (lambda: hqq(W.tolist(), GRID), r"the weight is a list of 6 list, not a tensor"),
     (lambda: hqq(W[0], GRID), r"shape \(16,\).*matrix \[outputs, inputs\]"),
@@ -464,7 +466,7 @@ def test_one_pattern_for_a_list_of_one() -> None:
 
 def test_a_method_that_tells_its_settings_may_be_resumed(tmp_path: Path) -> None:
     def method(fit: str) -> Outside:
-        return Outside(quantize_layer=lambda w, s, g: rtn(w, g, fit), settings=lambda: {"fit": fit})  # type: ignore[arg-type]
+        return Outside(quantize_layer=lambda w, s, g: rtn(w, g, fit=fit), settings=lambda: {"fit": fit})  # type: ignore[arg-type]
 
     first = text([method("minmax")], work=tmp_path)
     assert first.settings["methods"] == [{"name": "outside", "fit": "minmax"}]

@@ -22,6 +22,7 @@ from qlib.grid import Grid
 from qlib.kept_columns import KeepColumns
 from qlib.methods.awq import awq_clip, awq_scale
 from qlib.methods.gptq import gptq
+from qlib.methods.hessian import statistics
 from qlib.methods.quik import quik
 from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
@@ -135,7 +136,7 @@ def rounded(method: str, W: Tensor, X: Tensor) -> QuantizedWeight:
         return rtn(W, GRID)
     if method == "gptq":
         return gptq(W, X.T @ X, GRID, damping=DAMPING, act_order=True, static_groups=True)
-    return quik(W, X.T @ X, X.abs().amax(0), GRID, columns=3, damping=0.01)
+    return quik(W, statistics(X), GRID, columns=3, damping=0.01)
 
 
 def errors_of(W: Tensor, values: Tensor, X: Tensor) -> tuple[float, float]:

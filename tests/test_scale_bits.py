@@ -28,6 +28,7 @@ from qlib.grid import (
 )
 from qlib.linear import FakeQuantLinear
 from qlib.methods.gptq import gptq, gptq_plain, hessian
+from qlib.methods.hessian import statistics
 from qlib.methods.hqq import hqq, hqq_plain
 from qlib.methods.omniquant import clip_range, fake_quant, fake_quant_plain
 from qlib.methods.quik import quik
@@ -54,13 +55,13 @@ def inputs(columns: int = 48) -> Tensor:
 
 
 def rounded(name: str, weight: Tensor, grid: Grid) -> QuantizedWeight:
-    H, absmax = hessian(inputs(weight.shape[1])), inputs(weight.shape[1]).abs().amax(0)
+    H = hessian(inputs(weight.shape[1]))
     results = {
         "rtn": lambda: rtn(weight, grid),
-        "rtn mse": lambda: rtn(weight, grid, "mse"),
+        "rtn mse": lambda: rtn(weight, grid, fit="mse"),
         "gptq": lambda: gptq(weight, H, grid, act_order=True, fit="mse"),
         "gptq static": lambda: gptq(weight, H, grid, act_order=True, static_groups=True),
-        "quik": lambda: quik(weight, H, absmax, grid, columns=3),
+        "quik": lambda: quik(weight, statistics(inputs(weight.shape[1])), grid, columns=3),
         "hqq": lambda: hqq(weight, grid),
         "spqr": lambda: spqr(weight, H, grid),
     }

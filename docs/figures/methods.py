@@ -11,6 +11,7 @@ from torch import Tensor
 from qlib.grid import Grid, fit_minmax, fit_mse
 from qlib.methods.awq import awq_scale
 from qlib.methods.gptq import gptq_steps, hessian
+from qlib.methods.hessian import statistics
 from qlib.methods.hqq import hqq
 from qlib.methods.omniquant import fake_quant
 from qlib.methods.quik import quik
@@ -41,7 +42,7 @@ def rtn_grids() -> Picture:
         every = torch.arange(grid.qmin, grid.qmax + 1, dtype=weight.dtype)[None]
         zero = 0 if params.zero is None else params.zero.to(weight)
         values = (params.scale * (every - zero))[0].tolist()
-        rounded = rtn(weight, grid, "mse" if fit is fit_mse else "minmax").decode()
+        rounded = rtn(weight, grid, fit="mse" if fit is fit_mse else "minmax").decode()
         error = float((rounded - weight).square().mean().sqrt())
         _grid_row(axis, 60 + 88 * i, label, weight[0].tolist(), values, [int(c) for c in every[0].tolist()])
         picture.text(654, 60 + 88 * i + 22, f"error {error:.3f}", style="bold")
@@ -223,7 +224,7 @@ def quik_columns() -> Picture:
     right.frame(range(0, 9, 2), (0, 0.1, 0.2), "columns in float", "relative error of the outputs at 4 bits")
     curve = []
     for k in range(9):
-        result = quik(weight, hessian(inputs), largest, Grid(bits=4, symmetric=True), columns=k)
+        result = quik(weight, statistics(inputs), Grid(bits=4, symmetric=True), columns=k)
         curve.append((float(k), float((inputs @ result.decode().double().T - exact).norm() / exact.norm())))
     right.curve(curve, ORANGE)
     return picture

@@ -181,8 +181,10 @@ def with_token_note(result: QuantizedWeight, tokens: int) -> QuantizedWeight:
 # --- weights and Hessians
 
 
-def check_layer(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
+def check_layer(weight: Tensor, hessian: Tensor | LayerStats, grid: Grid) -> Tensor:
     """Return the Hessian of a weight [outputs, inputs] as float64, beside the weight and without gradients.
+
+    In place of a Hessian it takes statistics that hold one.
 
     Raises
     ------
@@ -191,6 +193,8 @@ def check_layer(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
         [inputs, inputs] or holds NaN or infinity.
     """
     check_weight_on(weight, grid)
+    if isinstance(hessian, LayerStats):
+        (hessian,) = check_layer_stats(hessian, weight, Needs.HESSIAN, "the method")
     check_hessian(hessian, weight.shape[1])
     return hessian.detach().to(weight.device, torch.float64)
 

@@ -69,7 +69,7 @@ class GPTQStep:
 
 def gptq_steps(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | LayerStats,
     grid: Grid,
     *,
     damping: float = 0.01,
@@ -104,7 +104,7 @@ def gptq_steps(
 
 def gptq_plain(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | LayerStats,
     grid: Grid,
     *,
     damping: float = 0.01,
@@ -129,7 +129,7 @@ def gptq_plain(
 
 def gptq(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | LayerStats,
     grid: Grid,
     *,
     damping: float = 0.01,
@@ -144,8 +144,8 @@ def gptq(
     ----------
     weight : Tensor
         [outputs, inputs], any floating dtype.
-    hessian : Tensor
-        [inputs, inputs], as the function `hessian` returns it for the inputs of this layer.
+    hessian : Tensor or LayerStats
+        [inputs, inputs], as the function `hessian` returns it for the inputs of this layer; or statistics.
     grid : Grid
         Bits, group and symmetry.
     damping : float

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from qlib.errors import QuantError
-from qlib.grid import check_tensor
+from qlib.grid import as_compute_dtype, check_tensor
 from qlib.methods.checks import check_damping, check_hessian
+from qlib.methods.contracts import LayerStats
 
 
 def hessian(inputs: Tensor) -> Tensor:
@@ -36,6 +37,29 @@ def hessian(inputs: Tensor) -> Tensor:
     check_tensor(inputs, "the input", "Pass the inputs of a layer, [..., features].")
     tokens = inputs.reshape(-1, inputs.shape[-1]).double()
     return tokens.T @ tokens
+
+
+def statistics(inputs: Tensor) -> LayerStats:
+    """Return all that a method may want to know of the inputs of one layer.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        X [tokens, inputs], any floating dtype.
+
+    Raises
+    ------
+    QuantError
+        No matrix of finite floats, or no token.
+    """
+    check_tensor(inputs, "inputs", "Pass the inputs of a layer, [tokens, inputs].")
+    if inputs.ndim != 2 or not len(inputs) or not inputs.is_floating_point() or not inputs.isfinite().all():
+        raise QuantError(
+            f"inputs of shape {list(inputs.shape)} in {inputs.dtype} are no matrix [tokens, inputs] of "
+            "finite floats. Pass one row for each token: x.flatten(0, -2)."
+        )
+    X = as_compute_dtype(inputs.detach())
+    return LayerStats(len(X), hessian(X), X.amin(0), X.amax(0), X.double().abs().sum(0))
 
 
 def gram(rows: Tensor) -> Tensor:

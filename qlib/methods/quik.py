@@ -45,8 +45,7 @@ SHARE = 16  # one input in so many stays in float, unless told otherwise: 256 of
 
 def quik(
     weight: Tensor,
-    hessian: Tensor,
-    absmax: Tensor,
+    stats: LayerStats,
     grid: Grid,
     *,
     columns: int | None = None,
@@ -59,10 +58,8 @@ def quik(
     ----------
     weight : Tensor
         [outputs, inputs], any floating dtype.
-    hessian : Tensor
-        [inputs, inputs], the sum of x x^T over the inputs of this layer.
-    absmax : Tensor
-        [inputs], the largest |x| of each input.
+    stats : LayerStats
+        With H, the sum of x x^T over the inputs of this layer, and their range: `statistics(inputs)`.
     grid : Grid
         Bits, group and symmetry of the rounded columns; the paper's weights are symmetric. Groups are formed
         over those columns in the order of the visit, so the result carries their index.
@@ -90,13 +87,15 @@ def quik(
     --------
     The third input is 100 times larger. Its weight stays as it is, and the range is fitted to the others.
 
+    >>> from qlib.methods.hessian import statistics
     >>> weight, inputs = torch.tensor([[1.0, -0.4, 30.0]]), torch.tensor([1.0, 1.0, 100.0]).diag()
-    >>> result = quik(weight, inputs @ inputs, inputs.diagonal(), Grid(bits=2, symmetric=True), columns=1)
+    >>> result = quik(weight, statistics(inputs), Grid(bits=2, symmetric=True), columns=1)
     >>> result.decode().tolist(), result.columns.tolist()
     ([[1.0, 0.0, 30.0]], [2])
     """
     columns, damping = _checked(columns, damping, fit)
-    H = check_layer(weight, hessian, grid)
+    H, absmax = check_layer_stats(stats, weight, Needs.HESSIAN | Needs.RANGE, "QUIK")
+    H = check_layer(weight, H, grid)
     check_absmax(absmax, len(H))
     k = _float_columns(columns, len(H))
     rounded = len(H) - k
@@ -168,8 +167,7 @@ class QUIK:
         QuantError
             The statistics lack the Hessian or the range, and all that `quik` refuses.
         """
-        H, absmax = check_layer_stats(stats, weight, self.needs, "QUIK")
-        result = quik(weight, H, absmax, grid, columns=self.columns, damping=self.damping, fit=self.fit)
+        result = quik(weight, stats, grid, columns=self.columns, damping=self.damping, fit=self.fit)
         return with_token_note(result, stats.tokens)
 
 

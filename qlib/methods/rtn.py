@@ -22,7 +22,7 @@ from qlib.methods.contracts import LayerStats, Needs
 from qlib.quantized_weight import QuantizedWeight
 
 
-def rtn(weight: Tensor, grid: Grid, fit: Fit = "minmax") -> QuantizedWeight:
+def rtn(weight: Tensor, grid: Grid, *, fit: Fit = "minmax") -> QuantizedWeight:
     """Round a weight to the nearest values of its grid.
 
     Parameters
@@ -68,4 +68,4 @@ class RTN:
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         """Round one layer; `stats` is not looked at."""
-        return rtn(weight, grid, self.fit)
+        return rtn(weight, grid, fit=self.fit)

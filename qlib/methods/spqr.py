@@ -49,7 +49,7 @@ from qlib.quantized_weight import QuantizedWeight, SecondLevel
 
 def spqr(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | LayerStats,
     grid: Grid,
     *,
     threshold: float = 0.2,
@@ -64,8 +64,8 @@ def spqr(
     ----------
     weight : Tensor
         [outputs, inputs], any floating dtype.
-    hessian : Tensor
-        [inputs, inputs], the sum of x x^T over the inputs of this layer.
+    hessian : Tensor or LayerStats
+        [inputs, inputs], the sum of x x^T over the inputs of this layer; or statistics that hold it.
     grid : Grid
         Bits and group, asymmetric. The paper's group is 16: `Grid(bits=4, group=16, scale_bits=16)`. Its
         `scale_bits`, 32 or 16, are those of the numbers that scales and zeros were rounded with.

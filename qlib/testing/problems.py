@@ -16,8 +16,8 @@ from qlib.activation import PerToken
 from qlib.block_task import straight_through
 from qlib.grid import Grid
 from qlib.methods.contracts import BlockTask, LayerStats, Needs
+from qlib.methods.hessian import statistics
 from qlib.models.structure import LayerGroup
-from qlib.one_matrix import statistics
 
 ALL = Needs.HESSIAN | Needs.RANGE | Needs.MAGNITUDE
 ROWS, COLUMNS, TOKENS, UTTERANCES = 12, 24, 240, 4

@@ -185,7 +185,11 @@ class TestWhatMustNotMatter:
 
     def test_parameters_leave_no_gradients(self) -> None:
         W, H = torch.nn.Parameter(weights()), hessian(data())
-        for result in (gptq(W, H, Grid(3, 12)), gptq_plain(W, H, Grid(3, 12)), rtn(W, Grid(3, 12), "mse")):
+        for result in (
+            gptq(W, H, Grid(3, 12)),
+            gptq_plain(W, H, Grid(3, 12)),
+            rtn(W, Grid(3, 12), fit="mse"),
+        ):
             assert not result.decode().requires_grad
 
     def test_half_precision_is_computed_in_float32(self) -> None:

@@ -45,7 +45,12 @@ def weights(rows: int = 16, columns: int = COLUMNS, dtype: torch.dtype = torch.f
 
 
 def run(W: Tensor, X: Tensor, grid: Grid, **settings: object) -> QuantizedWeight:
-    return quik(W, hessian(X), X.abs().amax(0), grid, **settings)
+    return quik(W, of(hessian(X), X.abs().amax(0)), grid, **settings)
+
+
+def of(H: Tensor, absmax: Tensor) -> LayerStats:
+    """Statistics with this Hessian and this largest |x| of each input."""
+    return LayerStats(300, H, -absmax, absmax)
 
 
 def loss(W: Tensor, result: QuantizedWeight, X: Tensor) -> float:
@@ -150,7 +155,7 @@ class TestFloatColumns:
         assert expected == (None if columns is None else len(columns))
 
     def test_equal_inputs_are_taken_from_the_right(self) -> None:
-        result = quik(weights(), torch.eye(COLUMNS), torch.ones(COLUMNS), Grid(4), columns=2)
+        result = quik(weights(), of(torch.eye(COLUMNS), torch.ones(COLUMNS)), Grid(4), columns=2)
         assert result.columns.tolist() == [38, 39]
 
     def test_beyond_float16_is_refused(self) -> None:
@@ -207,7 +212,7 @@ class TestWhatMustNotMatter:
 
     def test_scale_of_the_statistics(self) -> None:
         W, X = weights(), data()
-        once, other = (quik(W, c * hessian(X), c * X.abs().amax(0), Grid(3, 12)) for c in (1.0, 3.7))
+        once, other = (quik(W, of(c * hessian(X), c * X.abs().amax(0)), Grid(3, 12)) for c in (1.0, 3.7))
         assert torch.equal(once.codes, other.codes)
 
     def test_arguments_are_left_alone(self) -> None:
@@ -215,7 +220,7 @@ class TestWhatMustNotMatter:
         W.requires_grad_()
         H, absmax = hessian(X), X.abs().amax(0)
         copies = W.detach().clone(), H.clone(), absmax.clone()
-        result = quik(W, H, absmax, Grid(3, 12))
+        result = quik(W, of(H, absmax), Grid(3, 12))
         assert all(torch.equal(a, b) for a, b in zip((W, H, absmax), copies, strict=True))
         assert not result.decode().requires_grad
 
@@ -244,7 +249,7 @@ class TestOddLayers:
         )
 
     def test_nothing_but_dead_inputs(self) -> None:
-        result = quik(weights(), torch.zeros(COLUMNS, COLUMNS), torch.zeros(COLUMNS), Grid(3, 12))
+        result = quik(weights(), of(torch.zeros(COLUMNS, COLUMNS), torch.zeros(COLUMNS)), Grid(3, 12))
         assert (result.decode() == 0).all()
 
     def test_fewer_tokens_than_inputs(self) -> None:
@@ -297,11 +302,11 @@ class TestErrors:
     def test_bad_numbers(self) -> None:
         W, X = weights(), data()
         absmax = X.abs().amax(0)
-        with pytest.raises(QuantError, match=r"absmax of shape \(39,\) for 40 inputs"):
-            quik(W, hessian(X), absmax[1:], Grid(4))
+        with pytest.raises(QuantError, match=r"range of the inputs of shape \(39,\) for 40 inputs"):
+            quik(W, of(hessian(X), absmax[1:]), Grid(4))
         absmax[3] = float("nan")
         with pytest.raises(QuantError, match="1 of 40 inputs reached NaN or infinity"):
-            quik(W, hessian(X), absmax, Grid(4))
+            quik(W, of(hessian(X), absmax), Grid(4))
         W[1, 2] = float("nan")
         with pytest.raises(QuantError, match="row 1, column 2"):
             run(W, X, Grid(4))

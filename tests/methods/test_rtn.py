@@ -28,7 +28,7 @@ def test_range_search_lowers_the_error_of_a_row_with_an_outlier() -> None:
     weight[:, 3] = 6.0
 
     def error(fit: str) -> float:
-        return float((rtn(weight, Grid(2), fit).decode() - weight).square().sum())  # type: ignore[arg-type]
+        return float((rtn(weight, Grid(2), fit=fit).decode() - weight).square().sum())  # type: ignore[arg-type]
 
     assert error("mse") < 0.9 * error("minmax")
 
@@ -38,7 +38,7 @@ def test_class_is_the_function(fit: str) -> None:
     method: WeightMethod = RTN(fit)  # type: ignore[arg-type]
     assert method.needs is Needs.NOTHING
     result = method.quantize_layer(WEIGHT, LayerStats(), Grid(3, 16))
-    expected = rtn(WEIGHT, Grid(3, 16), fit)  # type: ignore[arg-type]
+    expected = rtn(WEIGHT, Grid(3, 16), fit=fit)  # type: ignore[arg-type]
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.scale, expected.scale)
 
