@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from notebooks import PATH
+
 from qlib.models.files import atomic_file
 
 EXAMPLES = Path(__file__).parent
@@ -55,7 +57,7 @@ def page(lessons: list[Output]) -> str:
     links = "\n".join(f'<a href="#{each.stem}">{html.escape(each.title)}</a>' for each in lessons)
     parts = [
         f'<h2 id="{each.stem}">{html.escape(each.title)}</h2>\n'
-        f"<pre>{html.escape(each.header.partition(chr(10))[2].strip())}</pre>\n"
+        f"<pre>{_linked(each.header.partition(chr(10))[2].strip())}</pre>\n"
         f'<img src="{each.stem}.png" alt="{html.escape(each.title)}">\n'
         f"<pre>{html.escape(each.printed.strip())}</pre>"
         for each in lessons
@@ -66,6 +68,11 @@ def page(lessons: list[Output]) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _linked(text: str) -> str:
+    """Return a header with links to the files that it names."""
+    return PATH.sub(r'<a href="../../\1">\1</a>', html.escape(text))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from qlib.models.files import atomic_file
 
 EXAMPLES = Path(__file__).parent
 FOLDER = Path("out") / "notebooks"
+PATH = re.compile(r"(?<![\w/])((?:docs|qlib|draftlib|examples/exercises)/[\w/]+\.(?:md|py))")
 MARK = re.compile(r"\s*# %% ?(.*)")
 SETUP = """# Where the lesson's own modules are, and no options of a command line.
 import sys
@@ -72,8 +73,9 @@ def cells_of(script: str, stem: str) -> list[Cell]:
 
 
 def _as_markdown(text: str) -> str:
-    """Return the rest of a header with its lines "Page: ..." apart, and each in a line of its own."""
-    return re.sub(r"^((?:Papers?|Pages?|Source|Exercises?|Run): )", r"\n\1", text, flags=re.MULTILINE)
+    """Return the rest of a header with its lines "Page: ..." apart, and links to the files that they name."""
+    text = re.sub(r"^((?:Papers?|Pages?|Source|Exercises?|Run): )", r"\n\1", text, flags=re.MULTILINE)
+    return PATH.sub(r"[\1](../../\1)", text)
 
 
 def _split(lines: list[str]) -> Iterator[Cell]:

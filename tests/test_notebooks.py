@@ -86,7 +86,7 @@ def test_the_cells_of_a_small_lesson(examples: dict[str, ModuleType]) -> None:
     )
     cells = examples["notebooks"].cells_of(script, "01_x")
     assert [(cell.kind, cell.text) for cell in cells if not cell.tag] == [
-        ("markdown", "# Lesson 1: x.\n\nLearn.\n\nPage: docs/x.md\n\nRun: y"),
+        ("markdown", "# Lesson 1: x.\n\nLearn.\n\nPage: [docs/x.md](../../docs/x.md)\n\nRun: y"),
         ("code", "import sys"),
         ("markdown", "## 1. One"),
         ("code", "def f() -> int:\n    return 1"),
@@ -139,9 +139,12 @@ def test_notebooks_are_written(
 
 def test_the_page_has_header_table_and_picture(examples: dict[str, ModuleType]) -> None:
     module = examples["lesson_page"]
-    page = module.page([module.Output("01_a", "Lesson 1: a < b.\n\nLearn & run", " x   y\n 1 < 2\n")])
+    page = module.page(
+        [module.Output("01_a", "Lesson 1: a < b.\n\nLearn & run docs/x.md", " x   y\n 1 < 2\n")]
+    )
     assert '<h2 id="01_a">Lesson 1: a &lt; b.</h2>' in page and '<a href="#01_a">' in page
-    assert '<img src="01_a.png"' in page and "Learn &amp; run" in page and "x   y\n 1 &lt; 2</pre>" in page
+    assert 'Learn &amp; run <a href="../../docs/x.md">docs/x.md</a>' in page
+    assert '<img src="01_a.png"' in page and "x   y\n 1 &lt; 2</pre>" in page
 
 
 def test_a_lesson_that_does_not_exist_is_refused(
