@@ -18,7 +18,7 @@ SOLUTIONS = STUBS / "solutions"
 
 def asked_for(markers: str) -> bool:
     """Whether `pytest -m MARKERS` asks for graders: ``ex04``, ``ex04 or ex05``, ``exercises``."""
-    return re.search(r"\bex(\d\d|ercises)\b", markers or "") is not None
+    return re.search(r"(?<!not )\bex(\d\d|ercises)\b", markers or "") is not None
 
 
 def load(number: str, folder: Path | None = None) -> ModuleType:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from grading import SOLUTIONS, STUBS, from_text, grader, load
+from grading import SOLUTIONS, STUBS, asked_for, from_text, grader, load
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = [f"ex{n:02d}" for n in range(1, 17)]
@@ -207,6 +207,15 @@ def test_the_command_of_the_readme(solutions: str, code: int) -> None:
     assert run.returncode == code, run.stdout
     assert ("NotImplementedError" in run.stdout) == (code == 1)
     assert len(re.findall(r"grade_ex04\.py::", run.stdout)) == (6 if code else 0)
+
+
+@pytest.mark.parametrize(
+    ("markers", "expected"),
+    [("ex04", True), ("ex04 or ex05", True), ("exercises", True), ("", False), ("not slow", False),
+     ("not ex04", False), ("example", False)],
+)  # fmt: skip
+def test_what_asks_for_graders(markers: str, expected: bool) -> None:
+    assert asked_for(markers) is expected
 
 
 def test_other_runs_leave_the_graders_out(
