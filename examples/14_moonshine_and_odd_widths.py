@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from drawing import BLUE, GREEN, ORANGE, canvas, save
+from recognizer import SPEECH
 
 import qlib
 from qlib.asr.calibration import speech_batches
@@ -28,7 +28,6 @@ from qlib.models.structure import apply_fold, fold
 from qlib.models.table import align
 from qlib.models.tiny import tiny_moonshine
 
-SPEECH = Path(__file__).parent / "data" / "speech" / "manifest.jsonl"
 GROUPS = (None, 128, 96, 64, 32)
 
 

@@ -19,8 +19,8 @@ LESSONS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
 SHORT = ("01", "19")
 every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 RUN = """
-import json, sys
-cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
+import json, pathlib, sys
+cells = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))["cells"]
 code = [cell for cell in cells if cell["cell_type"] == "code"]
 names = {"__name__": "__main__"}
 for number, cell in enumerate(code):
@@ -68,7 +68,7 @@ def test_a_notebook_has_all_of_its_lesson(examples: dict[str, ModuleType], path:
     assert text[0].startswith(f"# Lesson {int(path.name[:2])}: ")
     assert "Try this" in text[-2] and text[-1].startswith("1. ")
     assert f"{path.stem}.png" in code[-1]
-    assert "def main" not in "".join(code)
+    assert "def main" not in "".join(code) and "__file__" not in "".join(code)  # a cell has no file
     assert len(code) >= 4  # where the modules are, functions, a part of main, the picture
     script = path.read_text(encoding="utf-8").split('"""', 2)[2]
     written = {line.strip() for cell in content["cells"] for line in "".join(cell["source"]).splitlines()}
