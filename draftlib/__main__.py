@@ -30,7 +30,7 @@ GREEN, CYAN, RED, BOLD, RESET = "\x1b[32m", "\x1b[36m", "\x1b[9;31m", "\x1b[1m",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, or 2 after an error on stderr, in one line."""
+    """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
     options = make_parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 decoder.save(options.state)
     except QlibError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

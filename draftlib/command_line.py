@@ -113,6 +113,11 @@ def _adapter(
 
 
 def _text_model(name: str, options: argparse.Namespace) -> TextModel:
+    if (Path(name) / "manifest.json").is_file():
+        raise DraftError(
+            f"{name} is a quantized checkpoint, and this command loads float models. In Python: "
+            f"draftlib.SpeculativeDecoder(qlib.load_quantized({name!r}), qlib.load_model({options.draft!r}))."
+        )
     model = load_model(name, dtype=DTYPES[options.dtype], device=options.device)
     if not isinstance(model, TextModel):
         raise DraftError(
@@ -160,7 +165,7 @@ def _models(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--target", default="smollm2-135m-instruct", help="name or folder (%(default)s)")
     add("--draft", default="drafter-7m", help="name or folder (%(default)s), or none")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", choices=DTYPES, default="float32", help="of both models (%(default)s)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the CPU")
 
@@ -183,11 +188,12 @@ def _drafting(command: argparse.ArgumentParser) -> None:
 
 def _answers(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--max-new-tokens", type=int, default=DEFAULTS["max_new_tokens"], metavar="N")
-    add("--temperature", type=float, default=DEFAULTS["temperature"])
-    add("--top-k", type=int)
-    add("--top-p", type=float)
-    add("--seed", type=int, default=DEFAULTS["seed"])
+    most = "tokens of an answer (%(default)s)"
+    add("--max-new-tokens", type=int, default=DEFAULTS["max_new_tokens"], metavar="N", help=most)
+    add("--temperature", type=float, default=DEFAULTS["temperature"], help="0 is greedy (%(default)s)")
+    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens only")
+    add("--top-p", type=float, metavar="P", help="draw from the fewest tokens of probability P together")
+    add("--seed", type=int, default=DEFAULTS["seed"], help="of the draws (%(default)s)")
     add("--stop", nargs="*", default=(), metavar="TEXT", help="texts that end the answer")
     add("--raw", action="store_true", help="continue the prompt as plain text, without chat template")
     add("--json", action="store_true", help="JSON lines instead of text")

@@ -148,6 +148,11 @@ def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None,
 def _read_values(folder: Path) -> dict[str, Any]:
     """Return `state.json`; raise a DraftError unless it is whole and of this version."""
     path = folder / _VALUES
+    if not path.exists():
+        raise DraftError(
+            f"{folder} holds no state: it has no {_VALUES}. Leave state= out the first time, and keep what "
+            f"was learned by decoder.save({str(folder)!r})."
+        )
     try:
         values = parse_json(path.read_bytes(), path)
     except (OSError, ModelError) as error:

@@ -40,7 +40,7 @@ from qlib.errors import (
     QuantError,
 )
 from qlib.grid import Grid
-from qlib.likelihood import Perplexity, perplexity
+from qlib.likelihood import Perplexity, PerplexityRatio, perplexity, perplexity_ratio
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear
 from qlib.methods import AWQ, GPTQ, HQQ, METHODS, QUIK, RTN, OmniQuant, SmoothQuant, SpQR
 from qlib.methods.hessian import statistics
@@ -76,6 +76,7 @@ __all__ = [
     "PerTensor",
     "PerToken",
     "Perplexity",
+    "PerplexityRatio",
     "Plan",
     "QlibError",
     "QuantError",
@@ -102,6 +103,7 @@ __all__ = [
     "load_model",
     "load_quantized",
     "perplexity",
+    "perplexity_ratio",
     "quantize",
     "quantize_matrix",
     "rare_words",

@@ -1,4 +1,4 @@
-"""Command line: `python -m qlib quantize|transcribe|evaluate|compare|score|cost|explain|benchmark|report|ls`.
+"""Command line: `python -m qlib COMMAND`, with the commands of `COMMANDS` below.
 
 python -m qlib quantize --model whisper-tiny.en --method gptq --calib speech.jsonl --output out/w4
 python -m qlib evaluate --model whisper-tiny.en out/w4 --data test.jsonl --output-path out --log-samples
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -42,6 +42,7 @@ from qlib.checkpoint import folder_bytes
 from qlib.command_line import (
     FLOAT_BITS,
     calibration,
+    check_kind,
     check_models,
     is_quantized,
     load,
@@ -49,17 +50,24 @@ from qlib.command_line import (
     methods,
     output_formats,
     plan,
+    texts,
     utterances,
     with_dashes,
 )
 from qlib.errors import DataError, QuantError, repeated, whole_number
+from qlib.likelihood import perplexity as perplexity_of
+from qlib.likelihood import perplexity_ratio
 from qlib.models.__main__ import exit_code
 from qlib.models.__main__ import table as registered
 from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
 from qlib.models.hub.load import load_model
+from qlib.models.speech import SpeechModel
+from qlib.models.text import TextModel
 from qlib.overview import layers
 from qlib.pipeline import quantize as quantize_model
+
+RECOGNIZERS = "Word error rates are those of recognizers. For a text model: `perplexity`."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,6 +152,7 @@ def evaluate(options: argparse.Namespace) -> None:
         raise DataError("--log-samples writes hypotheses into the folder --output-path. Name one.")
     if options.log_samples and (twice := repeated(map(file_name, options.model))):
         raise DataError(f"--log-samples would write two models to {twice}. Give their folders other names.")
+    check_kind(options.model, SpeechModel, RECOGNIZERS)
     data, rows = data_of(options), list[str]()
     for name in options.model:
         hypotheses = recognized(name, data, options)
@@ -174,6 +183,7 @@ def compare(options: argparse.Namespace) -> None:
     """Compare models, or files of hypotheses, with the first one."""
     names = [options.baseline, *options.other]
     files = [name.endswith(".jsonl") for name in names]
+    check_kind([name for name, file in zip(names, files, strict=True) if not file], SpeechModel, RECOGNIZERS)
     data = [] if all(files) else data_of(options)
     results = [
         score_hypotheses(
@@ -213,6 +223,24 @@ def score(options: argparse.Namespace) -> None:
                 print(result.marked(options.marked))
 
 
+def perplexity(options: argparse.Namespace) -> None:
+    """Measure text models on texts, and compare the first one with all others."""
+    check_kind(options.model, TextModel, "`perplexity` is about text models. For a recognizer: `evaluate`.")
+    data = texts(options.data, options.limit)
+    first = None
+    for name in options.model:
+        model = cast(TextModel, load(name, options))
+        found = perplexity_of(model, data, context=options.context, progress=not options.quiet)
+        first = first or found
+        ratio = perplexity_ratio(first, found)
+        if options.json:
+            row = asdict(found) | {"ratio": asdict(ratio)}
+            print(json.dumps({"name": name, **row}))
+        else:
+            against = "" if found is first else f"\n  against {options.model[0]}: {ratio}"
+            print(f"{name}: {found}{against}")
+
+
 def result_row(name: str, result: WerResult, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
     """Return a result as a JSON object: rates and counts, without the texts."""
     seconds, time = (sum(getattr(each, field) for each in hypotheses) for field in ("duration", "time"))
@@ -248,8 +276,13 @@ def cost(options: argparse.Namespace) -> None:
 
 def explain(options: argparse.Namespace) -> None:
     """Say which part of a quantized model makes its errors."""
+    check_kind(
+        [options.float, options.quantized],
+        SpeechModel,
+        "`explain` is about recognizers. Of a text model, `perplexity` says how much was lost, and "
+        "qlib.sensitivity which layers lose it.",
+    )
     data = data_of(options)  # errors before the models are read
-    check_models([options.float, options.quantized])
     if is_quantized(options.float) or not is_quantized(options.quantized):
         raise QuantError(
             f"explain: {options.float} is to be a float model, and {options.quantized} a folder that "
@@ -337,6 +370,7 @@ COMMANDS: Mapping[str, Any] = {
     "evaluate": evaluate,
     "compare": compare,
     "score": score,
+    "perplexity": perplexity,
     "cost": cost,
     "explain": explain,
     "benchmark": benchmark,

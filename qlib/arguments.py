@@ -22,6 +22,7 @@ from qlib.linear import FakeQuantLinear
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
 
+LISTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")  # suffixes of files that hold many texts or recordings
 OFFERS = ("groups", "stages", "tied", "require_unpacked")  # what is asked of a model
 
 
@@ -65,9 +66,9 @@ def _foreign(model: nn.Module, missing: list[str], what: str) -> str:
     if kind.__module__.startswith("transformers"):
         return start + "Save it by save_pretrained(folder) and pass qlib.load_model(folder)."
     return start + (
-        "Pass what qlib.load_model returns; a model of your own derives from qlib.models.structure.Model and "
-        "lists its groups() and stages(). For single layers: method.quantize_layer(layer.weight, "
-        "stats, grid), then FakeQuantLinear.from_linear."
+        "Pass what qlib.load_model returns. Round any other module layer by layer: "
+        "codes = method.quantize_layer(layer.weight, stats, grid), then "
+        "qlib.FakeQuantLinear.from_linear(layer, codes, grid)."
     )
 
 
@@ -179,6 +180,10 @@ def as_calibration(calib: object, model: Model) -> list[Utterance] | list[str] |
     if calib is None:
         return None
     text = isinstance(model, TextModel)
+    if isinstance(calib, str | Path) and Path(calib).suffix in LISTS:
+        name = repr(str(calib))
+        read = f"Path({name}).read_text().splitlines()" if text else f"qlib.read_manifest({name})"
+        raise DataError(f"calib is the path {name}. Pass what the file holds, as a list: calib={read}.")
     if isinstance(calib, str | bytes | Path | Utterance):
         raise DataError(
             f"calib is {describe(calib)}, one entry and not a list. Put it into a list: calib=[...]. "

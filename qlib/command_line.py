@@ -15,10 +15,10 @@ from qlib.asr.manifest_rows import lines_of, rows_of_json
 from qlib.asr.subtitles import FORMATS
 from qlib.asr.utterance import Utterance
 from qlib.checkpoint import MANIFEST, load_quantized
-from qlib.errors import DataError, QuantError, did_you_mean
+from qlib.errors import DataError, ModelError, QuantError, did_you_mean
 from qlib.grid import Grid
 from qlib.methods import METHODS
-from qlib.models.hub.load import load_model
+from qlib.models.hub.load import build, load_model
 from qlib.models.hub.locate import locate
 from qlib.models.structure import Model
 from qlib.models.text import TextModel
@@ -55,6 +55,20 @@ def check_models(names: Sequence[str]) -> None:
     for name in names:
         if not is_quantized(name):
             locate(name)
+
+
+def check_kind(names: Sequence[str], kind: type[Model], remedy: str) -> None:
+    """Refuse a model that is not of the kind that a command takes, before any of them is read.
+
+    Raises
+    ------
+    ModelError
+        Of the first one that is a text model in place of a recognizer, or the other way round.
+    """
+    for name in names:
+        found = build(Path(name) if is_quantized(name) else locate(name))
+        if not isinstance(found, kind):
+            raise ModelError(f"{name} is a {type(found).__name__}. {remedy}")
 
 
 def is_quantized(name: str) -> bool:
@@ -120,7 +134,7 @@ def calibration(options: argparse.Namespace, model: Model) -> list[Utterance] | 
     return utterances([options.calib], options.calib_limit, "train")
 
 
-def texts(path: Path, limit: int) -> list[str]:
+def texts(path: Path, limit: int | None) -> list[str]:
     """Return the texts of a file: the lines of a text file, or `text` or `prompt` of JSON lines.
 
     Raises
@@ -145,7 +159,9 @@ def texts(path: Path, limit: int) -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m qlib", description="Post-training quantization of speech recognizers and text models."
+        prog="python -m qlib",
+        description="Post-training quantization of speech recognizers and text models.",
+        epilog="Models that are known by name are downloaded by `python -m qlib.models fetch NAME`.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text, fill in (
@@ -154,6 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("evaluate", "word error rate of models on recordings with transcripts", _evaluate),
         ("compare", "two models or two files of hypotheses on the same recordings", _compare),
         ("score", "word error rate of files of hypotheses", _score),
+        ("perplexity", "perplexity of text models; those after the first are compared with it", _perplexity),
         ("cost", "what a run of models moves and computes, and how large they are", _cost),
         ("explain", "why a quantized model makes more errors than the float model", _explain),
         ("benchmark", "run a study: models by methods by schemes, stopped and resumed", _benchmark),
@@ -184,7 +201,7 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="name or folder of a float model")
     add("--output", "--output-dir", type=Path, required=True, help="folder of the checkpoint")
     names = ", ".join(METHODS)
-    add("--method", nargs="+", default=["rtn"], metavar="NAME", help=f"one or a chain: {names}")
+    add("--method", nargs="+", default=["rtn"], metavar="NAME", help=f"one or a chain: {names} (rtn)")
     add("--scheme", default="W4A16", help=f"{GRAMMAR} (%(default)s)")
     add("--symmetric", action="store_true", help="codes on both sides of 0, no zero points")
     add(
@@ -195,7 +212,13 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
     )
     add("--skip", nargs="+", default=[], metavar="PATTERN", help="layers to leave in float")
     add("--calib", metavar="FILE", help="manifest or corpus (its train split), or texts (.txt, .jsonl)")
-    add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
+    add(
+        "--calib-limit",
+        type=int,
+        default=CALIBRATION,
+        metavar="N",
+        help="use so many of them (%(default)s)",
+    )
     add("--work", type=Path, help="folder for finished blocks: a killed run continues from there")
     _machine(parser)
 
@@ -234,6 +257,15 @@ def _score(parser: argparse.ArgumentParser) -> None:
     add("hypotheses", nargs="+", type=Path, help="JSON lines with 'text' and 'pred_text'")
     add("--language", help="of the texts that do not say it (English)")
     add("--marked", type=int, metavar="N", help="show N texts with their errors marked")
+
+
+def _perplexity(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="+", help="names or folders of text models, float or quantized")
+    add("--data", type=Path, required=True, metavar="FILE", help="texts: .txt, one a line, or .jsonl")
+    add("--limit", type=int, metavar="N", help="use at most so many texts")
+    add("--context", type=int, metavar="N", help="tokens of a window (2048)")
+    _machine(parser)
 
 
 def _cost(parser: argparse.ArgumentParser) -> None:

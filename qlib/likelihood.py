@@ -58,6 +58,55 @@ class Perplexity:
         )
 
 
+@dataclass(frozen=True)
+class PerplexityRatio:
+    """How many times as large the perplexity of one model is as that of another, on the same texts."""
+
+    value: float
+    interval: tuple[float, float]  # 95 %, texts drawn for both; if it contains 1, no difference was shown
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.4g} times the perplexity [{low:.4g}, {high:.4g}]"
+
+
+def perplexity_ratio(
+    before: Perplexity, after: Perplexity, *, seed: int = 0, resamples: int = 1000
+) -> PerplexityRatio:
+    """Return the perplexity of `after` over that of `before`, paired over texts.
+
+    Texts that are hard are hard for both models. So the same texts are drawn for both, and the interval is
+    much narrower than those of the two perplexities.
+
+    Parameters
+    ----------
+    before, after : Perplexity
+        Of two models with one tokenizer, on the same texts in the same order.
+    seed, resamples : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    DataError
+        They are no perplexities, or not of the same numbers of tokens in each text, or of windows of
+        different lengths.
+    """
+    for each in (before, after):
+        if not isinstance(each, Perplexity):
+            raise DataError(f"perplexity_ratio: {describe(each)} is no Perplexity. Pass two of perplexity().")
+    if before.text_tokens != after.text_tokens or before.context != after.context:
+        raise DataError(
+            f"perplexity_ratio: {before.tokens} tokens of {before.texts} texts, context {before.context}, "
+            f"and {after.tokens} of {after.texts}, context {after.context}. Measure both models on the same "
+            "texts, with the same tokenizer and context."
+        )
+    resamples = whole_number(resamples, "resamples", DataError, 1)
+    more = np.array(after.text_nll) - np.array(before.text_nll)  # nats of each text
+    drawn = resampled_rates(more, np.array(before.text_tokens), resamples, seed, per=1.0)
+    low, high = percentile_interval(np.exp(drawn))
+    return PerplexityRatio(math.exp(after.nll - before.nll), (low, high))
+
+
 @torch.inference_mode()
 def perplexity(
     model: TextModel,
@@ -144,13 +193,14 @@ def _checked_texts(model: object, texts: object) -> list[object]:
     """Return the texts as a list, once model and list are of the right kind."""
     if not isinstance(model, TextModel):
         kind = describe(model) if isinstance(model, str | None) else f"A {type(model).__name__}"
-        inner = isinstance(getattr(model, "model", None), TextModel)
         remedy = (
-            "Pass its .model."
-            if inner
-            else "Load a text model, for example qlib.load_model('smollm2-135m-instruct'). "
+            "Load a text model, for example qlib.load_model('smollm2-135m-instruct'). "
             "For a recognizer use qlib.evaluate_wer."
         )
+        if isinstance(getattr(model, "model", None), TextModel):
+            remedy = "Pass its .model."
+        elif isinstance(model, str):
+            remedy = f"Load it first: qlib.load_model({model!r})."
         raise ModelError(f"{kind[0].upper()}{kind[1:]} has no perplexity of texts. {remedy}")
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise DataError(

@@ -111,7 +111,7 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
         ------
         QuantError
             This is not a linear layer and a quantized weight, the codes do not have the shape of the layer's
-            weight, or a scale is NaN or infinite.
+            weight, a scale is NaN or infinite, or the activation cannot be called.
         """
         if not isinstance(linear, nn.Linear) or not isinstance(quantized, QuantizedWeight):
             raise QuantError(
@@ -119,6 +119,11 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
                 "method.quantize_layer(linear.weight, stats, grid) returns."
             )
         check_grid(grid)
+        if activation is not None and not callable(activation):
+            raise QuantError(
+                f"activation is {describe(activation)}, which rounds no inputs. Pass qlib.PerToken(bits=8), "
+                "or None to leave them in float."
+            )
         if quantized.codes.shape != linear.weight.shape:
             raise QuantError(
                 f"codes of shape {tuple(quantized.codes.shape)} for a linear layer whose weight is "

@@ -98,6 +98,24 @@ def test_a_text_model_is_calibrated_with_texts(place: Path, tmp_path: Path, caps
     assert "awq + gptq" in capsys.readouterr().out
 
 
+def test_perplexity_compares_text_models(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    folders = [str(place / "text"), str(tmp_path / "w4")]
+    command = ["quantize", "--model", folders[0], "--scheme", "W4A16G8", "--output", folders[1], "--quiet"]
+    assert main(command) == 0
+    capsys.readouterr()
+    data = ["--data", str(place / "texts.txt"), "--quiet"]
+    assert main(["perplexity", *folders, *data, "--json"]) == 0
+    before, after = lines(capsys)
+    texts = (place / "texts.txt").read_text().splitlines()
+    expected = qlib.perplexity(qlib.load_quantized(folders[1]), texts, progress=False)
+    assert (before["name"], after["name"]) == tuple(folders) and before["ratio"]["value"] == 1
+    assert after["value"] == expected.value and after["texts"] == 2
+    assert after["ratio"]["value"] == pytest.approx(after["value"] / before["value"])
+    assert main(["perplexity", *folders, *data, "--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"against {folders[0]}: " in out and "of 1 texts" in out
+
+
 # --- transcribe, evaluate, compare, score
 
 
@@ -401,6 +419,11 @@ def test_ls(place: Path, capsys: Capture) -> None:
         (["score", "{}/list.jsonl"], "'pred_text'"),
         (["transcribe", "{}/texts.txt", "--model", "{}/speech"], "texts.txt"),
         (["transcribe", "{}/noise0.wav", "--model", "{}/text"], "does not transcribe speech"),
+        (["evaluate", "--model", "{}/speech", "{}/text", "--data", "{}/list.jsonl"], "text is a Llama. Word"),
+        (["compare", "{}/speech", "{}/text", "--data", "{}/list.jsonl"], "text is a Llama. Word error"),
+        (["explain", "{}/text", "{}/text", "--data", "{}/texts.txt"], "qlib.sensitivity"),
+        (["perplexity", "{}/speech", "--data", "{}/texts.txt"], "For a recognizer: `evaluate`"),
+        (["perplexity", "{}/text", "--data", "{}/none.txt"], "no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 import qlib
 from qlib.errors import DataError, ModelError
-from qlib.likelihood import perplexity, windows
+from qlib.likelihood import perplexity, perplexity_ratio, windows
 from qlib.models.text import TextModel
 from qlib.models.tiny import tiny_gemma3, tiny_llama, tiny_whisper
 from qlib.models.tokenizer import Tokenizer
@@ -118,6 +118,37 @@ def test_quantized_and_packed_models_are_measured() -> None:
     assert perplexity(model.packed_copy(), TEXTS, progress=False).value == pytest.approx(value, rel=1e-4)
 
 
+def test_the_ratio_of_two_perplexities_is_paired() -> None:
+    model = tiny_llama(seed=1)
+    rounded = qlib.quantize(model, weight=qlib.Grid(3, 8), progress=False).model
+    texts = [f"{text} {other}" for text in TEXTS for other in TEXTS]
+    before, after = (perplexity(each, texts, progress=False) for each in (model, rounded))
+    found = perplexity_ratio(before, after)
+    assert found.value == pytest.approx(after.value / before.value, rel=1e-12)
+    low, high = found.interval
+    assert low <= found.value <= high
+    alone = [each.interval[1] / each.interval[0] for each in (before, after)]
+    assert high / low < min(alone)  # what is hard for both cancels out
+    assert perplexity_ratio(before, before).interval == (1.0, 1.0)
+    assert str(perplexity_ratio(before, before)) == "1 times the perplexity [1, 1]"
+
+
+def test_perplexities_that_cannot_be_compared() -> None:
+    model = tiny_llama(seed=1)
+    before = perplexity(model, TEXTS, progress=False)
+    for other in (
+        perplexity(model, TEXTS[:2], progress=False),
+        perplexity(model, TEXTS[::-1], progress=False),
+        perplexity(model, TEXTS, context=4, progress=False),
+    ):
+        with pytest.raises(DataError, match="on the same texts"):
+            perplexity_ratio(before, other)
+    with pytest.raises(DataError, match="is no Perplexity"):
+        perplexity_ratio(before, 3.0)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="resamples"):
+        perplexity_ratio(before, before, resamples=0)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -138,6 +169,8 @@ def test_models_and_settings_that_are_refused() -> None:
     for model in (tiny_whisper(), None, "smollm2"):
         with pytest.raises(ModelError, match="has no perplexity of texts"):
             perplexity(model, TEXTS)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"Load it first: qlib\.load_model\('smollm2'\)"):
+        perplexity("smollm2", TEXTS)  # type: ignore[arg-type]
     result = qlib.quantize(tiny_llama(), weight=qlib.Grid(8, 8), progress=False)
     with pytest.raises(ModelError, match=r"Pass its \.model"):
         perplexity(result, TEXTS)  # type: ignore[arg-type]

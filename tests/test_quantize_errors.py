@@ -114,7 +114,7 @@ MODELS: list[Case] = [
     (lambda: run(model=nn.Linear(4, 4)), r"single nn\.Linear.*quantize_layer.*FakeQuantLinear\.from_linear"),
     (
         lambda: run(model=nn.Sequential(nn.Linear(4, 4))),
-        r"torch Sequential, which has no groups, stages.*qlib\.load_model.*qlib\.models\.structure\.Model",
+        r"torch Sequential, which has no groups, stages.*qlib\.load_model.*layer by layer.*quantize_layer",
     ),
     (lambda: run(model={"weight": W}), r"a dict of 1 str, not a model.*load_model"),
     (lambda: run(model=W), r"a Tensor \[6, 16\] of float32, not a model"),
@@ -184,7 +184,12 @@ CALIBRATION: list[Case] = [
     (lambda: text(calib="a single text"), r"calib is the str 'a single text', one entry.*calib=\[\.\.\.\]"),
     (lambda: run(calib=UTTERANCE), r"calib is a Utterance, one entry.*Put it into a list"),
     (lambda: run(calib="a.wav"), r"one entry.*qlib\.Utterance\(path, text\), or qlib\.read_manifest"),
-    (lambda: run(calib=Path("list.jsonl")), r"one entry.*qlib\.read_manifest"),
+    (lambda: run(calib=Path("a.wav")), r"one entry.*qlib\.read_manifest"),
+    (
+        lambda: run(calib=Path("list.jsonl")),
+        r"the path.*calib=qlib\.read_manifest\('list\.jsonl'\)",
+    ),
+    (lambda: text(calib="a.txt"), r"calib=Path\('a\.txt'\)\.read_text\(\)\.splitlines\(\)\.$"),
     (lambda: run(calib=[UTTERANCE, 3, None]), r"entry 2 of 3 is the int 3.*of utterances"),
     (lambda: run(calib=[UTTERANCE, Path("a.wav")]), r"entry 2 of 2 is a \w*Path.*qlib\.read_manifest"),
     (lambda: run(calib=["a.wav"]), r"entry 1 of 1 is the str 'a.wav'.*recordings.*qlib\.Utterance"),
@@ -388,6 +393,10 @@ FUNCTIONS: list[Case] = [
     (lambda: qlib.AWQ().clip_layer(W, None, GRID), r"AWQ got None for statistics"),
     (lambda: qlib.SmoothQuant().scale_group([W], H, GRID), r"SmoothQuant got a Tensor"),
     (lambda: qlib.FakeQuantLinear.from_linear(W, rtn(W, GRID), GRID), r"from_linear got a Tensor"),
+    (
+        lambda: qlib.FakeQuantLinear.from_linear(nn.Linear(16, 6), rtn(W, GRID), GRID, 8),  # type: ignore[arg-type]
+        r"activation is the int 8.*PerToken\(bits=8\)",
+    ),
     (
         lambda: qlib.FakeQuantLinear.from_linear(nn.Linear(16, 6), W, GRID),
         r"a Linear and a Tensor.*quantize_layer",

@@ -43,9 +43,10 @@ from qlib.asr.transcribe import as_speech_model, evaluate_wer
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult
 from qlib.calibrate import walk_blocks
-from qlib.errors import QuantError, true_or_false
+from qlib.errors import ModelError, QuantError, describe, true_or_false
 from qlib.models.progress import progress_bar
 from qlib.models.structure import Model
+from qlib.models.text import TextModel
 from qlib.pipeline import Result
 from qlib.request import batches_of
 
@@ -88,6 +89,11 @@ def explain(
     model = as_model(model, "explain")
     other = as_model(quantized.model if isinstance(quantized, Result) else quantized, "explain")
     show = true_or_false(progress, "progress", QuantError, "Pass progress=True or progress=False.")
+    if isinstance(model, TextModel):
+        raise ModelError(
+            f"explain: {describe(model)} is a text model, and an explanation is about word errors. "
+            "qlib.perplexity_ratio says how much was lost, qlib.sensitivity which layers lose it."
+        )
     as_speech_model(model)
     models = pair(model, other)
     models = replace(models, quantized=shared_copy(other))  # its static ranges count what they round

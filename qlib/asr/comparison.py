@@ -99,7 +99,7 @@ def _paired(baseline: Measured, other: Measured) -> tuple[ClipCounts, ClipCounts
         if not isinstance(each, Measured):
             raise DataError(
                 f"compare: {describe(each)} is no WerResult. Pass those of evaluate_wer or score, "
-                "or two of rare_words or invented_text."
+                "or two of rare_words or invented_text. Two of perplexity: qlib.perplexity_ratio."
             )
     if type(baseline) is not type(other):
         raise DataError(

@@ -190,6 +190,8 @@ def as_speech_model(model: object) -> tuple[SpeechModel, Tokenizer]:
         remedy = "Load a Whisper or Moonshine checkpoint, for example qlib.load_model('whisper-tiny.en')."
         if isinstance(getattr(model, "model", None), SpeechModel):
             remedy = "Pass its .model."
+        elif isinstance(model, str):
+            remedy = f"Load it first: qlib.load_model({model!r})."
         raise ModelError(f"{kind[0].upper()}{kind[1:]} does not transcribe speech. {remedy}")
     return model, need_tokenizer(model.tokenizer)
 

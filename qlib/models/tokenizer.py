@@ -188,5 +188,9 @@ def _from_json(text: str, named: Mapping[str, str]) -> Tokenizer:
 def need_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
     """Return the tokenizer of a model; that it has none is a ModelError."""
     if tokenizer is None:
-        raise ModelError("The model has no tokenizer: its folder lacks tokenizer.json. Copy it there.")
+        raise ModelError(
+            "The model has no tokenizer: its folder lacks tokenizer.json. Copy the one of the checkpoint "
+            "that it was trained from. From vocab.json and merges.txt, transformers makes it: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+        )
     return tokenizer

@@ -24,7 +24,7 @@ from qlib.analysis.passes import first_visit, last_hidden, mean_kl, replaced, sh
 from qlib.asr.wer import score
 from qlib.methods.rtn import rtn
 from qlib.models.structure import Model
-from qlib.models.tiny import tiny_moonshine, tiny_whisper
+from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
 from qlib.request import batches_of
 
 FINE, COARSE = qlib.Grid(8, 8), qlib.Grid(2)
@@ -256,6 +256,8 @@ def test_what_is_not_quantized_or_given_the_wrong_way_round(clips: list[qlib.Utt
         qlib.explain(result.model, model, clips)
     with pytest.raises(qlib.ModelError, match="packed"):
         qlib.explain(tiny_whisper(frames=100).pack(), result, clips)
+    with pytest.raises(qlib.ModelError, match=r"a Llama is a text model.*qlib\.sensitivity"):
+        qlib.explain(tiny_llama(), result, clips)
 
 
 def test_clips_without_transcripts(clips: list[qlib.Utterance]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import qlib
 from draftlib import (
     AcceptanceHead,
     Confidence,
@@ -62,7 +63,7 @@ def test_what_was_learned_is_kept(
         arguments = ["--state", str(state), "--source", "answers", "--length", "2", *learn, *folders]
         assert main(["generate", "a tea", "--max-new-tokens", "8", *arguments]) == 0
         assert (state / "state.json").is_file()
-    assert main(["generate", "a tea", "--source", "wrong", *folders]) == 2
+    assert main(["generate", "a tea", "--source", "wrong", *folders]) == 1
     assert "There is no source 'wrong'" in capsys.readouterr().err
 
 
@@ -136,7 +137,7 @@ def test_a_bad_line_does_not_lose_what_was_learned(folders: list[str], tmp_path:
     prompts, state = tmp_path / "prompts.jsonl", tmp_path / "state"
     prompts.write_text('{"prompt": "a tea"}\nno prompt\n')
     arguments = ["--prompts", str(prompts), "--state", str(state), "--learn", "--max-new-tokens", "8"]
-    assert main(["bench", *arguments, *folders]) == 2
+    assert main(["bench", *arguments, *folders]) == 1
     assert (state / "state.json").is_file()
 
 
@@ -195,7 +196,7 @@ def test_a_cache_is_kept(folders: list[str], tmp_path: Path, capsys: pytest.Capt
         assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 0
         assert (cache / "ngrams.json").is_file()
     (cache / "ngrams.json").write_text("{")
-    assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 2
+    assert main(["generate", "a tea", "--cache", str(cache), *folders]) == 1
     assert "Save it again" in capsys.readouterr().err
 
 
@@ -222,11 +223,15 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
         (["bench", "--prompts", str(empty)], "no prompts"),
         (["bench", "--prompts", str(odd)], "field 'prompt'"),
     ]:
-        assert main([arguments[0], *folders, *arguments[1:]]) == 2
+        assert main([arguments[0], *folders, *arguments[1:]]) == 1
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and "Traceback" not in error
-    assert main(["generate", "a", *folders, "--draft", speech]) == 2
+    assert main(["generate", "a", *folders, "--draft", speech]) == 1
     assert "Moonshine, which does not continue text" in capsys.readouterr().err
+    result = qlib.quantize(tiny_llama(), weight=qlib.Grid(4, 8), progress=False)
+    quantized = str(result.save(tmp_path / "w4"))
+    assert main(["generate", "a", *folders, "--target", quantized]) == 1
+    assert f"qlib.load_quantized('{quantized}')" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["write"])
     assert "invalid choice" in capsys.readouterr().err

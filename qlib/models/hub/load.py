@@ -99,7 +99,10 @@ def build(folder: Path) -> Model:
 def _refuse_quantized(folder: Path) -> None:
     """Raise a ModelError for a folder whose weights are codes, which says of which kind."""
     if _is_own_manifest(folder / "manifest.json"):
-        raise ModelError(f"{folder} is a quantized checkpoint of this library. Use qlib.load_quantized.")
+        raise ModelError(
+            f"{folder} is a quantized checkpoint of this library. Use qlib.load_quantized to run it; to "
+            "quantize, begin with the float model."
+        )
     if not (folder / "config.json").is_file():
         return
     config = read_json(folder / "config.json")

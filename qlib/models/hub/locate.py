@@ -80,7 +80,9 @@ def _about_unknown(name: str) -> str:
     message = f"{name!r} is neither a folder nor a registered model. "
     message += f"Registered: {list_names(registry.ENTRIES, 20)}."
     message += did_you_mean(name.rstrip("/").rpartition("/")[2].lower(), registry.ENTRIES)
-    if "/" in name and not Path(name).is_absolute():
+    if name.startswith(("~", ".")) or Path(name).is_absolute():
+        message += f" There is no folder {Path(name).expanduser().absolute()}."
+    elif "/" in name:
         message += (
             " Names of a model hub are not looked up: download the checkpoint, and pass its folder "
             f"(relative paths begin in {Path.cwd()})."

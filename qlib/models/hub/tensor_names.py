@@ -137,6 +137,11 @@ def hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     missing, unexpected = set(missing), sorted(unexpected)[:100]
     if any(name.endswith(_CODES) for name in unexpected):
         return "Some names are those of a quantizer's codes and scales. " + FLOAT_NEEDED
+    if any(".lora_" in name or ".base_layer." in name for name in unexpected):
+        return (
+            "Some names are those of an adapter (LoRA): merge it into its base model (merge_and_unload() of "
+            "peft), and save the result."
+        )
     for name in unexpected:
         for own in missing:
             if name.endswith("." + own):
@@ -147,7 +152,7 @@ def hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
             'config.json says "tie_word_embeddings": false, and the file has no head: is it a base model '
             "saved alone? Save the whole one (AutoModelForCausalLM)."
         )
-    return "Check that the two files belong together, and download the checkpoint again."
+    return "Check that the two files belong together, and copy or download the checkpoint again."
 
 
 def to_dtype(value: torch.Tensor, dtype: torch.dtype, stored: StoredTensor) -> torch.Tensor:

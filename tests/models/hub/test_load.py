@@ -70,9 +70,10 @@ def test_a_saved_copy_of_the_tied_head_is_accepted(folder: Path) -> None:
     [
         ({"model.encoder.conv1.bias": None}, r"1 missing: model\.encoder\.conv1\.bias"),
         ({"model.extra": torch.zeros(1)}, r"1 unexpected: model\.extra"),
+        ({"model.q_proj.lora_A.weight": torch.zeros(1)}, r"1 unexpected: .*lora_A.*merge_and_unload"),
         ({"model.encoder.conv1.bias": torch.zeros(3)}, r"model\.encoder\.conv1\.bias is \[3\], not \[16\]"),
     ],
-    ids=["missing", "unexpected", "misshapen"],
+    ids=["missing", "unexpected", "adapter", "misshapen"],
 )
 def test_wrong_tensors_are_named(folder: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
     edit(folder, change)

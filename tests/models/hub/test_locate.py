@@ -89,6 +89,7 @@ def test_a_foreign_manifest_does_not_matter(tmp_path: Path) -> None:
         ),
         ("models/mine", r"relative paths begin in /"),
         ("/no/such/folder", "'/no/such/folder' is neither a folder nor a registered model"),
+        ("~/no/such", r"There is no folder /.*/no/such\.$"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
