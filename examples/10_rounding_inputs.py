@@ -26,6 +26,7 @@ from qlib.models.table import align
 
 TOKENS, WIDTH = 1000, 64
 LARGE = 100  # one token in so many is 30 times as large
+WIDTHS = range(2, 9)
 
 
 # %% What is computed
@@ -84,16 +85,18 @@ def main() -> None:
         found = (float(errors[name][small].mean()), float(errors[name][~small].mean()), louder)
         rows.append((name, *(f"{100 * each:.2f}" for each in found), outside))
     print(f"8 bits; mean relative error of a token\n\n{align(rows)}")
+    print("\nlouder: all tokens of a recording three times as loud; of it outside: the share of its values that")
+    print("exceed the calibrated range and are cut off.")
 
     # %% 3. How many bits a range of its own is worth
     lines: dict[str, list[float]] = {name: [] for name in errors}
-    for bits in range(4, 9):
+    for bits in WIDTHS:
         for name, rounding in roundings(bits, seen).items():
             lines[name].append(float(relative(rounding(unseen), unseen)[small].mean()))
-    worth = next(bits for bits, error in zip(range(4, 9), lines["each token"], strict=True)
+    worth = next(bits for bits, error in zip(WIDTHS, lines["each token"], strict=True)
                  if error < lines["each call"][-1])  # fmt: skip
     print(f"\n{worth} bits for each token do what 8 bits for each call do to the small tokens.")
-    draw_roundings(unseen.norm(dim=1), {name: errors[name] for name in list(errors)[:2]}, lines)
+    draw_roundings(unseen.norm(dim=1), {name: errors[name] for name in list(errors)[:2]}, WIDTHS, lines)
 
 
 # %% Try this: predict first, then run

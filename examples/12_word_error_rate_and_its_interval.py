@@ -31,7 +31,8 @@ WRITTEN = "the cat sat on a mat and dog sat down on the rug"
 def errors_of_two(clips: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return words, and errors of two systems, of each clip; some clips are far harder than others.
 
-    The second system makes the errors of the first, but for a tenth of them, and one more in 60 words.
+    The second system makes the errors of the first but for a tenth of them, about as many others in their
+    place, and one more in 60 words.
     """
     generator = np.random.default_rng(seed)
     words = generator.integers(5, 40, clips)
@@ -81,7 +82,7 @@ def main() -> None:
     )
     print(f"{CLIPS} clips\n\n{align(rows)}")
 
-    # %% 4. The library's own: texts in, an interval and a verdict out
+    # %% 4. The library's own: texts in, an interval and a verdict out (other draws: the last digits differ)
     texts = [" ".join(f"w{i}" for i in range(count)) for count in words]
     systems = [
         [" ".join(["x"] * wrong + text.split()[wrong:]) for wrong, text in zip(errors, texts, strict=True)]

@@ -5,7 +5,7 @@ What you will learn
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
 - Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
 
-Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608). Page: docs/models.md#what-a-method-knows
+Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608). Page: docs/models.md
 Source: qlib/grid.py, qlib/models/moonshine_structure.py
 Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)

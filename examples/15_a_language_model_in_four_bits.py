@@ -42,7 +42,7 @@ def load() -> tuple[Any, bool]:
     except qlib.ModelError:
         print("smollm2-135m-instruct is not here (python -m qlib.models fetch smollm2-135m-instruct).")
         print("Instead: drafter-7m, of this repository. No input of it has more than a third of the energy:")
-        print("there HQQ is better than RTN.\n")
+        print("there HQQ at 3 bits is better than RTN.\n")
         return qlib.load_model("drafter-7m"), False
 
 

@@ -79,21 +79,21 @@ def main() -> None:
         parts[f"{name}, {grid.scale_bits}-bit scale"] = found
     print(f"\nbits per weight\n\n{align(rows)}")
 
-    # %% 3. Equal bits: methods that store more than codes
+    # %% 3. About five bits each: methods that store more than codes
     inputs = torch.randn(2000, COLUMNS, generator=torch.Generator().manual_seed(1))
     rows = [("method and grid", "bits per weight", "error %")]
     found_by = {
-        "RTN, Grid(4, 64)": (Grid(4, 64), rtn(weight, Grid(4, 64))),
+        "RTN, Grid(4, 32)": (Grid(4, 32), rtn(weight, Grid(4, 32))),
         "HQQ, Grid(4, 64)": (Grid(4, 64), hqq(weight, Grid(4, 64))),
         "RTN, Grid(5)": (Grid(5), rtn(weight, Grid(5))),
-        "SpQR, Grid(3, 16)": (
-            Grid(3, 16), spqr(weight, hessian(inputs), Grid(3, 16), threshold=0.5)
+        "SpQR, Grid(4, 16)": (
+            Grid(4, 16), spqr(weight, hessian(inputs), Grid(4, 16), threshold=0.1)
         ),
     }  # fmt: skip
     for name, (grid, quantized) in found_by.items():
         size = quantized.bits(grid) / weight.numel()
         rows.append((name, f"{size:.2f}", f"{100 * error(weight, quantized):.2f}"))
-    print(f"\n{align(rows)}")
+    print(f"\nabout five bits per weight; the error is that of the weights\n\n{align(rows)}")
 
     # %% 4. Short scales pay for small groups
     curves = {}
@@ -109,7 +109,7 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. HQQ's zero points are no whole numbers. How many bits per weight do they cost at groups of 64, at 16?
 # 2. Pack nine codes of 3 bits: how many bytes? And how many of 8 bits?
-# 3. A kept weight takes 32 bits for its value and 8 to 32 for its place. How many of 1000 cost 0.1 bits?
+# 3. A kept weight takes 16 bits for its value and 8 or 16 for its place. How many of 1000 cost 0.1 bits each?
 
 if __name__ == "__main__":
     main()

@@ -64,7 +64,9 @@ def main() -> None:
     )
     model, calib, test, real = chosen_recognizer()
     found = qlib.sensitivity(model, GRIDS, calib[:6], measure="fisher", progress=False)
-    print(f"\nthe layers that hurt most at 3 bits\n\n{found.table(found.worst(GRIDS[1]))}")
+    rows = [("layer", *(f"w{grid.bits}" for grid in GRIDS))]
+    rows += [(name, *(f"{found.losses[name][grid]:.2g}" for grid in GRIDS)) for name in found.worst(GRIDS[1])]
+    print(f"\nthe layers that hurt most at 3 bits, each rounded alone: {found.unit}\n\n{align(rows)}")
     batches = speech_batches(model, test[:8])
     reference = logprobs(model, batches)
 
@@ -81,7 +83,10 @@ def main() -> None:
         counts = [sum(each.grid == chosen for each in plan.layers) for chosen in (GRIDS[0], GRIDS[-1])]
         rows.append((f"{bits:.2f}", f"{uniform:.4f}", f"{planned:.4f}", *map(str, counts)))
         curves.append((bits, uniform, planned_bits, planned))
-    print(f"\n{len(test[:8])} other recordings, rounded to nearest\n\n{align(rows)}")
+    print(f"\n{len(test[:8])} other recordings, rounded to nearest; KL in nats per token\n\n{align(rows)}")
+    if not real:
+        print("\nThe miniature's weights are random and few: a plan gains little there, and may lose. "
+              "See --model.")  # fmt: skip
 
     # %% 5. The same in a picture
     figure = canvas(7, 4)

@@ -11,7 +11,9 @@ from torch import Tensor
 COLORS = (BLUE, GREY, ORANGE, GREEN, PURPLE, RED, INK, "#0e7490")
 
 
-def draw_roundings(sizes: Tensor, errors: Mapping[str, Tensor], bits: Mapping[str, Sequence[float]]) -> None:
+def draw_roundings(
+    sizes: Tensor, errors: Mapping[str, Tensor], widths: Sequence[int], bits: Mapping[str, Sequence[float]]
+) -> None:
     """Draw the error of each token over its size, and the mean error over bits, a line for each rounding."""
     figure = canvas(11, 4)
     left, right = figure.subplots(1, 2)
@@ -21,7 +23,7 @@ def draw_roundings(sizes: Tensor, errors: Mapping[str, Tensor], bits: Mapping[st
              ylabel="relative error of the token", xscale="log", yscale="log")  # fmt: skip
     left.legend()
     for (name, line), color in zip(bits.items(), COLORS, strict=False):
-        right.plot(range(4, 4 + len(line)), line, "o-", color=color, label=name)
+        right.plot(widths, line, "o-", color=color, label=name)
     right.set(title="A range of its own is worth some bits", xlabel="bits of an input",
               ylabel="mean error of the small tokens", yscale="log")  # fmt: skip
     right.legend()
