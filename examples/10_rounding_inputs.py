@@ -85,8 +85,8 @@ def main() -> None:
         found = (float(errors[name][small].mean()), float(errors[name][~small].mean()), louder)
         rows.append((name, *(f"{100 * each:.2f}" for each in found), outside))
     print(f"8 bits; mean relative error of a token\n\n{align(rows)}")
-    print("\nlouder: all tokens of a recording three times as loud; of it outside: the share of its values that")
-    print("exceed the calibrated range and are cut off.")
+    print("\nlouder: all tokens of a recording three times as loud; of it outside: the share of its values")
+    print("that exceed the calibrated range and are cut off.")
 
     # %% 3. How many bits a range of its own is worth
     lines: dict[str, list[float]] = {name: [] for name in errors}

@@ -106,7 +106,8 @@ def main() -> None:
     axes.plot(*zip(*(points[i] for i in best), strict=True), "--", color=GREY)
     for i, (name, (size, loss)) in enumerate(zip(models, points, strict=True)):
         axes.plot(size, loss, "o", color=BLUE if i in best else ORANGE)
-        axes.annotate(name, (size, loss), xytext=(4, 5 - 17 * (i % 2)), textcoords="offset points", fontsize=8)
+        place = (4, 5 - 17 * (i % 2))  # by turns above and below: neighbours are near each other
+        axes.annotate(name, (size, loss), xytext=place, textcoords="offset points", fontsize=8)
     title = "Half of the file is the token table" if real else "A miniature: how it is measured"
     axes.set(title=title, xlabel="megabytes of the file", ylabel=name_of_loss)
     save(figure, "18_what_a_byte_buys")
