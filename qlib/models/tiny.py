@@ -221,8 +221,9 @@ def randomize(model: nn.Module, seed: int) -> None:
     model.requires_grad_(False)
 
 
-def write_folder(model: Model, folder: Path) -> Path:
+def write_folder(model: Model, folder: str | Path) -> Path:
     """Write a model as a folder in Hugging Face layout and return the folder; other files in it stay."""
+    folder = Path(folder)
     with atomic_folder(folder, lambda _: FILES) as fresh:
         model.save_description(fresh)
         state = {
