@@ -128,7 +128,7 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. A weight of -3.0 more: which of the nine values change their codes, and how large is a step then?
+# 1. Add a weight of -3.0 at the end: which of the nine weights change their codes, and how large is a step?
 # 2. 3 bits: how many times smaller is the step than with 2, and why not exactly half?
 # 3. Take 2.0 out: what do symmetric and asymmetric differ by now?
 

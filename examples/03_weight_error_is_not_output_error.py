@@ -4,7 +4,8 @@ What you will learn
 - a layer is judged by its outputs X W^T, and the squared error there is d H d^T for each row, with
   d = W - W^ and H = X^T X: an error counts by the direction it points in;
 - real inputs repeat one another, so most directions hardly count, and a few count for everything;
-- GPTQ makes a *larger* error in the weights than rounding to nearest, and a smaller one in the outputs.
+- GPTQ (how it works is lesson 4) makes a *larger* error in the weights than rounding to nearest, and a
+  smaller one in the outputs.
 
 Paper: GPTQ (Frantar et al. 2022, arXiv 2210.17323), equation 1. Page: docs/methods/gptq.md
 Source: qlib/methods/hessian.py, output_error.py    Exercise: examples/exercises/ex03_output_error_from_h.py

@@ -130,6 +130,7 @@ def main() -> None:
     # %% 2. The output error after each column, in three ways
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    # static_groups: scales are fitted before the first column is rounded, to the weights as they are.
     left_to_right, states = errors_of_gptq(weight, tokens, act_order=False)
     largest_first, _ = errors_of_gptq(weight, tokens, act_order=True, static_groups=True)
     curves = {"nearest": errors_of_rtn(weight, tokens), "GPTQ, left to right": left_to_right,

@@ -48,8 +48,9 @@ def ladder(weight: Tensor, grid: Grid, size: float) -> list[float]:
     tokens, unseen = inputs(size), inputs(size, 1)
     H = hessian(tokens)
     scale, _ = awq_scale([weight], H, tokens.abs().mean(0), grid)
-    wide = scale.double()
-    both = awq_clip(weight * scale, H / wide / wide[:, None], grid)
+    s = scale.double()
+    H_scaled = H / s / s[:, None]  # what the scaled weight reads is x / s: sum of (x / s)(x / s)^T
+    both = awq_clip(weight * scale, H_scaled, grid)
     return [
         error(weight, rtn(weight, grid).decode(), unseen),
         error(weight, rtn(awq_clip(weight, H, grid), grid).decode(), unseen),

@@ -4,8 +4,8 @@ A few inputs are much larger than the rest. They become smaller, and their weigh
 
     s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)        W x = (W s) (x / s)
 
-x comes from a norm, x = g n + b, which can divide by s once and for all: its gain g and its bias b. An input
-that is always 0 (max|x_j| = 0) keeps s_j = 1.
+x comes from a norm, x = g n + b, with a vector n of one size, a gain g and a bias b for each input. The norm
+can divide by s once and for all. An input that is always 0 (max|x_j| = 0) keeps s_j = 1.
 
 Lesson: examples/06_outliers_and_smoothquant.py    Page: docs/methods/smoothquant.md    Grade: pytest -m ex07
 """
