@@ -163,7 +163,8 @@ def main_cause(
     if invented >= MOST * errors:
         clip = made_up[0]
         kind = f"a loop ({clip.loop})" if clip.loop else "invented text"
-        more = f" and {len(made_up) - 1} more clips" if len(made_up) > 1 else ""
+        others = len(made_up) - 1
+        more = f" and {others} more clip{'s' * (others > 1)}" if others else ""
         sentence += f"; it shows as {kind} in clip {clip.utterance}{more}"
     return f"{sentence}."
 

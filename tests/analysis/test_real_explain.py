@@ -75,3 +75,12 @@ def test_a_static_range_that_is_too_narrow(model: Whisper, clips: list[qlib.Utte
     found = qlib.explain(model, result, clips, progress=False)
     assert f"static input ranges that are too narrow: {layer} cuts off" in found.cause
     assert found.restored[0].layers == (layer,)
+
+
+def test_a_clip_that_loops(model: Whisper, speech_folder: Path) -> None:
+    listed = qlib.read_manifest(speech_folder / "manifest.jsonl")
+    (clip,) = (clip for clip in listed if clip.id == "prompt-vm-nonumber")
+    result = qlib.quantize(model, weight=qlib.Grid(2, 64), skip=["encoder", "layers.3"], progress=False)
+    found = qlib.explain(model, result, [clip], progress=False)
+    assert "it shows as a loop" in found.cause and found.cause.endswith("in clip prompt-vm-nonumber.")
+    assert found.cause.startswith("Main cause: the weights of the decoder")
