@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from draftlib.drafting.costs import Costs
 from draftlib.drafting.guess import LONGEST, Guess, Rates, Source
 from draftlib.drafting.length import Length
+from draftlib.open_answers import of_answer
 
 if TYPE_CHECKING:
     from draftlib.round import Round
@@ -155,7 +156,7 @@ class Choice:
             seconds += len(round.draft.tokens) * (self.costs.step or 0.0)
             self._drafter.add(len(round.tokens), seconds)
             self._since_draft = 0
-        account = self._accounts.setdefault(round.answer, Account())
+        account = of_answer(self._accounts, round.answer, Account)
         account.spent += seconds
         account.alone += len(round.tokens) * self.costs.round(0)
         if round.ended:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftlib.drafting.guess import LONGEST, Guess, Source, token_ids
+from draftlib.open_answers import of_answer
 from draftlib.state import State
 from qlib.errors import DraftError
 
@@ -124,7 +125,7 @@ class AnswerLookup(Source):
     def learn(self, round: Round) -> None:
         """Keep what the target writes; an answer is looked up once it has ended."""
         # The last tokens of the prompt go with it, so that also the beginning of an answer is found.
-        answer = self._answers.setdefault(round.answer, list(round.context[-2:]))
+        answer = of_answer(self._answers, round.answer, lambda: list(round.context[-2:]))
         answer += round.tokens
         if not round.ended:
             return

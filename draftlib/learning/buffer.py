@@ -21,6 +21,7 @@ from torch import Tensor
 from draftlib.learning.alignment import align
 from draftlib.learning.distill import TopK, compress
 from draftlib.learning.spelled import Spell, spelled_positions, speller_of
+from draftlib.open_answers import of_answer
 from draftlib.round import Round
 from draftlib.vocabulary.mapping import VocabularyMap
 
@@ -160,7 +161,7 @@ class Buffer:
         """Take what a round has verified."""
         if not round.spelled:
             return
-        writing = self._writing.setdefault(round.answer, Writing())
+        writing = of_answer(self._writing, round.answer, Writing)
         writing.tokens += round.tokens
         writing.rows.append(compress(round.rows[: len(round.tokens)], KEPT))
         full = len(writing.tokens) >= self._update_tokens
