@@ -17,11 +17,12 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,22 @@ def _executor(workers: int, scheduler: str | None) -> Iterator[Executor]:
 
 
 def _pool(workers: int) -> AbstractContextManager[Executor]:
+    if workers == 1:
+        return _Here()
     # "spawn": a process that PyTorch has computed in must not be forked.
-    return _Here() if workers == 1 else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_the_study)
+
+
+def _end_with_the_study() -> None:
+    """Let a worker end when the study is killed: else it goes on, and the next call finds its cell locked."""
+    study = parent_process()
+    assert study is not None
+
+    def wait() -> None:
+        study.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _results(pool: Executor, tasks: dict[Cell, Task]) -> Iterator[tuple[Cell, dict[str, Any] | str]]:

@@ -262,6 +262,32 @@ sys.exit(main(["benchmark", sys.argv[1], "--output", sys.argv[2], "--workers", s
 """
 
 
+KILLED = """
+import os, signal, sys, time
+from qlib.benchmark.runner import _pool
+if __name__ == "__main__":
+    with _pool(2) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no such signal")
+def test_workers_end_with_a_killed_study(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    process = subprocess.run([sys.executable, "killed.py"], cwd=tmp_path, capture_output=True, timeout=120)
+    worker, until = int(process.stdout), time.monotonic() + 60
+    assert process.returncode == -signal.SIGKILL
+    while time.monotonic() < until:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {worker} goes on")
+
+
 def toml(place: Path) -> Path:
     path = place / "study.toml"
     path.write_text(
