@@ -78,8 +78,8 @@ def print_tables(columns: dict[str, list[float]], single: dict[int, Any]) -> Non
     print(f"{'columns kept':22}" + "".join(f"{count:8d}" for count in KEPT))
     for name, errors in columns.items():
         print(f"{name:22}" + "".join(f"{100 * error:8.3f}" for error in errors))
-    print("\nSpQR, by threshold: a weight stays in float if its error costs more than this share of what it costs")
-    print("on average to replace a weight by the mean of its column\n")
+    print("\nSpQR, by threshold: a weight stays in float if its error costs more than this share of what it")
+    print("costs on average to replace a weight by the mean of its column\n")
     print(f"{'threshold':26}" + "".join(f"{threshold:>8}" for threshold in THRESHOLDS))
     for bits, found in single.items():
         kept = [0 if result.outliers is None else len(result.outliers) for _, _, result in found]

@@ -118,6 +118,9 @@ def main() -> None:
     rows = [("GPTQ, calibrated", f"{GRID}"), *((name, f"{each:.2f}") for name, each in errors.items())]
     print(f"\nerror of the logits on other recordings, in % of their size\n\n{align(rows)}")
 
+    if not real:
+        print("\nThe miniature's weights are random, and so is the order of the four ways: see --model.")
+
     # %% 6. The first way is what `qlib.quantize` does
     result = qlib.quantize(model, METHOD, weight=GRID, calib=calib, progress=False)
     same = torch.equal(logits(result.model, others), found["in order"])
