@@ -64,7 +64,9 @@ def read_manifest(
     root = path.parent if audio_root is None else _path(audio_root, "read_manifest", "audio_root")
     readers = {".jsonl": rows_of_json, ".json": rows_of_json, ".csv": rows_of_csv, ".tsv": rows_of_tsv}
     if path.is_dir():
-        raise DataError(f"{path}: a folder, not a manifest. Name the file in it, or use read_librispeech.")
+        raise DataError(f"{path}: a folder, not a manifest. Name the file in it, or use read_corpus.")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file. Check the path.")
     if path.suffix.lower() not in readers:
         raise DataError(
             f"{path}: {path.suffix or 'no ending'} is not a manifest. Use .jsonl, .json, .csv or .tsv."

@@ -412,7 +412,7 @@ def test_shards_that_are_missing_are_counted(board: Path) -> None:
         ("ami", {"split": 3}, r"split is the int 3"),
         ("ami", {"limit": 0}, r"limit=0 is not 1 or more"),
         ("ami", {"limit": "5"}, r"limit is the str '5'"),
-        ("gone", {}, r"gone: no ending is not a manifest"),
+        ("gone", {}, r"gone: there is no such file"),
         ("gone.parquet", {}, r"gone\.parquet: cannot be read as parquet"),
         ("empty", {}, r"empty: no corpus in it\. Looked for \*\.parquet, metadata\.csv"),
     ],

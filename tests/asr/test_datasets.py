@@ -148,6 +148,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["list.parquet", "list"])
 def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
     with pytest.raises(DataError, match=r"is not a manifest. Use \.jsonl, \.json, \.csv or \.tsv"):
         read_manifest(tmp_path / name)
 
@@ -341,7 +342,7 @@ def test_an_utterance_needs_a_path_only() -> None:
         ("list.jsonl", {"limit": "5"}, "limit is the str '5', not a whole number"),
         ("list.jsonl", {"limit": 2.0}, "limit is the float 2.0"),
         ("list.jsonl", {"audio_root": 3}, "audio_root is the int 3"),
-        (".", {}, "a folder, not a manifest.*read_librispeech"),
+        (".", {}, "a folder, not a manifest.*read_corpus"),
     ],
 )
 def test_arguments_of_the_wrong_kind(
