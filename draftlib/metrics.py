@@ -214,7 +214,7 @@ class Stats:
         )
         own = self.sources.get("draft", Counts())
         places = " ".join(f"{each.accepted / each.proposed:.0%}" for each in self.positions[:8])
-        placed = f"; accepted by place in the proposal: {places}" if places else ""
+        placed = f"; accepted by position in the proposal: {places}" if places else ""
         lines = [
             f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} per "
             f"call, {self.accepted_per_round:.2f} accepted per round",

@@ -148,7 +148,9 @@ def read(folder: Path, pair: VocabularyMap) -> tuple[list[Row], dict[str, Any], 
 
 def _read(folder: Path, pair: VocabularyMap) -> tuple[list[Row], dict[str, Any], int]:
     if not (folder / _REST).exists():
-        raise DraftError(f"{folder} holds no n-gram cache: it has no {_REST}. Write one by cache.save(folder).")
+        raise DraftError(
+            f"{folder} holds no n-gram cache: it has no {_REST}. Write one by cache.save(folder)."
+        )
     try:
         rest = parse_json((folder / _REST).read_bytes(), folder / _REST)
         numbers = (folder / _NUMBERS).read_bytes()

@@ -107,7 +107,7 @@ def test_learning_is_shown_apart() -> None:
     stats = Stats.of([step(((0, 1), (1, 2)), 2, target=1.0, learn=0.5)], plain=1.0)
     assert stats.tokens_per_second == 2.0 and stats.tokens_per_second_without_learning == 3.0
     assert "2.0 tokens/s (3.0 without learning)" in str(stats)
-    assert "acceptance length 3.00; accepted by place in the proposal: 100% 100%" in str(stats)
+    assert "acceptance length 3.00; accepted by position in the proposal: 100% 100%" in str(stats)
     assert stats.record()["acceptance_length"] == 3.0 and stats.record()["positions"][1]["accepted"] == 1
 
 
