@@ -9,7 +9,7 @@ What you will learn
 
 Paper: OmniDraft (arXiv 2507.02659), section 3; Leviathan et al. (arXiv 2211.17192), section 3.4.
 Page: docs/drafting/metrics.md, docs/drafting/speed.md    Source: draftlib/answer.py, seconds.py, metrics.py
-Exercise: examples/exercises/ex13_merging_an_ngram.py
+Exercise: examples/exercises/ex14_a_lossless_length_rule.py
 Run: python examples/24_a_real_pair_round_by_round.py        (half a minute; with SmolLM2 if it was fetched)
 """
 

@@ -96,6 +96,7 @@ def describe(value: Any) -> str:
     ('a list of 3 int', "the str 'abc'", 'the int 7', 'None')
     """
     kind = type(value).__name__
+    a = "an" if kind[0] in "AEIOaeio" else "a"
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -105,11 +106,11 @@ def describe(value: Any) -> str:
         return f"the {kind} {text if len(text) <= 60 else text[:57] + '...'}"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
-        return f"a {kind} {list(shape)} of {str(dtype).removeprefix('torch.')}"
+        return f"{a} {kind} {list(shape)} of {str(dtype).removeprefix('torch.')}"
     if isinstance(value, list | tuple | Set | Mapping):
         kinds = sorted({type(each).__name__ for each in value})
         return f"a {kind} of {len(value)} {' and '.join(kinds[:3])}".rstrip()
-    return f"a {kind}"
+    return f"{a} {kind}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

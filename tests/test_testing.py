@@ -71,6 +71,13 @@ class Rounds:
         return rtn(weight, grid)
 
 
+class OwnNames(Rounds):
+    """Arguments go by their place, as in `quantize`."""
+
+    def quantize_layer(self, W: Tensor, _: LayerStats, g: Grid) -> QuantizedWeight:
+        return rtn(W, g)
+
+
 @dataclass(frozen=True)
 class Scales:
     name: ClassVar[str] = "mine"
@@ -110,7 +117,7 @@ class Learns:
 
 
 @pytest.mark.parametrize(
-    "method", [Rounds(), Scales(), Clips(), Learns()], ids=lambda each: type(each).__name__
+    "method", [Rounds(), Scales(), Clips(), Learns(), OwnNames()], ids=lambda each: type(each).__name__
 )
 def test_methods_from_outside_pass(method: Any) -> None:
     check_method(method)
@@ -190,6 +197,35 @@ class LooksForMagnitude(Rounds):
 
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         return rtn(weight, grid) if stats.absolute is None else rtn(weight.clamp(-1, 1), grid)
+
+
+class NoGrid(Rounds):
+    def quantize_layer(self, weight: Tensor, stats: LayerStats) -> QuantizedWeight:  # type: ignore[override]
+        return rtn(weight, Grid(4))
+
+
+class RefusesByValueError(Rounds):
+    def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
+        raise ValueError("no symmetric grids")
+
+
+class RunningMean(Rounds):
+    """Clips by the mean range of all layers so far."""
+
+    seen: ClassVar[list[float]] = []
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        self.seen.append(float(weight.abs().max()))
+        end = 0.8 * sum(self.seen) / len(self.seen)
+        return rtn(weight.clamp(-end, end), grid)
+
+
+class KeepsShape(Rounds):
+    shapes: ClassVar[list[torch.Size]] = []
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        self.shapes.append(weight.shape)
+        return rtn(weight.view(self.shapes[0]), grid)
 
 
 class Random(Rounds):
@@ -277,6 +313,16 @@ class LearnsInPlace(Learns):
 BROKEN: list[tuple[Any, str, str]] = [
     (NoPaper(), "says_what_it_is", r"NoPaper\.paper is None.*ClassVar\[str\]"),
     (TooLarge(), "returns_what_it_promises", r"\[12, 24\].*w4 per channel.*codes from 1 to 16.*Clamp"),
+    (
+        NoGrid(),
+        "returns_what_it_promises",
+        r"weight, stats, grid: too many.*def quantize_layer\(self, weight",
+    ),
+    (
+        RefusesByValueError(),
+        "takes_one_row",
+        r"check_weights on .*failed in test_testing.py.*by a QuantError",
+    ),
     (NotFinite(), "returns_what_it_promises", r"NaN or infinite"),
     (Transposed(), "returns_what_it_promises", r"\[24, 12\].*for a weight \[12, 24\]"),
     (NegativeScales(), "returns_what_it_promises", r"24 of 24 scales that are 0 or below"),
@@ -294,6 +340,8 @@ BROKEN: list[tuple[Any, str, str]] = [
     (LooksForMagnitude(), "names_what_it_needs", r"reads stats\.absolute.*Add Needs\.MAGNITUDE"),
     (ScalesByHessian(), "names_what_it_needs", r"reads stats\.hessian.*Needs\.RANGE.*Add Needs\.HESSIAN"),
     (Random(), "is_repeatable", r"two results.*codes.*Generator"),
+    (RunningMean(), "is_repeatable", r"two results.*keep nothing between two calls"),
+    (KeepsShape(), "comes_back_from_disk", r"tiny_llama.*test_testing.py, line \d+ \(quantize_layer\)"),
     (NotOnDisk(), "comes_back_from_disk", r"tensors differ|codes, scale, zero and index"),
     (OddSettings(), "comes_back_from_disk", r"settings of mine.*plain numbers"),
     (NoZeroPoint(), "is_close_with_8_bits", r"w8 g10 asymmetric.*of them, where rounding to nearest has"),

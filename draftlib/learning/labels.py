@@ -9,7 +9,8 @@ Why       The label is the outcome of the round, not the target's probability p 
           with p = 0.4 may be certain of its acceptance; with shared noise the drafter takes a token *because*
           the target is likely to, so that p is too low. SpecDec++ has min(1, p/q), right for rejection alone.
           Heads that learned p ranked draft tokens as well, and chose worse lengths: with the rule and the
-          drafters of `acceptance.py` a speed-up of 1.82 for 1.94, at temperature 0.8 of 1.62 for 1.67.
+          drafters of `acceptance.py` speed-ups of 1.82 instead of 1.94, at temperature 0.8 1.62 instead of
+          1.67.
 Shapes    n: draft tokens with a label, width: of the drafter's hidden state.
 Left out  Labels after the first rejection: the target's rows there could tell what it would have said. And
           the room of an answer, which no round knows: where it cuts off just the last token, that one has 0.

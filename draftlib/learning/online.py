@@ -7,7 +7,7 @@ Problem   What the drafter learns from costs nothing, because the target's distr
           what helps one makes another worse.
 Rule      1. when: after I requests, or after `update_tokens` tokens inside of one answer; as long as learning
              has taken less than its share of the time of decoding
-          2. what: fresh examples, and as many older ones from the buffer
+          2. what: fresh examples, and as many from the whole buffer, which holds fresh and older ones
           3. how far: `STEPS` steps of AdamW, or until the share of the time is used up
           4. judge: the loss on examples that are never learned from. Where an update made it worse it is
              taken back, and the learning rate becomes smaller
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 FACTORS = (1.0, 0.3, 0.1)  # of the learning rate: those that are kept alive
 TRIAL = 4  # every so many-th update tries all of them, the first one included
 STEPS = 8  # of one update
-BATCH = 4  # fresh examples of a step, and as many older ones
+BATCH = 4  # fresh examples of a step, and as many from the whole buffer
 MOST_EXAMPLES = 256
 DEFAULT = "default"  # the adapter that an OnlineAdapter begins with
 
@@ -80,7 +80,8 @@ class OnlineAdapter(Adapter):
     frozen : bool
         Set it to True to use what was learned and learn nothing more.
     updates, kept, undone, dropped : int
-        Updates, those that changed the drafter, those taken back, and those dropped for a loss that is NaN.
+        Updates, those that changed the drafter, those taken back; and how often a loss that is NaN ended the
+        steps at one of the learning rates that an update tries.
     seconds : float
         Time of all updates.
     losses : list of (float, float)

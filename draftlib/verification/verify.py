@@ -1,6 +1,6 @@
 """The target's side of a round: which proposed tokens stand, and which one token follows them.
 
-Papers    Leviathan et al. 2022 (arXiv 2211.17192, Algorithm 1: acceptance by min(1, p/q) and the residual);
+Papers    Leviathan et al. 2023 (arXiv 2211.17192, Algorithm 1: acceptance by min(1, p/q) and the residual);
           Daliri, Musco and Suresh 2024 (arXiv 2408.07978: shared noise); OmniDraft 2025 (arXiv 2507.02659,
           Equations 1, 2).
 Problem   m target tokens t_1..t_m are proposed. One pass of the target gives p_i = p(. | prefix, t_<i) for i

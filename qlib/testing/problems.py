@@ -48,7 +48,7 @@ class Problem:
     def __str__(self) -> str:
         kind = str(self.weight.dtype).removeprefix("torch.")
         text = f"a weight {list(self.weight.shape)} in {kind}"
-        return f"{text} {self.where}".rstrip()
+        return f"{text}, {self.where}" if self.where else text
 
     def stats(self, needs: Needs) -> LayerStats:
         """Return the statistics that `needs` names; the others are None, as in calibration."""

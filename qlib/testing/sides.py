@@ -5,11 +5,16 @@ With these, one check serves all four: see `qlib/testing/checks.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qlib.errors import CheckError, QuantError
@@ -19,7 +24,8 @@ from qlib.quantized_weight import QuantizedWeight
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
 from qlib.testing.problems import FC1, FC2, GRIDS, Problem, layer
 
-Arguments = dict[str, Any]  # of one call, by name
+Arguments = dict[str, Any]  # of one call, by name, in their order
+LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,14 @@ class Side:
     def run_with(self, method: Any, problem: Problem, grid: Grid, given: Arguments) -> Any:
         """As `run`, with arguments that were made before."""
         where = f"{method.name}.{self.call} on {problem}, {grid}"
+        call = getattr(method, self.call)
+        _check_signature(call, f"{method.name}.{self.call}", given)
         try:
-            result = getattr(method, self.call)(**given)
+            result = call(*given.values())
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".rstrip(". :")
             raise CheckError(
-                f"{where}: failed with {why}. A layer or grid that the method cannot work on is refused in "
-                "its check_weights(weights, grid), by a QuantError."
+                f"{where}: {failed(error)}. Mend that line; or, if the method cannot work on such a layer or "
+                "grid, refuse it in check_weights(weights, grid), by a QuantError."
             ) from error
         with _as_check_error(where):
             return self.returned(result, problem, grid, method.name)
@@ -139,12 +146,37 @@ def grids_for(method: Any, grids: tuple[Grid, ...] = GRIDS, problem: Problem | N
             found.append(grid)
         except QuantError as error:
             why = str(error)
+        except Exception as error:
+            raise CheckError(
+                f"{method.name}.check_weights on {problem or layer()}, {grid}: {failed(error)}. It takes "
+                "weights by the names of their layers, and a grid, and refuses by a QuantError."
+            ) from error
     if not found:
         raise CheckError(
             f"{method.name}.check_weights refuses {problem or layer()} on all of "
             f"{', '.join(map(str, grids))}: {why} Check a method with settings for small layers."
         )
     return found
+
+
+def failed(error: Exception) -> str:
+    """Say with what a method failed, and in which of its own lines: the last one outside of the libraries."""
+    lines = traceback.extract_tb(error.__traceback__)
+    line = ([each for each in lines if not each.filename.startswith(LIBRARIES)] or lines)[-1]
+    why = f"{type(error).__name__}: {error}".rstrip(". :")
+    return f"failed in {Path(line.filename).name}, line {line.lineno} ({line.name}), with {why}"
+
+
+def _check_signature(call: Callable[..., Any], name: str, arguments: Iterable[str]) -> None:
+    """Refuse a method that cannot be called with so many arguments."""
+    signature, names = inspect.signature(call), list(arguments)
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        raise CheckError(
+            f"{name}{signature} is called with {', '.join(names)}: {error}. Write def "
+            f"{name.rpartition('.')[2]}(self, {', '.join(names)})."
+        ) from error
 
 
 def given_tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:

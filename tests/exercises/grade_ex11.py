@@ -20,6 +20,8 @@ def test_accept_by_hand(answer: ModuleType) -> None:
     p, q = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.25, 0.6, 0.0, 0.15])
     hint = "0.5 / 0.25 is above 1, and a probability is not; 0.3 / 0.6; never drawn: 1; never wanted: 0"
     close(answer.accept_probability(p, q), [1.0, 0.5, 1.0, 0.0], hint)
+    p, q = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
+    close(answer.accept_probability(p, q), [1.0, 1.0], "p and q both 0 for the second token: 1, not 0 / 0")
 
 
 def test_residual_by_hand(answer: ModuleType) -> None:

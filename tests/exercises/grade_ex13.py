@@ -47,4 +47,4 @@ def test_mass_moves_from_the_first_piece_to_the_whole(answer: ModuleType) -> Non
 
 def test_a_token_that_has_mass_already(answer: ModuleType) -> None:
     found = answer.merged(torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64), 0, 2, [0.5, 0.2])
-    close(found, [0.4, 0.4, 0.2], "t may be a direct counterpart too: its mass is added to")
+    close(found, [0.4, 0.4, 0.2], "t may be a direct counterpart too: q'(t) is then added to what it has")
