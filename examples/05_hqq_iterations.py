@@ -64,8 +64,8 @@ def compare_with_rtn(weight: Tensor) -> dict[int, list[float]]:
         ways = (rtn(weight, grid), hqq(weight, grid, iterations=0), hqq(weight, grid))
         found[bits] = [100 * float((each.decode() - weight).norm() / weight.norm()) for each in ways]
         print(f"{bits} bits  {found[bits][0]:18.2f}{found[bits][1]:14.2f}{found[bits][2]:10.2f}")
-    print("\nA whole zero point gives 0 a code, and many weights are near 0. A float one takes 0 off the grid:")
-    print("it costs more the coarser the grid is. HQQ moves it to where the mean of |W - W^| is smallest.")
+    print("\nA whole zero point gives 0 a code, and many weights are near 0. A float one takes 0 off it:")
+    print("that costs more the coarser the grid is. HQQ moves it to where the mean of |W - W^| is smallest.")
     return found
 
 
