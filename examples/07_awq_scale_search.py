@@ -98,7 +98,7 @@ def draw_errors(axes: Any, weight: Tensor) -> None:
     axes.set(title="Smaller errors where inputs are large", xlabel="mean |x| of a channel",
              ylabel="error of its weights", xscale="log", yscale="log")  # fmt: skip
     axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
     axes.legend()
 
 

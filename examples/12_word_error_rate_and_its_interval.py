@@ -123,8 +123,8 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Draw words instead of clips (repeat each clip's words): is the interval narrower? Why is it wrong?
-# 2. seed=2 in the second bootstrap of part 3 but not in the first, and subtract the rates: what width?
+# 1. Draw single words, each right or wrong, in place of clips: is the interval narrower? Why is that wrong?
+# 2. In part 2 draw other clips for the second system (seed=2), and subtract the rates: how wide is it now?
 # 3. `generator.beta(50, 400, clips)`: all clips equally hard. What does pairing gain now?
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. `by_hand(9)`: which layer gives up a bit? Why not the one with the smallest loss?
+# 1. `by_hand(8)`: two bits less. Which layers give them up, and why does not one layer give up both?
 # 2. measure="output" in place of "fisher": does the plan still beat uniform bits?
 # 3. Offer 8 bits as well. Does any layer take them at 3.5 bits per weight?
 

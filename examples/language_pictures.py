@@ -36,7 +36,9 @@ def draw_language_model(
     right.annotate(
         f"input {top}", (float(shares[top]), highest), xytext=(-50, 12), textcoords="offset points"
     )
-    title = "One input decides, and HQQ errs more there" if spoilt else "HQQ errs less, at the largest input too"
+    title = (
+        "One input decides, and HQQ errs more there" if spoilt else "HQQ errs less, at the largest input too"
+    )
     right.set(title=title, xlabel="share of the input's energy",
               ylabel="error of the column / size of a weight", xscale="log")  # fmt: skip
     right.legend()
