@@ -89,9 +89,9 @@ def main() -> None:
         rows.append(
             (
                 name,
-                f"{size:.1f}",
+                f"{size:.3g}",
                 f"{found.bits_per_parameter:.2f}",
-                f"{found.per_token.weight_bytes / 1e6:.1f}",
+                f"{found.per_token.weight_bytes / 1e6:.3g}",
                 f"{found.total.bit_operations / 1e9:,.0f}",
                 f"{loss:.1f}",
             )
