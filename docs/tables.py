@@ -26,6 +26,7 @@ SUMMARY = (
     *(FLOAT, "rtn W8A8", "gptq W8A8", "rtn W4A16", "gptq W4A16", "awq + gptq W4A16", "spqr W4A16G16"),
     *("awq + gptq W4A8", "gptq W4A16S16E4", "rtn W3A16", "gptq W3A16", "quik W3A16", "spqr W3A16G16"),
 )
+STAR = r"\*"  # a recording in a loop
 SHOWN = {"rtn": "RTN", "hqq": "HQQ", "smoothquant": "SmoothQuant", "awq": "AWQ", "omniquant": "OmniQuant"}
 SHOWN |= {"gptq": "GPTQ", "quik": "QUIK", "spqr": "SpQR", FLOAT: "float"}
 
@@ -36,11 +37,14 @@ def shown(method: str) -> str:
 
 
 def rate(record: Record | None) -> str:
-    """Return a rate and the interval of its difference to float; nothing where it was not computed."""
+    """Return a rate and the interval of its difference to float; a star for each recording in a loop.
+
+    Nothing where it was not computed.
+    """
     if record is None:
         return ""
     low, high = record.difference_interval
-    return f"{record.wer:.2f} ({low:+.1f} to {high:+.1f})"
+    return f"{record.wer:.2f}{STAR * min(record.loops, 3)} ({low:+.1f} to {high:+.1f})"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -91,7 +95,7 @@ def summary(records: list[Record], _: str) -> str:
             continue
         bits = [each.bits_per_weight or 16 for each in cells if each is not None]
         method, _, scheme = name.rpartition(" ") if name != FLOAT else (FLOAT, "", "")
-        rates = ["" if each is None else f"{each.wer:.2f}" for each in cells]
+        rates = ["" if each is None else f"{each.wer:.2f}{STAR * min(each.loops, 3)}" for each in cells]
         rows.append([f"{shown(method)} {scheme.lower()}".strip(), *rates, f"{min(bits):.1f}"])
     return markdown(rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class Record:
         What a run costs; None in a cell that was recorded without it.
     errors : tuple of int
         Of each recording.
+    loops : int
+        Recordings with more errors than words: the model repeats itself there, or invents text.
     key : str
         Of the cell.
     """
@@ -115,6 +118,7 @@ class Record:
     bytes: int | None
     cost: Run | None
     errors: tuple[int, ...]
+    loops: int
     key: str
 
     @property
@@ -215,6 +219,7 @@ def _records(row: dict[str, Any], reference: dict[str, Any] | None) -> Iterator[
             bytes=row.get("bytes"),
             cost=_run(row.get("cost")),
             errors=tuple(result["utterance_errors"]),
+            loops=sum(map(gt, result["utterance_errors"], result["utterance_words"])),
             key=row["key"],
         )
 
