@@ -91,8 +91,8 @@ def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
     recognizer_options(parser)
-    parser.add_argument("--bits", type=int, default=3, help="of the uniform model (%(default)s)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[2, 3, 4, 5], help="that a layer may take")
+    parser.add_argument("--bits", type=int, default=4, help="of the uniform model (%(default)s)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[3, 4, 5, 6], help="that a layer may take")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--method", choices=[*METHODS], default="gptq")
     parser.add_argument("--clips", type=int, default=8, help="recordings for the estimate (%(default)s)")
