@@ -5,10 +5,11 @@ Decoding works without learning, and does not import it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from draftlib.round import Round
 from draftlib.state import State
+from qlib.errors import DraftError, describe
 
 if TYPE_CHECKING:
     from draftlib.decoder import SpeculativeDecoder
@@ -32,3 +33,14 @@ class Adapter(Protocol):
     def restore(self, state: State) -> None:
         """Take back what `state` gave. Raises DraftError where it belongs to another drafter."""
         ...
+
+
+def check_adapter(adapter: Any) -> None:
+    """Refuse what is neither an adapter nor None."""
+    asked = ("bind", "observe", "state", "restore")
+    if adapter is not None and (
+        isinstance(adapter, type) or not all(callable(getattr(adapter, name, None)) for name in asked)
+    ):
+        raise DraftError(
+            f"adapter is {describe(adapter)}. Pass an object with {', '.join(asked)}: OnlineAdapter()."
+        )

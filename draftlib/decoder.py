@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from draftlib import state_folder
-from draftlib.adapter import Adapter
+from draftlib.adapter import Adapter, check_adapter
 from draftlib.answer import Answer
 from draftlib.arguments import (
     OnText,
@@ -131,6 +131,7 @@ class SpeculativeDecoder:
         target = text_model(target, "target")
         draft = None if draft is None else text_model(draft, "draft")
         ngram_cache(cache)  # types first: comparing the vocabularies takes a while
+        check_adapter(adapter)
         self._positions = (draft or target).config.max_position_embeddings
         self._verify: Verify = as_verify(verify)
         if sources is None:

@@ -4,10 +4,10 @@ What you will learn
 - what the target writes was often written before. Three sources look it up: the longest suffix of the text
   that occurred before ("suffix"), the successor that the target last found most probable behind each token
   ("recycle"), and the rest of a draft that was rejected ("tail");
-- in each round the one speaks that promises the most tokens per second: a guess of n tokens, each right with
-  probability r, (1 + r + ... + r^n) / t(n); the drafter what its latest rounds gave; nobody 1 / t(0);
+- in each round the one proposes that promises the most tokens per second: a guess of n tokens, each right
+  with probability r, (1 + r + ... + r^n) / t(n); the drafter what its latest rounds gave; nobody 1 / t(0);
 - a guess counts as certain (a point mass) in verification. It is accepted exactly as often as the target
-  writes that token by itself, so no token changes. Who speaks depends on measured times and may differ from
+  writes that token by itself, so no token changes. Who proposes depends on measured times and may differ from
   run to run; the text may not.
 
 Papers: prompt lookup (Saxena 2023), SuffixDecoding (arXiv 2411.04975), Token Recycling (arXiv 2408.08696),
@@ -22,7 +22,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from drafting_pictures import draw_speakers
+from drafting_pictures import draw_proposers
 from real_pair import real_pair
 
 from draftlib import NGramCache, SpeculativeDecoder, Stats, Step
@@ -53,20 +53,20 @@ def three_sources() -> None:
         print(f"{name:50}{' '.join(words[token] for token in guess)}")
 
 
-# %% 2. Who speaks: a round that verifies n tokens takes t(n) = 1 + n row passes of the target
+# %% 2. Who proposes: a round that verifies n tokens takes t(n) = 1 + n row passes of the target
 def best_guess(r: float, row: float) -> tuple[float, int]:
     """Return the most tokens in the time of one pass that a guess promises, and how long it is then."""
     return max((sum(r**i for i in range(n + 1)) / (1 + n * row), n) for n in range(16))
 
 
-def who_speaks(drafter: float, row: float) -> None:
+def who_proposes(drafter: float, row: float) -> None:
     """Print the choice for guesses of several reliabilities."""
     print(f"\nt(n) = 1 + {row} n passes; the drafter's latest rounds gave {drafter} tokens per pass\n")
-    print("a guessed token is right    best length    tokens per pass    speaks")
+    print("a guessed token is right    best length    tokens per pass    proposes")
     for r in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95):
         rate, n = best_guess(r, row)
-        speaks = "the guess" if rate > drafter else f"the drafter, or alone {'the guess' if n else 'nobody'}"
-        print(f"{r:20.0%}{n:19}{rate:19.2f}    {speaks}")
+        who = "the guess" if rate > drafter else f"the drafter, or alone {'the guess' if n else 'nobody'}"
+        print(f"{r:20.0%}{n:19}{rate:19.2f}    {who}")
 
 
 # %% 3. Why no token changes: accept the guess with p(guess), else draw from p without it
@@ -107,14 +107,14 @@ def in_use() -> dict[str, list[Step]]:
 def main() -> None:
     """Print four tables, draw one picture."""
     three_sources()
-    who_speaks(drafter=1.6, row=0.03)
+    who_proposes(drafter=1.6, row=0.03)
     no_token_changes(torch.tensor([0.5, 0.3, 0.2]))
-    draw_speakers(in_use())
+    draw_proposers(in_use())
 
 
 # %% Try this: predict first, then run
-# 1. row=0.2 in `who_speaks`: a target on which more rows cost more. How long are good guesses then?
-# 2. sources=("suffix", "tail") beside the drafter in `in_use`: how often does "tail" speak?
+# 1. row=0.2 in `who_proposes`: a target on which more rows cost more. How long are good guesses then?
+# 2. sources=("suffix", "tail") beside the drafter in `in_use`: how often does "tail" propose?
 # 3. temperature=0.8 for `steps` and `generate_target_only`: do the texts still agree? What is accepted?
 
 if __name__ == "__main__":

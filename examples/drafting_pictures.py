@@ -44,7 +44,7 @@ def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple
     save(figure, "26_how_far_to_draft")
 
 
-def draw_speakers(answers: Mapping[str, Sequence[Step]]) -> None:
+def draw_proposers(answers: Mapping[str, Sequence[Step]]) -> None:
     """Draw a bar for each round of some answers: its tokens, in the colour of who proposed."""
     colors = {"draft": BLUE, "suffix": GREEN, "answers": PURPLE, "recycle": ORANGE, "tail": RED, "": GREY}
     figure = canvas(10, 5)

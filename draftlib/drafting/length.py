@@ -179,13 +179,18 @@ def as_length(length: Any) -> Length:
     Raises
     ------
     DraftError
-        It is no such rule, or allows no token.
+        It is no such rule, does not say when to stop, or allows no token.
     """
     remedy = "Pass a whole number, CostAware(), FixedLength(5), or Confidence(0.4)."
     if isinstance(length, type):
         raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
     if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
         whole_length(length.max_tokens, "length: max_tokens")
+        if getattr(type(length), "stop", None) is Length.stop:
+            raise DraftError(
+                f"length: {type(length).__name__} has no stop(drafted) of its own. Write one that returns "
+                "True after the last token to draft, or pass FixedLength(5), which never stops early."
+            )
         return length  # type: ignore[no-any-return]
     return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
 

@@ -14,6 +14,7 @@ import torch
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, SpeculativeDecoder
+from draftlib.drafting.length import Length
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
@@ -23,6 +24,15 @@ DECODER = SpeculativeDecoder(TARGET, DRAFT)
 PAIR = DECODER.vocabulary
 IDS = [5, 6, 7, 8]
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "raw": True}
+
+
+class Stops(Length):
+    """A misspelt `stop`: the one that it inherits says nothing."""
+
+    max_tokens = 4
+
+    def stops(self, drafted: Any) -> bool:
+        return True
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:
@@ -251,6 +261,7 @@ SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"length": SimpleNamespace(max_tokens=3)}, ["length is a SimpleNamespace"]),
     ({"length": SimpleNamespace(max_tokens=0, stop=len)}, ["max_tokens=0"]),
     ({"length": SimpleNamespace(max_tokens="3", stop=len)}, ["max_tokens is the str '3'"]),
+    ({"length": Stops()}, ["Stops has no stop(drafted)", "FixedLength(5)"]),
     ({"cache": "folder"}, ["the str 'folder'", "NGramCache.load('folder', decoder.vocabulary)"]),
     ({"cache": Path("folder")}, ["NGramCache.load('folder', decoder.vocabulary)"]),
     ({"cache": True}, ["cache is the bool True", "NGramCache()"]),
@@ -273,6 +284,13 @@ def test_settings_of_the_decoder(arguments: dict[str, Any], words: list[str]) ->
         before = getattr(decoder, name)
         refused(lambda: setattr(decoder, name, value), *words)  # noqa: B023
         assert getattr(decoder, name) is before
+
+
+def test_an_adapter_is_an_object_with_all_four_methods() -> None:
+    refused(lambda: build(adapter=draftlib.OnlineAdapter), "the class OnlineAdapter", "OnlineAdapter()")
+    refused(
+        lambda: build(adapter=SimpleNamespace(bind=len)), "SimpleNamespace", "bind, observe, state, restore"
+    )
 
 
 def test_settings_that_are_accepted() -> None:
