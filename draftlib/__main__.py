@@ -24,7 +24,7 @@ from draftlib.metrics import Stats
 from draftlib.output import Output
 from draftlib.step import Step
 from draftlib.writer import piece_of
-from qlib.errors import DraftError, QlibError
+from qlib.errors import DraftError, QlibError, whole_number
 
 GREEN, CYAN, RED, BOLD, RESET = "\x1b[32m", "\x1b[36m", "\x1b[9;31m", "\x1b[1m", "\x1b[0m"
 
@@ -32,9 +32,11 @@ GREEN, CYAN, RED, BOLD, RESET = "\x1b[32m", "\x1b[36m", "\x1b[9;31m", "\x1b[1m",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
     options = make_parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
+        if options.threads is not None:
+            torch.set_num_threads(whole_number(options.threads, "--threads", DraftError, 1))
+        if options.command == "bench":
+            whole_number(options.limit, "--limit", DraftError, 1)
         decoder = make_decoder(options)
         try:
             commands = {"generate": generate, "chat": chat, "bench": bench}

@@ -215,12 +215,15 @@ class Stats:
         own = self.sources.get("draft", Counts())
         places = " ".join(f"{each.accepted / each.proposed:.0%}" for each in self.positions[:8])
         placed = f"; accepted by position in the proposal: {places}" if places else ""
+        drafter = (
+            f"acceptance rate {self.acceptance_rate:.1%} ({own.accepted} of {own.proposed} proposed, "
+            f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} per round, "
+            f"{self.hits_per_response:.1f} per response"
+        )
         lines = [
             f"{self.tokens} tokens in {self.rounds} target calls: {self.tokens_per_target_call:.2f} per "
             f"call, {self.accepted_per_round:.2f} accepted per round",
-            f"acceptance rate {self.acceptance_rate:.1%} ({own.accepted} of {own.proposed} proposed, "
-            f"{self.drafted} drafted); n-gram hits {self.hits_per_round:.2f} per round, "
-            f"{self.hits_per_response:.1f} per response",
+            *([drafter] if self.drafted else []),
             f"acceptance length {self.acceptance_length:.2f}{placed}",
             *([f"proposed by: {by_source}"] if set(self.sources) - {"draft"} else []),
             speed,

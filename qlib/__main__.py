@@ -67,6 +67,7 @@ from qlib.models.text import TextModel
 from qlib.overview import layers
 from qlib.pipeline import quantize as quantize_model
 
+GREEDY = "greedy"  # how models write here, in the signature of a result
 RECOGNIZERS = "Word error rates are those of recognizers. For a text model: `perplexity`."
 
 
@@ -74,9 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 1 after an error on stderr. Wrong usage exits with 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(with_dashes(arguments))
-    if getattr(options, "threads", None):
-        torch.set_num_threads(options.threads)
-    return exit_code(lambda: COMMANDS[options.command](options))
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command that the options name."""
+    if (threads := getattr(options, "threads", None)) is not None:
+        torch.set_num_threads(whole_number(threads, "--threads", QuantError, 1))
+    COMMANDS[options.command](options)
 
 
 def quantize(options: argparse.Namespace) -> None:
@@ -156,10 +162,11 @@ def evaluate(options: argparse.Namespace) -> None:
     data, rows = data_of(options), list[str]()
     for name in options.model:
         hypotheses = recognized(name, data, options)
-        result = score_hypotheses(hypotheses, options.language)
+        result = score_hypotheses(hypotheses, options.language, GREEDY)
         row = result_row(name, result, hypotheses)
         rows.append(json.dumps(row, ensure_ascii=False))
-        print(rows[-1] if options.json else f"{name}: {result}, {row['rtfx']:.1f} times as fast as speech")
+        speed = f"{row['rtfx']:.1f} times as fast as speech"
+        print(rows[-1] if options.json else f"{name}: {result}\n{speed}")
         if options.output_path is not None:
             make_folder(options.output_path)
             if options.log_samples:
@@ -186,9 +193,9 @@ def compare(options: argparse.Namespace) -> None:
     check_kind([name for name, file in zip(names, files, strict=True) if not file], SpeechModel, RECOGNIZERS)
     data = [] if all(files) else data_of(options)
     results = [
-        score_hypotheses(
-            read_hypotheses(Path(name)) if is_file else recognized(name, data, options), options.language
-        )
+        score_hypotheses(read_hypotheses(Path(name)), options.language)
+        if is_file
+        else score_hypotheses(recognized(name, data, options), options.language, GREEDY)
         for name, is_file in zip(names, files, strict=True)
     ]
     for name, result in zip(names, results, strict=True):
@@ -307,6 +314,11 @@ def benchmark(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     print(json.dumps(asdict(outcome)) if options.json else outcome)
+    if outcome.failed:
+        raise DataError(
+            f"{len(outcome.failed)} of the cells failed, for the reasons above. "
+            "The same command tries them again."
+        )
 
 
 def report(options: argparse.Namespace) -> None:

@@ -424,6 +424,8 @@ def test_ls(place: Path, capsys: Capture) -> None:
         (["explain", "{}/text", "{}/text", "--data", "{}/texts.txt"], "qlib.sensitivity"),
         (["perplexity", "{}/speech", "--data", "{}/texts.txt"], "For a recognizer: `evaluate`"),
         (["perplexity", "{}/text", "--data", "{}/none.txt"], "no such file"),
+        (["cost", "{}/speech", "--threads", "0"], "--threads=0 is not 1 or more"),
+        (["transcribe", "{}", "--model", "{}/speech"], "a folder, not an audio file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -432,6 +434,22 @@ def test_failures_exit_with_1(place: Path, capsys: Capture, command: list[str], 
     error = capsys.readouterr().err
     assert words in error and error.splitlines()[-1].startswith("error: ")
     assert not (place / "o").exists()
+
+
+def test_a_study_whose_cells_fail_exits_with_1(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ["benchmark", "--output", str(tmp_path / "o"), "--model", str(place / "text"), "--quiet"]
+    assert main([*command, "--data", str(place / "list.jsonl")]) == 1
+    captured = capsys.readouterr()
+    assert "A Llama does not transcribe speech" in captured.out
+    assert captured.err.splitlines()[-1].startswith("error: 1 of the cells failed")
+
+
+def test_the_signature_of_a_model_is_that_of_the_library(place: Path, capsys: Capture) -> None:
+    data = str(place / "list.jsonl")
+    assert main(["evaluate", "--model", str(place / "speech"), "--data", data, "--quiet"]) == 0
+    model = qlib.load_model(str(place / "speech"))
+    expected = qlib.evaluate_wer(model, qlib.read_manifest(data), progress=False).signature
+    assert expected in capsys.readouterr().out.splitlines() and "|dec:greedy|" in expected
 
 
 def test_wrong_usage_exits_with_2() -> None:

@@ -208,6 +208,8 @@ class _Resampler:
 @contextmanager
 def _open(path: Path, warn: bool = True) -> Iterator[soundfile.SoundFile]:
     """Open a file, its header mended in memory where a recorder was stopped."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not an audio file. Name the files in it.")
     if not path.is_file():
         raise DataError(
             f"{path}: there is no such audio file. Check the path, or the folder it is relative to."

@@ -135,11 +135,14 @@ def _seconds(value: object, name: str, where: str) -> float:
     return float(value)
 
 
-def score_hypotheses(hypotheses: Sequence[Hypothesis], language: str | None = None) -> WerResult:
+def score_hypotheses(
+    hypotheses: Sequence[Hypothesis], language: str | None = None, decoding: str = "unknown"
+) -> WerResult:
     """Return the word error rate of hypotheses; see `qlib.asr.wer.score`."""
     return score(
         [each.text for each in hypotheses],
         [each.pred_text for each in hypotheses],
         languages=[language or each.language or "en" for each in hypotheses],
         ids=[each.id for each in hypotheses],
+        decoding=decoding,
     )

@@ -21,6 +21,7 @@ from qlib.asr.calibration import fingerprint
 from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import recognize, score_hypotheses
 from qlib.asr.parquet import StoredSound
+from qlib.asr.transcribe import as_speech_model
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import check_scorable
 from qlib.benchmark.config import Study, chain_names
@@ -192,6 +193,7 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
     started = perf_counter()
     check_memory(cell.model)
     model = load_model(cell.model, dtype=study.dtype).float()
+    as_speech_model(model)  # an error before it is quantized
     row: Row = {"key": key, **asdict(cell), "parameters": sum(each.numel() for each in model.parameters())}
     if cell.method == SENSITIVITY:
         row |= layer_losses(model, study, data.calib or [])

@@ -144,7 +144,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such audio file"):
+    with pytest.raises(DataError, match="a folder, not an audio file"):
         read_audio(tmp_path)
 
 

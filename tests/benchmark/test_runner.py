@@ -23,7 +23,7 @@ from qlib.__main__ import main
 from qlib.benchmark import cells, memory, runner
 from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.page import write_report
-from qlib.benchmark.runner import read_cell, run_study
+from qlib.benchmark.runner import Outcome, read_cell, run_study
 from qlib.errors import DataError, FileError, ModelError, QuantError
 from qlib.models.disk.folders import working_folder
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
@@ -240,7 +240,9 @@ def test_what_decides_about_the_losses(place: Path, changes: dict[str, Any], sam
 
 def test_sensitivity_by_option(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Study] = []
-    monkeypatch.setattr("qlib.__main__.run_study", lambda one, *_, **__: asked.append(one) or None)
+    monkeypatch.setattr(
+        "qlib.__main__.run_study", lambda one, *_, **__: asked.append(one) or Outcome(0, 0, ())
+    )
     path = toml(place)
     main(["benchmark", str(path), "--output", str(tmp_path)])
     main(["benchmark", str(path), "--output", str(tmp_path), "--sensitivity"])

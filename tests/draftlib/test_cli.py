@@ -221,6 +221,8 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
         (["generate", "a", "--temperature", "-1"], "temperature=-1"),
         (["bench", "--prompts", str(tmp_path / "none")], "does not exist"),
         (["bench", "--prompts", str(empty)], "no prompts"),
+        (["bench", "--prompts", str(odd), "--limit", "0"], "--limit=0 is not 1 or more"),
+        (["generate", "a", "--threads", "-1"], "--threads=-1 is not 1 or more"),
         (["bench", "--prompts", str(odd)], "field 'prompt'"),
     ]:
         assert main([arguments[0], *folders, *arguments[1:]]) == 1
