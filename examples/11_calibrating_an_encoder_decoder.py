@@ -6,7 +6,8 @@ What you will learn
 - the decoder is fed the true transcript ("teacher forcing"): all positions in one pass, and the inputs are
   those of a correct transcription;
 - a decoder sees few tokens: about 3 per second of speech against 50 encoder positions;
-- Whisper pads to 30 s, so most encoder positions are silence: if all count, they outvote the speech.
+- Whisper pads to 30 s, so most encoder positions are silence: if all count, they outnumber the speech. The
+  library counts one in four of them; with a real model, look at what counting all of them does.
 
 Papers: GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 4; Whisper (arXiv 2212.04356), section 2.2.
 Page: docs/calibration.md    Source: qlib/calibrate.py, qlib/asr/calibration.py
@@ -118,14 +119,15 @@ def main() -> None:
     rows = [("GPTQ, calibrated", f"{GRID}"), *((name, f"{each:.2f}") for name, each in errors.items())]
     print(f"\nerror of the logits on other recordings, in % of their size\n\n{align(rows)}")
 
-    if not real:
-        print("\nThe miniature's weights are random, and so is the order of the four ways: see --model.")
+    few = f"{len(test)} clips are few: differences of a tenth may be chance."
+    random = "The miniature's weights are random, and so is the order of the four ways: see --model."
+    print(f"\n{few if real else random}")
 
     # %% 6. The first way is what `qlib.quantize` does
     result = qlib.quantize(model, METHOD, weight=GRID, calib=calib, progress=False)
     same = torch.equal(logits(result.model, others), found["in order"])
     print(f"\nqlib.quantize gives the same logits, bit for bit: {same}")
-    title = "What calibration sees decides" if real else "A miniature: how it is measured"
+    title = "Four ways to calibrate, few clips" if real else "A miniature: how it is measured"
     draw_calibration(title, errors)
 
 

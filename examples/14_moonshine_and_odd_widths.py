@@ -24,6 +24,7 @@ from recognizer import SPEECH
 
 import qlib
 from qlib.asr.calibration import speech_batches
+from qlib.models.moonshine import Moonshine
 from qlib.models.structure import apply_fold, fold
 from qlib.models.table import align
 from qlib.models.tiny import tiny_moonshine
@@ -62,6 +63,8 @@ def main() -> None:
         return qlib.load_model(name) if name else tiny_moonshine(width=288, layers=1, heads=8)
 
     model, longest = fresh(), 1000 if name else 50  # a miniature spells letter by letter and has room for 63
+    if not isinstance(model, Moonshine):
+        parser.error(f"--model {name}: this lesson needs a Moonshine, such as moonshine-tiny, for its gate")
     speech = [each for each in qlib.read_manifest(SPEECH) if len(each.text or "") < longest]
     calib, test = speech[: 8 if name else 6 : 2], speech[1 : 8 if name else 6 : 2]
     batches = speech_batches(model, test)
