@@ -34,6 +34,8 @@ from qlib.report import LayerReport, output_error, weight_error
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
 from qlib.selection import Layer
 
+FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of methods
+
 
 @dataclass(frozen=True)
 class QuantizedBlock:
@@ -256,9 +258,10 @@ def _named_errors(method: Method, where: str) -> Iterator[None]:
         yield
     except QuantError as error:
         raise QuantError(f"{where}: {error}") from error
-    except (AttributeError, TypeError) as error:
+    except FAILURES as error:
+        why = f"{type(error).__name__}: {error}".rstrip(". :")
         raise QuantError(
-            f"{where}: {method.name} failed with {type(error).__name__}: {error}. "
+            f"{where}: {method.name} failed with {why}. "
             f"Its needs are {method.needs}: statistics that they do not name are None."
         ) from error
 

@@ -270,6 +270,14 @@ RETURNED: list[Case] = [
         r"q_proj: outside failed with AttributeError.*Its needs are Needs\.NOTHING",
     ),
     (
+        lambda: run([Outside(quantize_layer=lambda w, s, g: [][0])]),
+        r"q_proj: outside failed with IndexError: list index",
+    ),
+    (
+        lambda: run([Outside(quantize_layer=lambda w, s, g: w @ w[1:])]),
+        r"q_proj: outside failed with RuntimeError: .*shapes",
+    ),
+    (
         lambda: run([Outside(scale_group=lambda w, s, g: None)]),
         r"scale_group returned None. Return a float tensor \[16\]",
     ),

@@ -173,6 +173,12 @@ class Float32(Rounds):
         return rtn(weight.float(), grid)
 
 
+class LongScales(Rounds):
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        good = rtn(weight, grid)
+        return replace(good, scale=good.scale.double() * (1 + 1e-9))
+
+
 class InPlace(Rounds):
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         return rtn(weight.clamp_(-1, 1), grid)
@@ -332,6 +338,7 @@ BROKEN: list[tuple[Any, str, str]] = [
     (DividesByInputs(), "takes_unused_inputs", r"two inputs of which are always 0.*NaN"),
     (ZeroScales(), "takes_unused_inputs", r"always 0.*2 of 24 scales that are 0 or below.*the scale 1"),
     (Float32(), "takes_every_float", r"in float64.*is torch\.float32.*as_compute_dtype"),
+    (LongScales(), "takes_every_float", r"in float16.*scales are float64, and 64 bits"),
     (InPlace(), "leaves_its_arguments", r"changed \d+ of 288 numbers of weight.*clone"),
     (ChangesStatistics(), "leaves_its_arguments", r"changed 24 of 576 numbers of stats\.hessian"),
     (ClipsInPlace(), "leaves_its_arguments", r"numbers of weight"),
@@ -341,7 +348,7 @@ BROKEN: list[tuple[Any, str, str]] = [
     (ScalesByHessian(), "names_what_it_needs", r"reads stats\.hessian.*Needs\.RANGE.*Add Needs\.HESSIAN"),
     (Random(), "is_repeatable", r"two results.*codes.*Generator"),
     (RunningMean(), "is_repeatable", r"two results.*keep nothing between two calls"),
-    (KeepsShape(), "comes_back_from_disk", r"tiny_llama.*test_testing.py, line \d+ \(quantize_layer\)"),
+    (KeepsShape(), "comes_back_from_disk", r"tiny_llama.*self_attn.*mine failed with RuntimeError: shape"),
     (NotOnDisk(), "comes_back_from_disk", r"tensors differ|codes, scale, zero and index"),
     (OddSettings(), "comes_back_from_disk", r"settings of mine.*plain numbers"),
     (NoZeroPoint(), "is_close_with_8_bits", r"w8 g10 asymmetric.*of them, where rounding to nearest has"),

@@ -24,7 +24,7 @@ from qlib.models.tiny import tiny_llama
 from qlib.pipeline import quantize
 from qlib.quantized_weight import QuantizedWeight
 from qlib.testing.problems import ALL, RAGGED, dead_inputs, layer
-from qlib.testing.sides import Side, failed, given_tensors, grids_for
+from qlib.testing.sides import Side, failed, given_tensors, grids_for, not_refused
 
 FIELDS = {
     Needs.HESSIAN: "stats.hessian",
@@ -75,14 +75,18 @@ def takes_unused_inputs(method: Any, side: Side) -> None:
 
 
 def takes_every_float(method: Any, side: Side) -> None:
-    """Give it float16, bfloat16 and float64; float64 stays float64."""
+    """Give it float16, bfloat16 and float64; float64 stays float64, and no other weight has such scales."""
+    grid = Grid(4, 8)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         problem = layer(dtype=dtype)
-        try:
-            grid = grids_for(method, (Grid(4, 8),), problem)[0]
-        except CheckError:  # refused beforehand, as it may be
+        if not not_refused(method, (grid,), problem)[0]:  # refused beforehand, as it may be
             continue
         result = side.run(method, problem, grid)
+        if dtype != torch.float64 and getattr(result, "scale", problem.weight).dtype == torch.float64:
+            raise CheckError(
+                f"{method.name}.{side.call} on {problem}, {grid}: its scales are float64, and 64 bits are "
+                "stored for each. Return those of a fit, or scale.float()."
+            )
         if dtype != torch.float64 or side.contract is Transform:
             continue
         values = (

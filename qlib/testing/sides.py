@@ -134,12 +134,24 @@ def grids_for(method: Any, grids: tuple[Grid, ...] = GRIDS, problem: Problem | N
     Raises
     ------
     CheckError
-        It refuses them all.
+        It refuses them all, or fails.
     """
+    problem = problem or layer()
+    found, why = not_refused(method, grids, problem)
+    if not found:
+        raise CheckError(
+            f"{method.name}.check_weights refuses {problem} on all of "
+            f"{', '.join(map(str, grids))}: {why} Check a method with settings for small layers."
+        )
+    return found
+
+
+def not_refused(method: Any, grids: tuple[Grid, ...], problem: Problem) -> tuple[list[Grid], str]:
+    """Return the grids that `check_weights` lets pass, and why it refused the last of the others."""
     refuse = getattr(method, "check_weights", None)
     if refuse is None:
-        return list(grids)
-    weight, found, why = (problem or layer()).weight, [], ""
+        return list(grids), ""
+    weight, found, why = problem.weight, [], ""
     for grid in grids:
         try:
             refuse({FC1: weight, FC2: weight.T.contiguous()}, grid)
@@ -148,15 +160,10 @@ def grids_for(method: Any, grids: tuple[Grid, ...] = GRIDS, problem: Problem | N
             why = str(error)
         except Exception as error:
             raise CheckError(
-                f"{method.name}.check_weights on {problem or layer()}, {grid}: {failed(error)}. It takes "
+                f"{method.name}.check_weights on {problem}, {grid}: {failed(error)}. It takes "
                 "weights by the names of their layers, and a grid, and refuses by a QuantError."
             ) from error
-    if not found:
-        raise CheckError(
-            f"{method.name}.check_weights refuses {problem or layer()} on all of "
-            f"{', '.join(map(str, grids))}: {why} Check a method with settings for small layers."
-        )
-    return found
+    return found, why
 
 
 def failed(error: Exception) -> str:
