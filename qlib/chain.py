@@ -195,7 +195,14 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
     if len(rounding) > 1:
         names = [method.name for method in rounding]
         raise QuantError(f"{list_names(names)}: a weight can be rounded only once. Pass one rounding method.")
-    return Chain(tuple(preparations), rounding[0] if rounding else RTN())
+    last = rounding[0] if rounding else RTN()
+    return Chain(tuple(_before(each, last.name) for each in preparations), last)
+
+
+def _before(method: Preparation, rounding: str) -> Preparation:
+    """Return a method with the settings that it takes in front of a rounding method."""
+    before = getattr(method, "before", None)
+    return before(rounding) if callable(before) else method
 
 
 KNOWN = f"Known methods: {list_names(METHODS, 20)}, each an object such as qlib.GPTQ()."

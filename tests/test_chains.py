@@ -14,6 +14,7 @@ from torch import Tensor
 import qlib
 from qlib.asr.calibration import speech_batches
 from qlib.asr.datasets import Utterance
+from qlib.chain import make_chain
 from qlib.errors import ModelError, QuantError
 from qlib.methods import METHODS
 from qlib.methods.contracts import LayerStats, Needs
@@ -123,6 +124,25 @@ def test_a_transformation_alone_changes_scales_not_the_function(
         if "norm" in name and "final" not in name and not torch.equal(value, model.state_dict()[name])
     ]
     assert moved
+
+
+@pytest.mark.parametrize(
+    "rounding", [qlib.RTN(), qlib.HQQ(), qlib.GPTQ(), qlib.SpQR(), qlib.QUIK()], ids=lambda m: m.name
+)
+def test_awq_clips_where_ranges_are_taken_as_they_are(rounding: Any, calib: list[Utterance]) -> None:
+    """A method that weighs errors itself would reproduce the clipped weight."""
+    clips = rounding.name in ("rtn", "hqq")
+    chain = make_chain([qlib.AWQ(), rounding])
+    assert chain.describe()[0]["clip"] is clips
+    for chosen in (True, False):
+        assert make_chain([qlib.AWQ(clip=chosen), rounding]).describe()[0]["clip"] is chosen
+    if rounding.name in ("rtn", "gptq"):
+        states = [
+            run("whisper", [awq, rounding], calib, weight=qlib.Grid(3, 8)).model.state_dict()
+            for awq in (qlib.AWQ(), qlib.AWQ(clip=clips), qlib.AWQ(clip=not clips))
+        ]
+        same = [all(torch.equal(value, other[name]) for name, value in states[0].items()) for other in states]
+        assert same == [True, True, False]
 
 
 def test_a_chain_on_a_ragged_width(calib: list[Utterance]) -> None:

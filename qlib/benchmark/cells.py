@@ -7,7 +7,6 @@ that no old number stands under new settings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from qlib.asr.wer import check_scorable
 from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
+from qlib.chain import make_chain
 from qlib.checkpoint import folder_bytes
 from qlib.command_line import FLOAT_BITS, methods, utterances
 from qlib.errors import DataError
@@ -138,7 +138,7 @@ def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
                 "versions": versions,
             }
         )
-    chain = [] if cell.method == FLOAT else [_settings(each) for each in methods(chain_names(cell.method))]
+    chain = [] if cell.method == FLOAT else make_chain(methods(chain_names(cell.method))).describe()
     return digest_of(
         {
             "weights": weights,
@@ -150,10 +150,6 @@ def key_of(cell: Cell, study: Study, data: Data, weights: str) -> str:
             "versions": versions,
         }
     )
-
-
-def _settings(method: Any) -> dict[str, Any]:
-    return json.loads(json.dumps({"name": method.name, **asdict(method)}))  # type: ignore[no-any-return]
 
 
 # --- one run

@@ -206,7 +206,7 @@ class AWQ:
     """Settings of AWQ; see `awq_scale` and `awq_clip`. The defaults are the paper's."""
 
     scale: bool = True  # search a scale for each group of layers
-    clip: bool = True  # search a range for each group of weights
+    clip: bool | None = None  # search a range for each group of weights; None: if `before` says so
     points: int = 20  # exponents tried
     steps: int = 10  # ranges tried
     shrink: float = 0.5  # the narrowest range is just above 1 - shrink
@@ -219,6 +219,14 @@ class AWQ:
         check_types(self, ("shrink",), ("points", "steps"), ("scale", "clip"))
         check_points(self.points)
         check_ranges(self.steps, self.shrink)
+
+    def before(self, rounding: str) -> AWQ:
+        """Return the settings in front of a rounding method, by its name: it clips before RTN and HQQ.
+
+        These two take the range of a weight as it is. The others weigh errors themselves, and reproduce the
+        weight that they are given: what was cut off is lost. With GPTQ at 3 bits, recognizers then loop.
+        """
+        return replace(self, clip=rounding in ("rtn", "hqq")) if self.clip is None else self
 
     def scale_group(self, weights: Sequence[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
         """Return s for the layers that share an input; see `scale_mixed`."""
@@ -250,7 +258,7 @@ class AWQ:
         QuantError
             The statistics lack the Hessian, and all that `awq_clip` refuses.
         """
-        if not self.clip:
+        if self.clip is False:
             return weight
         check_stats(stats, "AWQ")
         if stats.hessian is None:

@@ -119,7 +119,11 @@ class Transform(Protocol):
 
 @runtime_checkable
 class Clip(Protocol):
-    """Narrows the range of a weight, so that a finer grid fits what is left."""
+    """Narrows the range of a weight, so that a finer grid fits what is left.
+
+    A method may have ``before(rounding)``, which returns it with the settings that it takes in front of the
+    rounding method of that name: one that chooses ranges itself should see the weight unclipped.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
