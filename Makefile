@@ -4,9 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 WORKERS ?= 2
 
-.PHONY: help demo test test-fast check docs lessons notebooks fuzz lossless figures clean
+.PHONY: help setup demo test test-fast check docs lessons notebooks fuzz lossless figures clean
 
 help:
+	@echo "make setup      create .venv with all that lessons, exercises and tests need"
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
 	@echo "make test       all tests, real checkpoints included, with coverage"
 	@echo "make test-fast  the tests that need no checkpoint"
@@ -32,6 +33,8 @@ help:
 	@echo "installing requirements/dev.txt (once)"
 	@$(PIP) -r requirements/dev.txt
 	@touch $@
+
+setup: .venv/dev.stamp
 
 demo: .venv/demo.stamp
 	@$(BIN)/python examples/quickstart.py
