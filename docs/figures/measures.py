@@ -155,7 +155,7 @@ def _interval(axes: Axes, y: float, value: float, interval: tuple[float, float],
 
 # --- the study
 
-FLOAT_INPUTS = re.compile(r"W\d+A16(?!\d)", re.IGNORECASE)  # schemes, whatever follows
+FLOAT_INPUTS = re.compile(r"W\d+A16(G\d+)?$", re.IGNORECASE)  # of linear layers alone
 METHODS = {
     "rtn": "RTN",
     "hqq": "HQQ",

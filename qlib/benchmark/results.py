@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from qlib.errors import DataError
 from qlib.models.files import parse_json
 
 RESAMPLES = 2000
+LOOP = 10  # errors more than words: what is short and misheard has a few
 RESULTS = "results.jsonl"
 
 
@@ -96,7 +96,7 @@ class Record:
     errors : tuple of int
         Of each recording.
     loops : int
-        Recordings with more errors than words: the model repeats itself there, or invents text.
+        Recordings with ten errors more than words, or more: the model repeats itself there.
     key : str
         Of the cell.
     """
@@ -219,7 +219,10 @@ def _records(row: dict[str, Any], reference: dict[str, Any] | None) -> Iterator[
             bytes=row.get("bytes"),
             cost=_run(row.get("cost")),
             errors=tuple(result["utterance_errors"]),
-            loops=sum(map(gt, result["utterance_errors"], result["utterance_words"])),
+            loops=sum(
+                errors >= words + LOOP
+                for errors, words in zip(result["utterance_errors"], result["utterance_words"], strict=True)
+            ),
             key=row["key"],
         )
 
