@@ -141,7 +141,8 @@ def study(folder: Path, *rows: dict[str, Any]) -> Path:
 class TestWordErrorsOverBits:
     ROWS = (
         cell("float", "float", None, 20), cell("rtn", "W4A16", 4.56, 24), cell("rtn", "W3A16", 3.55, 190),
-        cell("rtn", "W4A8", 4.56, 77), cell("gptq", "w3a16g128s16", 3.56, 30),
+        cell("rtn", "W4A8", 4.56, 77), cell("gptq", "w3a16g128", 3.56, 30),
+        cell("gptq", "W3A16E3", 3.4, 31),
         cell("float", "float", None, 10, "b/base"), cell("rtn", "W4A16", 4.56, 12, "b/base"),
         {"model": "b/base", "method": "hqq", "scheme": "W4A16", "error": "no memory"},
         {"model": "b/base", "method": "sensitivity", "scheme": "sensitivity", "losses": {}},
@@ -174,5 +175,5 @@ class TestWordErrorsOverBits:
         self, scripts: dict[str, ModuleType], tmp_path: Path
     ) -> None:
         picture = self.picture(scripts, tmp_path)
-        assert picture.count("<circle") == 3  # rtn W4A16 twice, gptq W3A16
+        assert picture.count("<circle") == 3  # rtn W4A16 twice, gptq W3A16; not the token embedding
         assert picture.count("<polygon") == 1  # rtn W3A16: 95 %
