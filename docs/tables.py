@@ -24,7 +24,15 @@ TABLE = re.compile(r"(<!-- table (?P<kind>\w+) ?(?P<model>\S*) -->\n).*?(<!-- en
 SCHEMES = ("W8A8", "W4A16", "W4A8", "W3A16", "W3A8", "W2A16")
 SUMMARY = (
     *(FLOAT, "rtn W8A8", "gptq W8A8", "rtn W4A16", "gptq W4A16", "awq + gptq W4A16", "spqr W4A16G16"),
-    *("awq + gptq W4A8", "gptq W4A16S16E4", "rtn W3A16", "gptq W3A16", "quik W3A16", "spqr W3A16G16"),
+    *(
+        "awq + gptq W4A8",
+        "gptq W4A16S16E4",
+        "rtn W3A16",
+        "gptq W3A16",
+        "awq + gptq W3A16",
+        "quik W3A16",
+        "spqr W3A16G16",
+    ),
 )
 STAR = r"\*"  # a recording in a loop
 SHOWN = {"rtn": "RTN", "hqq": "HQQ", "smoothquant": "SmoothQuant", "awq": "AWQ", "omniquant": "OmniQuant"}
