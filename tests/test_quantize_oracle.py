@@ -184,7 +184,7 @@ def quantize_by_hand(methods: list[str], static: bool) -> ByHand:
         wanted = copy.deepcopy(block)  # folded, never clipped: its errors are counted
         for method in methods[:-1]:
             move_scales(method, block, wanted, run)
-            if method == "awq":
+            if method == "awq" and methods[-1] == "rtn":  # GPTQ and QUIK get the whole weight
                 clip(block, run)
         inputs = read_by(wanted, run)  # statistics are those of one pass in float: of no clipped layer
         now = read_by(block, run)  # static ranges are those of the block as it is when it is rounded
