@@ -24,15 +24,7 @@ TABLE = re.compile(r"(<!-- table (?P<kind>\w+) ?(?P<model>\S*) -->\n).*?(<!-- en
 SCHEMES = ("W8A8", "W4A16", "W4A8", "W3A16", "W3A8", "W2A16")
 SUMMARY = (
     *(FLOAT, "rtn W8A8", "gptq W8A8", "rtn W4A16", "gptq W4A16", "awq + gptq W4A16", "spqr W4A16G16"),
-    *(
-        "awq + gptq W4A8",
-        "gptq W4A16S16E4",
-        "rtn W3A16",
-        "gptq W3A16",
-        "awq + gptq W3A16",
-        "quik W3A16",
-        "spqr W3A16G16",
-    ),
+    *("gptq W4A16S16E4", "rtn W3A16", "gptq W3A16", "awq + gptq W3A16", "quik W3A16", "spqr W3A16G16"),
 )
 STAR = r"\*"  # a recording in a loop
 SHOWN = {"rtn": "RTN", "hqq": "HQQ", "smoothquant": "SmoothQuant", "awq": "AWQ", "omniquant": "OmniQuant"}
@@ -45,14 +37,16 @@ def shown(method: str) -> str:
 
 
 def rate(record: Record | None) -> str:
-    """Return a rate and the interval of its difference to float; a star for each recording in a loop.
+    """Return a rate with a star for each recording in a loop, three at most; "" where none was computed."""
+    return "" if record is None else f"{record.wer:.2f}{STAR * min(record.loops, 3)}"
 
-    Nothing where it was not computed.
-    """
+
+def rate_and_difference(record: Record | None) -> str:
+    """Return a rate, and the interval of its difference to float."""
     if record is None:
         return ""
     low, high = record.difference_interval
-    return f"{record.wer:.2f}{STAR * min(record.loops, 3)} ({low:+.1f} to {high:+.1f})"
+    return f"{rate(record)} ({low:+.1f} to {high:+.1f})"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -69,7 +63,13 @@ def schemes(records: list[Record], model: str) -> str:
     for method in dict.fromkeys(method for method, scheme in found if scheme in used):
         cells = [found.get((method, scheme)) for scheme in used]
         bits = [each.bits_per_weight for each in cells if each is not None and each.scheme.endswith("A16")]
-        rows.append([shown(method), *map(rate, cells), ", ".join(f"{each:.2f}" for each in bits if each)])
+        rows.append(
+            [
+                shown(method),
+                *map(rate_and_difference, cells),
+                ", ".join(f"{each:.2f}" for each in bits if each),
+            ]
+        )
     return markdown(rows)
 
 
@@ -87,7 +87,14 @@ def files(records: list[Record], model: str) -> str:
             work = f"{cost.bytes_moved / 1e6:,.0f}", f"{cost.bit_operations / 1e12:.2f}"
             bits = "" if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}"
             name = shown(each.method) + ("" if each.method == FLOAT else f" {each.scheme}")
-            row = [name, bits, *(f"{size:.2f}" for size in sizes), *work, rate(each), f"{worse:.0f} %"]
+            row = [
+                name,
+                bits,
+                *(f"{size:.2f}" for size in sizes),
+                *work,
+                rate_and_difference(each),
+                f"{worse:.0f} %",
+            ]
             rows.append(row)
     return markdown(rows)
 
@@ -103,8 +110,7 @@ def summary(records: list[Record], _: str) -> str:
             continue
         bits = [each.bits_per_weight or 16 for each in cells if each is not None]
         method, _, scheme = name.rpartition(" ") if name != FLOAT else (FLOAT, "", "")
-        rates = ["" if each is None else f"{each.wer:.2f}{STAR * min(each.loops, 3)}" for each in cells]
-        rows.append([f"{shown(method)} {scheme.lower()}".strip(), *rates, f"{min(bits):.1f}"])
+        rows.append([f"{shown(method)} {scheme.lower()}".strip(), *map(rate, cells), f"{min(bits):.1f}"])
     return markdown(rows)
 
 

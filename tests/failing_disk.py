@@ -163,3 +163,15 @@ def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
+
+
+def cannot_be_removed(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Let every removal of a file with this ending fail: it is in use."""
+    unlink = os.unlink
+
+    def stubborn(path: Any, **options: Any) -> None:
+        if str(path).endswith(ending):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", stubborn)

