@@ -101,7 +101,8 @@ def draw_curves(axes: Any, errors: dict[str, list[float]]) -> None:
     """Draw the error of each grain against the bits of a code."""
     for name, (_, color) in GRAINS.items():
         axes.plot(BITS, errors[name], "o-", color=color, markersize=4, label=name)
-    axes.set(title="Smaller groups, smaller errors", xlabel="bits of a code", ylabel="error", yscale="log")
+    axes.set(title="Smaller groups, smaller errors", xlabel="bits of a code", yscale="log")
+    axes.set_ylabel("relative squared error")
     axes.legend(loc="lower left")
 
 
@@ -118,7 +119,7 @@ def draw_cost(axes: Any, weight: Tensor) -> None:
     groups = [8, 16, 32, 48, 64, 96, 128, 192, 384]
     for goal, color in ((0.1, BLUE), (0.01, ORANGE), (0.001, PURPLE)):
         needed = [bits_for(goal, weight, group) for group in groups]
-        axes.plot(groups, needed, "o-", color=color, markersize=4, label=f"error {100 * goal:g} %")
+        axes.plot(groups, needed, "o-", color=color, markersize=4, label=f"squared error {100 * goal:g} %")
         axes.plot(groups[needed.index(min(needed))], min(needed), "o", color=color, markersize=10, mfc="none")
     axes.set(title="... but they are not free", xlabel="columns in a group", ylabel="stored bits per weight")
     axes.set_xscale("log", base=2)

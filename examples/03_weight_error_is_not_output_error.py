@@ -88,7 +88,7 @@ def draw_points(axes: Any, points: dict[str, list[tuple[float, float]]], cloud: 
         for bits, place in zip(BITS, line, strict=True):
             axes.annotate(str(bits), place, (7, -11), textcoords="offset points", fontsize=9, color=color)
     axes.set_title("Same weight error, any output error")
-    axes.set(xlabel="relative error of the weights", ylabel="relative error of the outputs")
+    axes.set(xlabel="squared error of the weights, relative", ylabel="squared error of the outputs, relative")
     axes.set(xscale="log", yscale="log")
     axes.legend(loc="upper left")
 

@@ -116,7 +116,7 @@ def draw_curves(axes: Any, curves: dict[str, list[float]]) -> None:
     axes.set(
         title="The bill comes at the end",
         xlabel="columns rounded",
-        ylabel="relative output error",
+        ylabel="relative squared output error",
         yscale="log",
     )
     axes.legend(loc="lower right")

@@ -79,8 +79,10 @@ def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
         ("w", "weights rounded", BLUE),
         ("wx", "both", GREEN),
     ):
-        axes.plot(ALPHAS, [error(weight, tokens, scale, rounds) for scale in scales], color=color, label=name)
-    axes.set(title="The middle is a compromise", xlabel="alpha", ylabel="relative output error", yscale="log")
+        errors = [100 * error(weight, tokens, scale, rounds) ** 0.5 for scale in scales]  # as in the table
+        axes.plot(ALPHAS, errors, color=color, label=name)
+    axes.set(title="The middle is a compromise", xlabel="alpha", yscale="log")
+    axes.set_ylabel("relative output error, %")
     axes.legend()
 
 

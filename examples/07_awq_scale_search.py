@@ -79,9 +79,8 @@ def draw_losses(axes: Any, weight: Tensor) -> None:
         best = int(losses.argmin())
         axes.plot([k / 20 for k in range(20)], shares, color=color, label=f"{size}x")
         axes.plot(best / 20, shares[best], "o", color=color)
-    axes.set(
-        title="One number is searched", xlabel="exponent alpha", ylabel="output error, RTN = 1", yscale="log"
-    )
+    axes.set(title="One number is searched", xlabel="exponent alpha", yscale="log")
+    axes.set_ylabel("squared output error, RTN = 1")
     axes.legend(title="outliers")
 
 
@@ -110,7 +109,7 @@ def draw_ladder(axes: Any, rows: list[list[float]]) -> None:
         axes.bar(
             [g + 0.2 * k for g in range(len(rows))], [row[k] for row in rows], 0.18, color=color, label=name
         )
-    axes.set(title="What each search adds", ylabel="relative output error", yscale="log")
+    axes.set(title="What each search adds", ylabel="relative squared output error", yscale="log")
     axes.set_xticks([g + 0.3 for g in range(len(rows))], ["w2", "w3", "w4", "w3 g32"])
     axes.legend()
 

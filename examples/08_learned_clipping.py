@@ -105,7 +105,7 @@ def draw_tangents(axes: Any, swept: tuple[Tensor, list[float], list[float]]) -> 
         axes.plot([x - dx, x + dx], [errors[i] - slopes[i] * dx, errors[i] + slopes[i] * dx], color=ORANGE)
     axes.plot([], [], color=ORANGE, label="straight-through slope")
     axes.set(title="A slope for an error that jumps", xlabel="what is learned: logit of the share kept",
-             ylabel="error of the row's output, %")  # fmt: skip
+             ylabel="squared error of the row's output, %")  # fmt: skip
     axes.legend()
 
 
@@ -113,7 +113,8 @@ def draw(axes: Any, swept: tuple[Tensor, list[float]], curves: dict[int, list[fl
     """Draw the error against the range kept, and the losses while learning."""
     kept, errors = swept
     axes[0].plot(kept, errors, color=BLUE, marker=".")
-    axes[0].set(title="In between is best", xlabel="range kept by all rows, %", ylabel="output error, %")
+    axes[0].set(title="In between is best", xlabel="range kept by all rows, %")
+    axes[0].set_ylabel("squared output error, %")
     for (bits, losses), color in zip(curves.items(), (GREEN, BLUE, RED), strict=True):
         axes[2].plot(torch.tensor(losses) / losses[0], color=color, label=f"{bits} bits")
     axes[2].set(

@@ -80,16 +80,16 @@ def print_tables(columns: dict[str, list[float]], single: dict[int, Any]) -> Non
         print(f"{name:22}" + "".join(f"{100 * error:8.3f}" for error in errors))
     print("\nSpQR, by threshold: a weight stays in float if its error costs more than this share of what it")
     print("costs on average to replace a weight by the mean of its column\n")
-    print(f"{'threshold':26}" + "".join(f"{threshold:>8}" for threshold in THRESHOLDS))
+    print(f"{'threshold':27}" + "".join(f"{threshold:>8}" for threshold in THRESHOLDS))
     for bits, found in single.items():
         kept = [0 if result.outliers is None else len(result.outliers) for _, _, result in found]
         lines = {
             "weights kept, %": [f"{100 * n / ROWS / COLUMNS:.1f}" for n in kept],
             "stored bits per weight": [f"{size:.2f}" for size, _, _ in found],
-            "output error, %": [f"{100 * error:.3f}" for _, error, _ in found],
+            "squared output error, %": [f"{100 * error:.3f}" for _, error, _ in found],
         }
         for name, cells in lines.items():
-            print(f"w{bits} {name:23}" + "".join(f"{cell:>8}" for cell in cells))
+            print(f"w{bits} {name:24}" + "".join(f"{cell:>8}" for cell in cells))
 
 
 # %% The pictures
@@ -117,7 +117,8 @@ def main() -> None:
     left, middle, right = figure.subplots(1, 3)
     for (name, errors), color in zip(columns.items(), (BLUE, ORANGE), strict=True):
         left.plot(KEPT, errors, "o-", color=color, label=name)
-    left.set(title="Inputs kept apart", xlabel="columns in float", ylabel="relative error", yscale="log")
+    left.set(title="Inputs kept apart", xlabel="columns in float", yscale="log")
+    left.set_ylabel("relative squared error")
     for (bits, found), color in zip(single.items(), (ORANGE, GREEN, BLUE), strict=True):
         middle.plot(*zip(*(each[:2] for each in found), strict=True), "o-", color=color, label=f"{bits} bits")
     middle.set(title="Weights kept apart", xlabel="stored bits per weight", yscale="log", xlim=(2.5, 7))
