@@ -5,7 +5,9 @@ What you will learn
   an "a" that stays single is rarer than the drafter's probability of "a" says;
 - the paper's rule corrects for the merge that was drafted, and not for the one that was not: on the smallest
   example it gives 1/6, 1/3, 1/2 instead of 1/3 each;
-- a rule that reveals more of the draft stays exact and accepts less.
+- a rule is exact if it takes the distribution *given what it has looked at*. "Path revealed" looks at a draft
+  token where a longer n-gram is still possible, and not at the one that decides; point mass looks at all of
+  them. Who looks at more stays exact and accepts less.
 
 Paper: OmniDraft (arXiv 2507.02659), equations 1 and 2. Page: docs/drafting/lossless.md
 Source: draftlib/verification/revealed.py, rejection.py
@@ -26,6 +28,9 @@ from draftlib.drafting.propose import Draft
 from draftlib.verification.rejection import ratio, residual
 from draftlib.verification.revealed import Proposed, path_revealed
 from draftlib.vocabulary.ngram_table import NGramTable
+from qlib.models.table import align
+
+SMALLEST = {(0,): 0, (1,): 1, (0, 1): 2}  # a -> A, b -> B, ab -> AB
 
 
 # %% What is computed
@@ -52,13 +57,31 @@ def point_mass(draft: Draft, table: NGramTable, size: int) -> list[Proposed]:
 RULES = {"point mass": point_mass, "path revealed": path_revealed, "the paper's": paper}
 
 
+def drafts(q: Tensor, k: int) -> list[Draft]:
+    """Return all drafts of k tokens. In use, q [D] depends on the text; here it is the same everywhere."""
+    found = itertools.product(range(len(q)), repeat=k)
+    return [Draft(tokens, q.log().expand(k, -1), (0.0,) * k, horizon=k) for tokens in found]
+
+
+def by_hand(q: Tensor, names: list[str], table: NGramTable) -> None:
+    """Print, for drafts of two tokens, from which distribution each rule takes the first to be drawn."""
+    rows = [("draft", "proposed first", *RULES)]
+    for draft in drafts(q, 2):
+        found = [rule(draft, table, len(names))[0] for rule in RULES.values()]
+        values = [" ".join(f"{share:.2f}" for share in each.probabilities.tolist()) for each in found]
+        rows.append(("".join("ab"[token] for token in draft.tokens), names[found[0].token], *values))
+    print(f"Probabilities of {', '.join(names)} as the first proposed token\n\n{align(rows)}\n")
+    print("Path revealed: an a may still become ab, so it is looked at. The second token decides between A")
+    print("and AB; it is not looked at, and its q is shared out among the two. A first b is not looked at")
+    print("either: it was no a, so it is b for certain. The paper takes A to be as probable as a, unless ab")
+    print("was drafted.\n")
+
+
 def first_token(q: Tensor, p: Tensor, table: NGramTable, k: int, rule: Any) -> tuple[Tensor, float]:
     """Return the exact distribution of the first token, and how often it is the proposed one."""
-    # q [D] and p [V] are the same at every position here; the library lets them depend on the text.
     out, accepted = torch.zeros_like(p), 0.0
-    for tokens in itertools.product(range(len(q)), repeat=k):
-        chance = float(q[list(tokens)].prod())
-        draft = Draft(tokens, q.log().expand(k, -1), (0.0,) * k, k)
+    for draft in drafts(q, k):
+        chance = float(q[list(draft.tokens)].prod())
         token, proposal = rule(draft, table, len(p))[0]
         keep = min(1.0, float(p[token] / proposal[token]))
         left = residual(p, proposal)
@@ -86,11 +109,14 @@ def show(names: list[str], p: Tensor, found: dict[str, tuple[Tensor, float]], ax
 
 
 def main() -> None:
-    """Print two tables, draw one picture."""
-    # %% 1. Two examples, three rules
+    """Print three tables, draw one picture."""
+    # %% 1. The smallest example, draft by draft
     torch.set_default_dtype(torch.float64)
+    by_hand(torch.tensor([1 / 2, 1 / 2]), ["A", "B", "AB"], NGramTable.of(SMALLEST, 2))
+
+    # %% 2. Two examples, three rules: what is written
     examples = [
-        ("The smallest example", ["A", "B", "AB"], {(0,): 0, (1,): 1, (0, 1): 2}, 2,
+        ("The smallest example", ["A", "B", "AB"], SMALLEST, 2,
          [1 / 2, 1 / 2], [1 / 3, 1 / 3, 1 / 3]),
         ("Six tokens, drafts of three", ["A", "B", "C", "AB", "BC", "ABC"],
          {(0,): 0, (1,): 1, (2,): 2, (0, 1): 3, (1, 2): 4, (0, 1, 2): 5}, 3,
@@ -102,14 +128,14 @@ def main() -> None:
         print(f"{title}: all {len(q) ** k} drafts, all decisions\n")
         show(names, p, {name: first_token(q, p, table, k, rule) for name, rule in RULES.items()}, axes, title)
         print()
-    print("distance: total variation from the target. accepted: how often the first proposed token stands.")
+    print("distance: total variation from the target. accepted: how often the first proposed token is.")
     save(figure, "22_merges_and_distributions")
 
 
 # %% Try this: predict first, then run
 # 1. k = 1: no merge can be drafted. Which rules differ now?
-# 2. Make the n-gram (0, 1) certain, q = [1, 0] after which only b can follow: can it be written with this q?
-# 3. p equal to the distribution that "path revealed" proposes: how often does the first token stand?
+# 2. A drafter that always writes a, then b: why can it not be given as q here? What would each rule accept?
+# 3. p = [1/4, 1/2, 1/4], how often each token is proposed: why does "path revealed" not accept all of them?
 
 if __name__ == "__main__":
     main()
