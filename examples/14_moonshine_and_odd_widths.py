@@ -5,7 +5,8 @@ What you will learn
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
 - Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
 
-Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608). Page: docs/models.md
+Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608)
+Pages: docs/methods/rtn.md#groups, docs/models.md#a-scale-through-a-gate
 Source: qlib/grid.py, qlib/models/moonshine_structure.py
 Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)
@@ -43,8 +44,8 @@ def move_through_the_gate(model: Any, wrong: bool) -> Any:
     """Fold a scale of 4 from the first decoder layer's fc2 into the right, or the wrong, half of fc1."""
     fc2 = "model.decoder.layers.0.mlp.fc2"
     (group,) = (each for each in model.groups() if fc2 in each.layers)
-    rows = group.rows or ()
-    if wrong:
+    rows = group.rows or ()  # the output of fc1 that each input of fc2 comes from: the first half, the values
+    if wrong:  # the same places in the second half, the gate
         group = replace(group, rows=tuple(row + len(rows) for row in rows))
     apply_fold(model, fold(dict(model.named_parameters()), group, torch.full((len(rows),), 4.0)))
     return model

@@ -109,7 +109,8 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. HQQ's zero points are no whole numbers. How many bits per weight do they cost at groups of 64, at 16?
 # 2. Pack nine codes of 3 bits: how many bytes? And how many of 8 bits?
-# 3. A kept weight takes 16 bits for its value and 8 or 16 for its place. How many of 1000 cost 0.1 bits each?
+# 3. A kept weight takes 16 bits for its value and 8 or 16 for its place. How many of 1000 weights can be kept
+#    for 0.1 bits per weight?
 
 if __name__ == "__main__":
     main()

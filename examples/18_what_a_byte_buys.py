@@ -3,8 +3,8 @@
 What you will learn
 - the bits of a code are not the size of a file: scales, embedding and what stays in float count; "4 bits" of
   the linear layers alone is 11 bits per parameter of Whisper tiny;
-- an encoder's weights are read once per recording, a decoder's once per written token: memory I/O is the
-  decoder's, bit operations are the encoder's;
+- an encoder's weights are read once per window (30 s at most), a decoder's once per written token: memory
+  I/O is the decoder's, bit operations are the encoder's;
 - a table of sizes and error rates has a front: settings that no other one beats in both.
 
 Page: docs/cost.md    Source: qlib/analysis/cost.py

@@ -34,8 +34,12 @@ DRAFT = [" on", " tra", "veled", " went"]
 SPELLING = {0: (0,), 1: (1, 2), 2: (3,)}  # of the target's three tokens, in draft tokens
 DIRECT = torch.tensor([0, -1, -1, 2])  # the target token with the same bytes as each draft token
 P, Q = torch.tensor([0.2, 0.6, 0.2]), torch.tensor([0.4, 0.1, 0.1, 0.4])  # of the target, of the drafter
-# Five texts go on as P says: " on", three times " tra" of " traveled", " went". Draft and target tokens:
-WRITTEN = Written(*torch.tensor([[0, 1, 1, 1, 3], [0, 1, 1, 1, 2], [1, 0, 0, 0, 1]]))
+# One position of each of five texts. They go on as P says: " on", three times " tra" of " traveled", " went".
+WRITTEN = Written(
+    tokens=torch.tensor([0, 1, 1, 1, 3]),  # in draft tokens
+    owners=torch.tensor([0, 1, 1, 1, 2]),  # the target token that each of them is a piece of
+    left=torch.tensor([1, 0, 0, 0, 1]),  # pieces left: 1 only this one; 0: "veled" is not among the five
+)
 
 
 def spelled(before: list[int]) -> Tensor:
@@ -56,8 +60,8 @@ def descend(loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 def one_position() -> None:
     """Print what each loss makes of the drafter."""
-    rows, wanted = compress(P.log().expand(5, 3), 3), spelled([])
-    soft = Soft(torch.arange(4).expand(5, 4), wanted.expand(5, 4))
+    rows, wanted = compress(P.log().expand(5, 3), 3), spelled([])  # P at all five positions; p~
+    soft = Soft(torch.arange(4).expand(5, 4), wanted.expand(5, 4))  # p~ there, as tokens and probabilities
     found = {
         "wanted, p~": wanted,
         "before learning": Q,
