@@ -22,11 +22,11 @@ class Step:
     drafted : tuple of int
         Draft tokens.
     proposed : tuple of int
-        Target tokens; the first `accepted` of them stand.
+        Target tokens; the first `accepted` of them become part of the text.
     spans : tuple of (int, int)
         The draft tokens, from and up to, that each proposed token stands for; (0, 0) where a source guessed.
     accepted : int
-        How many proposed tokens stand.
+        How many proposed tokens are accepted.
     tokens : tuple of int
         Target tokens added to the answer: the accepted ones and, unless these end it, the target's own.
     learned : int
@@ -69,8 +69,8 @@ class Step:
             f"[{_show(target, token)}]" if self.merged(i) else _show(target, token)
             for i, token in enumerate(self.proposed)
         )
-        stands = [_show(target, token) for token in self.tokens]
-        kept, own = " ".join(stands[: self.accepted]), " ".join(stands[self.accepted :])
+        added = [_show(target, token) for token in self.tokens]
+        kept, own = " ".join(added[: self.accepted]), " ".join(added[self.accepted :])
         drafted = f"({self.source})" if self.source not in ("draft", "") else drafted
         return f"round {self.number}: {drafted or '-'} -> {proposed or '-'} => {kept or '-'} | {own or '-'}"
 

@@ -3,10 +3,10 @@
 What you will learn
 - a drafter q guesses k tokens; the target p keeps a beginning of them and adds one token: a pass of the
   target yields 1 to k + 1 tokens;
-- a guess x stands with probability min(1, p(x) / q(x)), else the token is drawn from max(p - q, 0): then the
-  text has exactly the target's distribution. All outcomes are counted, with their probabilities;
-- if a guess stands with probability a, a round gives (1 - a^(k+1)) / (1 - a) tokens, and takes 1 + ck passes:
-  so there is a best k, the larger the better and the cheaper the drafter is.
+- a guess x is accepted with probability min(1, p(x) / q(x)), else the token is drawn from max(p - q, 0):
+  then the text has exactly the target's distribution. All outcomes are counted, with their probabilities;
+- if a guess is accepted with probability a, a round gives (1 - a^(k+1)) / (1 - a) tokens, and takes 1 + ck
+  passes: so there is a best k, the larger the better and the cheaper the drafter is.
 
 Papers: Leviathan et al. (arXiv 2211.17192), algorithm 1, equation 1, theorem 3.8; Chen et al. (2302.01318).
 Page: docs/drafting/one_vocabulary.md    Source: draftlib/plain.py
@@ -43,17 +43,17 @@ def one_round(last: int, k: int) -> Outcomes:
         chance = 1.0
         for i, guess in enumerate(x):
             chance *= float(Q[before[i], guess])
-        # `stands`: this draft was made, and its first n guesses stand.
-        stands = chance
+        # `reached`: the chance that this draft was made and its first n guesses were accepted.
+        reached = chance
         for n, guess in enumerate(x):
             p, q = P[before[n]], Q[before[n]]
             keep = min(1.0, float(p[guess] / q[guess]))
             if keep < 1:
                 for token, share in enumerate((residual(p, q) / residual(p, q).sum()).tolist()):
-                    found[(*x[:n], token)] += stands * (1 - keep) * share
-            stands *= keep
+                    found[(*x[:n], token)] += reached * (1 - keep) * share
+            reached *= keep
         for token, share in enumerate(P[before[k]].tolist()):
-            found[(*x, token)] += stands * share
+            found[(*x, token)] += reached * share
     return found
 
 
@@ -78,7 +78,7 @@ def alone(model: Tensor, last: int, length: int) -> Outcomes:
 
 
 def tokens_per_round(a: float, k: int) -> float:
-    """Return 1 + a + ... + a^k: the target's own token, and guess i if all guesses up to it stand."""
+    """Return 1 + a + ... + a^k: the target's own token, and guess i if all up to it are accepted."""
     return (1 - a ** (k + 1)) / (1 - a)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
     shares = [round(after.count(token) / len(after), 3) for token in range(3)]
     print(f"drawn, {len(after):,} tokens after a: {shares}")
 
-    # %% 4. Tokens per round: the formula is exact where every guess stands with the same probability
+    # %% 4. Tokens per round: the formula is exact where all guesses are accepted equally often
     a = float(torch.minimum(p, q).sum())
     rows = [("draft tokens k", *map(str, range(1, 6)))]
     rows.append(
@@ -126,7 +126,7 @@ def main() -> None:
     )
     rows.append((f"formula, a = {a:.2f}", *(f"{tokens_per_round(a, k):.3f}" for k in range(1, 6))))
     print(f"\ntokens per round after the token a\n\n{align(rows)}")
-    print("(after b and c a guess stands more or less often)")
+    print("(after b and c guesses are accepted more or less often)")
 
     # %% 5. The best k
     rows = [("c \\ a", "0.5", "0.7", "0.8", "0.9")]

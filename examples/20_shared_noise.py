@@ -2,14 +2,14 @@
 
 What you will learn
 - argmax(log p + g), with a standard Gumbel number g for each token, is a draw from p;
-- let drafter and target draw with the *same* g, and they mostly draw the same token. A guess stands if it is
-  the token that the target draws; nothing else is compared;
+- let drafter and target draw with the *same* g, and they mostly draw the same token. A draft token is
+  accepted if it is the one that the target draws; nothing else is compared;
 - that happens with probability sum_i 1 / sum_j max(p_j / p_i, q_j / q_i), at least (1 - TV) / (1 + TV).
   Rejection accepts 1 - TV, the most that any rule can, where TV = 1/2 sum |p - q|;
 - in return the text depends on the seed alone: it is token for token what the target writes without drafter.
 
-Papers: Daliri, Musco, Suresh 2024 (arXiv 2408.07978), theorem 3; Leviathan et al. (arXiv 2211.17192), theorem
-3.5. Page: docs/drafting/lossless.md    Source: draftlib/verification/noise.py, verify.py, rejection.py
+Papers: Daliri, Musco, Suresh 2024 (arXiv 2408.07978), theorem 3; Leviathan et al. (2211.17192), theorem 3.5.
+Page: docs/drafting/lossless.md    Source: draftlib/verification/noise.py, verify.py, rejection.py
 Exercise: examples/exercises/ex12_gumbel_coupling.py
 Run: python examples/20_shared_noise.py        (seconds)
 """
@@ -31,15 +31,15 @@ SEED = 7
 
 # %% What is computed
 def rejection(p: Tensor, q: Tensor) -> float:
-    """Return how often a guess drawn from q is accepted: sum min(p, q) = 1 - TV."""
+    """Return how often a draft token, drawn from q, is accepted: sum min(p, q) = 1 - TV."""
     return float(torch.minimum(p, q).sum())
 
 
 def shared(p: Tensor, q: Tensor) -> float:
     """Return how often both draw the same token with the same noise.
 
-    log p_i + g_i is the largest of its row, and log q_i + g_i of its, if g_j - g_i < log(p_i / p_j) and
-    < log(q_i / q_j) for all j: an exponential race that token i wins with probability
+    log p_i + g_i is the largest of its row, and log q_i + g_i of its, if g_j - g_i is smaller than both
+    log(p_i / p_j) and log(q_i / q_j) for all j: an exponential race that token i wins with probability
     1 / sum_j max(p_j / p_i, q_j / q_i).
     """
     ratios = torch.maximum(p[None] / p[:, None], q[None] / q[:, None])  # [i, j]
@@ -59,15 +59,15 @@ def pair(generator: torch.Generator, size: int = 50) -> tuple[Tensor, Tensor]:
 
 
 def write(count: int, drafter: Tensor | None) -> tuple[list[int], int]:
-    """Return a text of `count` tokens from P, and the rounds it took; three guesses per round."""
+    """Return a text of `count` tokens from P, and the rounds it took; three draft tokens per round."""
     text: list[int] = []
     rounds = 0
     while len(text) < count:
         noise = torch.stack([gumbel(SEED, len(text) + i, len(P)) for i in range(4)])
-        guesses = [] if drafter is None else (drafter.log() + noise[:3]).argmax(1).tolist()
-        noise = noise[: len(guesses) + 1]
-        accepted, token = verify_exact(guesses, P.log().expand(len(noise), -1), noise)
-        text += [*guesses[:accepted], token]
+        drafted = [] if drafter is None else (drafter.log() + noise[:3]).argmax(1).tolist()
+        noise = noise[: len(drafted) + 1]
+        accepted, token = verify_exact(drafted, P.log().expand(len(noise), -1), noise)
+        text += [*drafted[:accepted], token]
         rounds += 1
     return text[:count], rounds
 
@@ -89,7 +89,7 @@ def main() -> None:
     drawn = (target.bincount(minlength=4) / len(target)).tolist()
     print("\nprobabilities of the target ", *(f"{each:6.3f}" for each in P.tolist()))
     print("drawn 20,000 times          ", *(f"{each:6.3f}" for each in drawn))
-    rows = [("rule", "a guess stands"), ("rejection, 1 - TV", f"{rejection(P, Q):.3f}"),
+    rows = [("rule", "accepted"), ("rejection, 1 - TV", f"{rejection(P, Q):.3f}"),
             ("shared noise, formula", f"{shared(P, Q):.3f}"),
             ("shared noise, counted", f"{float((target == drafter).float().mean()):.3f}"),
             ("at least (1 - TV) / (1 + TV)", f"{rejection(P, Q) / (2 - rejection(P, Q)):.3f}"),

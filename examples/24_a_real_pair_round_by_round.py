@@ -1,7 +1,7 @@
 """Lesson 24: a real pair, round by round, with its seconds.
 
 What you will learn
-- to read a round: what the drafter wrote, how it was translated, what stands, and the token of the target;
+- to read a round: what the drafter wrote, how it was translated, what was accepted, and the target's token;
 - where its time goes: a round is one pass of the target, some steps of the drafter, and next to nothing else;
 - a speed-up is (tokens per round) x (time of a token alone) / (time of a round). Each of the three is
   measured here;
@@ -9,7 +9,7 @@ What you will learn
 
 Paper: OmniDraft (arXiv 2507.02659), section 3; Leviathan et al. (arXiv 2211.17192), section 3.4.
 Page: docs/drafting/metrics.md, docs/drafting/speed.md    Source: draftlib/answer.py, seconds.py, metrics.py
-Exercise: examples/exercises/ex14_a_lossless_length_rule.py
+Exercise: examples/exercises/ex14_a_lossless_length_rule.py, after lesson 26
 Run: python examples/24_a_real_pair_round_by_round.py        (half a minute; with SmolLM2 if it was fetched)
 """
 
@@ -52,7 +52,7 @@ def table(steps: list[Step]) -> str:
 
 def main() -> None:
     """Print rounds and two tables, draw one picture."""
-    # %% 3. Rounds in words: draft -> translation, [merged by an n-gram] => what stands | the target's own
+    # %% 3. Rounds in words: draft -> translation, [merged by an n-gram] => accepted | the target's own
     target, draft = real_pair()
     decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=FixedLength(K), sources=())
     list(decoder.steps(PROMPT, max_new_tokens=8))  # warms up

@@ -56,7 +56,7 @@ def draw_noise(
     left.plot(tvs, shared, ".", color=BLUE, label="shared noise")
     left.plot(tvs, independent, ".", color=ORANGE, label="independent draws")
     left.set(title="Shared noise loses little against rejection", xlabel="TV(p, q)",
-             ylabel="how often the draft token stands")  # fmt: skip
+             ylabel="how often the draft token is accepted")  # fmt: skip
     left.legend()
     for i, ((name, numbers), color) in enumerate(zip(race.items(), (BLUE, ORANGE), strict=True)):
         places = [place + 0.4 * i for place in range(len(names))]

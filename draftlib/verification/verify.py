@@ -1,14 +1,14 @@
-"""The target's side of a round: which proposed tokens stand, and which one token follows them.
+"""The target's side of a round: which proposed tokens are accepted, and which one token follows them.
 
 Papers    Leviathan et al. 2023 (arXiv 2211.17192, Algorithm 1: acceptance by min(1, p/q) and the residual);
           Daliri, Musco and Suresh 2024 (arXiv 2408.07978: shared noise); OmniDraft 2025 (arXiv 2507.02659,
           Equations 1, 2).
-Problem   m target tokens t_1..t_m are proposed. One pass of the target gives p_i = p(. | prefix, t_<i) for i
-          = 1..m+1. Accept a beginning of them and add one token, so that the text is distributed as the
+Problem   m target tokens t_1..t_m are proposed. One pass of the target gives p_i = p(. | prefix, t_<i),
+          i = 1..m+1. Accept a beginning of them and add one token, so that the text is distributed as the
           target's own.
 Rules     `verify_greedy`, `verify_exact`, `verify_point_mass`: the target makes its own choice y_i, by
-          argmax, by argmax(log p_i + g_i) or by a draw; t_i stands while y_i = t_i; the first other y_i is
-          the token. `verify_rejection`: accept t_i with probability min(1, p_i(t_i) / Q_i(t_i)), else draw
+          argmax, by argmax(log p_i + g_i) or by a draw; t_i is accepted while y_i = t_i; the first other y_i
+          is the token. `verify_rejection`: accept t_i with probability min(1, p_i(t_i) / Q_i(t_i)), else draw
           from max(p_i - Q_i, 0), where Q_i is the distribution of the proposed token given all that is known
           before position i. Q_i comes from `path_revealed` (exact) or `ratio` (the paper's, approximate).
 Lossless  Choices: what is emitted is y_i, and the proposal decides only how many of them one pass yields.
@@ -34,7 +34,7 @@ from qlib.errors import DraftError
 
 
 class Verdict(NamedTuple):
-    """The outcome of a round: the first `accepted` proposed tokens stand, then comes `token`."""
+    """The outcome of a round: the first `accepted` proposed tokens become text, then comes `token`."""
 
     accepted: int
     token: int
@@ -80,8 +80,8 @@ def verify_exact(proposed: Sequence[int], logprobs: Tensor, noise: Tensor) -> Ve
     """Accept while the proposed token is the one that the target draws with its noise. Lossless.
 
     The emitted tokens do not depend on the proposal at all, so they are the very tokens that the target alone
-    draws with the same noise. A drafter that draws with this noise too agrees with probability (1 - TV) / (1
-    + TV) or more.
+    draws with the same noise. A drafter that draws with this noise too agrees with the probability
+    (1 - TV) / (1 + TV) or more.
 
     Parameters
     ----------
@@ -129,10 +129,7 @@ def _follow(proposed: Sequence[int], choice: Callable[[int], int]) -> Verdict:
     return Verdict(len(proposed), choice(len(proposed)))
 
 
-# --- rejection, and the distributions it can be given
-
-
-# --- all rules by name
+# --- what all rules ask for
 
 
 def check_rows(proposed: Sequence[int], rows: Tensor) -> None:
