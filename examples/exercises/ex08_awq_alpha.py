@@ -1,9 +1,10 @@
 """Exercise 8: the exponent that AWQ searches (Lin et al. 2023).
 
 Weights that meet large inputs should be rounded more finely. AWQ scales them up by s = a^alpha, with a_j the
-mean of |x_j|, rounds, and scales back. Alpha is the one number to find: try 0, 1/points, ... (points -
-1)/points, and take the one with the smallest error of the outputs:
+mean of |x_j|, rounds, and scales back. Alpha is the one number to find: try all of these, and take
+the one with the smallest loss, the error of the outputs:
 
+    alpha = k / points  for k = 0, 1, ... points - 1
     D = Q(W s) / s - W        loss = |X D^T|^2
 
 Lesson: examples/07_awq_scale_search.py    Page: docs/methods/awq.md    Grade: pytest -m ex08

@@ -8,7 +8,7 @@ draft will be accepted falls below `least`:
 A rule may look at everything that was drafted. But what was drawn is kept: to drop a token because of what
 it is changes the distribution of those that remain, and with it the text.
 
-Lesson: examples/26_how_far_to_draft.py    Page: docs/drafting/lossless.md    Grade: pytest -m ex14
+Lesson: examples/26_how_far_to_draft.py    Page: docs/drafting/learning.md    Grade: pytest -m ex14
 """
 
 from collections.abc import Callable
