@@ -5,8 +5,8 @@ drawn clips:
 
     difference = 100 (sum of b's errors - sum of a's errors) / sum of words        in percentage points
 
-Many draws give many differences; the 95 % interval lies between the 2.5th and the 97.5th percentile of them. A
-word error rate is errors over words of all clips together, not a mean of the clips' rates.
+Many draws give many differences; the 95 % interval lies between the 2.5th and the 97.5th percentile of them.
+A word error rate is errors over words of all clips together, not a mean of the clips' rates.
 
 Lesson: examples/12_word_error_rate_and_its_interval.py    Page: docs/wer.md    Grade: pytest -m ex16
 """
