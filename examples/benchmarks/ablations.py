@@ -66,7 +66,7 @@ def settings(kind: str, bits: int, lists: dict[str, list[qlib.Utterance]]) -> It
         yield "GPTQ, least error", [qlib.GPTQ(fit="mse")], grid, everything
         yield "AWQ, scales alone", [qlib.AWQ(clip=False)], grid, everything
         yield "AWQ, scales and clipping", [qlib.AWQ()], grid, everything
-        yield "OmniQuant, learned", [qlib.OmniQuant(epochs=4, clip_rate=0.05)], grid, everything
+        yield "OmniQuant, learned", [qlib.OmniQuant(epochs=4)], grid, everything
     for group in (32, 64, 128, None) if kind == "group" else ():
         yield str(group or "row"), [qlib.GPTQ()], qlib.Grid(bits, group), everything
     for size in (4, 8, 16, 32) if kind == "size" else ():

@@ -51,7 +51,7 @@ def recipes(bits: int, group: int) -> dict[str, Row]:
         "hqq": ([qlib.HQQ()], group),
         "smoothquant": ([qlib.SmoothQuant()], group),
         "awq": ([awq], group),
-        "omniquant": ([qlib.OmniQuant(epochs=4, clip_rate=0.05)], group),
+        "omniquant": ([qlib.OmniQuant(epochs=4)], group),
         "gptq": ([gptq], group),
         "spqr": ([qlib.SpQR(second_bits=8 if bits == 8 else 3)], 16),
         "quik": ([qlib.QUIK(damping=damping, fit="mse" if bits < 8 else "minmax")], group),
