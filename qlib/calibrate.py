@@ -29,6 +29,7 @@ from qlib.histogram import Histogram
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.methods.hessian import gram
 from qlib.models.call import call
+from qlib.models.fast.laid_out import laid_out
 from qlib.models.structure import LayerGroup, Model, Source, Stage, select
 
 T = TypeVar("T")
@@ -106,15 +107,17 @@ class Visit:
     def _layer_inputs(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the first layer of each group and its input [tokens, inputs], batch by batch, no padding."""
         sources = {self.layers_here(group)[0]: group.source for group in self.groups}
-        for hidden, batch in zip(self.inputs, self.batches, strict=True):
-            for layer, rows in self._run_and_watch(hidden, batch, sources):
-                if not rows.isfinite().all():
-                    raise QuantError(
-                        f"The input of {layer} is not finite for {batch.where}: "
-                        f"{int((~rows.isfinite()).any(1).sum())} of {len(rows)} vectors. Check the recording "
-                        "and the checkpoint, and whether a layer before it was quantized too coarsely."
-                    )
-                yield layer, rows
+        with laid_out(self.block):
+            for hidden, batch in zip(self.inputs, self.batches, strict=True):
+                for layer, rows in self._run_and_watch(hidden, batch, sources):
+                    if not rows.isfinite().all():
+                        raise QuantError(
+                            f"The input of {layer} is not finite for {batch.where}: "
+                            f"{int((~rows.isfinite()).any(1).sum())} of {len(rows)} vectors. Check the "
+                            "recording and the checkpoint, and whether a layer before it was quantized too "
+                            "coarsely."
+                        )
+                    yield layer, rows
 
     @torch.no_grad()
     def _run_and_watch(
@@ -282,8 +285,9 @@ class _HiddenStates:
     @torch.no_grad()
     def run(self, name: str) -> None:
         block = self.model.get_submodule(name)
-        for i, batch in enumerate(self.batches):
-            self.hidden[i] = self.stage.run(block, self.hidden[i], batch)
+        with laid_out(block):
+            for i, batch in enumerate(self.batches):
+                self.hidden[i] = self.stage.run(block, self.hidden[i], batch)
 
     @torch.no_grad()
     def leave(self) -> None:

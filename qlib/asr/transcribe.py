@@ -28,6 +28,7 @@ from qlib.asr.utterance import Utterance
 from qlib.asr.wer import WerResult, check_scorable, score
 from qlib.asr.window_queue import WindowQueue
 from qlib.errors import DataError, ModelError, describe, whole_number
+from qlib.models.fast.laid_out import laid_out
 from qlib.models.progress import progress_bar
 from qlib.models.speech import SpeechModel
 from qlib.models.structure import Model
@@ -93,7 +94,7 @@ def transcribe(
         for source in sources:
             prompts.language(source)
     total = len(sources) if isinstance(sources, Sized) else None
-    with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar:
+    with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar, laid_out(model):
         if timed is not None:
             return transcribe_long_form(timed, sources, prompts, batch_size, bar)
         queue = WindowQueue(speech_model, prompts, batch_size, bar)
