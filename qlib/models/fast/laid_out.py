@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qlib.models.fast.products import Product, reordered_product
 from qlib.models.quantized_linear import QuantizedLinear
@@ -31,7 +31,7 @@ def laid_out(module: nn.Module) -> Iterator[None]:
     for layer in module.modules():
         # `forward` in the instance: laid out already, by another thread or by who called this
         if "forward" not in vars(layer) and (forward := _forward(layer)) is not None:
-            layer.forward = forward  # type: ignore[method-assign]
+            layer.forward = forward
             changed.append(layer)
     try:
         yield
@@ -42,15 +42,11 @@ def laid_out(module: nn.Module) -> Iterator[None]:
 
 def _forward(layer: nn.Module) -> Product | None:
     """Return what computes the output of a layer from its input, or None where `forward` is to stay."""
-    linear, quantized = type(layer) is nn.Linear, isinstance(layer, QuantizedLinear)
-    if not linear and not quantized or layer.weight.dtype != torch.float32:
+    if type(layer) is not nn.Linear and not isinstance(layer, QuantizedLinear):
         return None
-    product = reordered_product(layer.weight, layer.bias)
-    activation = layer.activation if quantized else None
+    product = reordered_product(layer.weight, layer.bias) if layer.weight.dtype == torch.float32 else None
+    activation = layer.activation if isinstance(layer, QuantizedLinear) else None
     if product is None or activation is None:
         return product
-
-    def forward(inputs: Tensor) -> Tensor:
-        return product(activation(inputs))
-
-    return forward
+    rounded, multiply = activation, product
+    return lambda inputs: multiply(rounded(inputs))
