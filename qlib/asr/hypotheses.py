@@ -23,6 +23,8 @@ from qlib.errors import DataError, describe
 from qlib.models.files import atomic_file
 from qlib.models.structure import Model
 
+GREEDY = "greedy"  # how `recognize` decodes, in the signature of a result
+
 
 @dataclass(frozen=True)
 class Hypothesis:

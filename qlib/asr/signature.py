@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qlib.version import library_version
 
 SHOWN = 8  # hexadecimal digits of a hash: enough to tell the lists of one user apart
@@ -15,6 +17,15 @@ def signature(measure: str, settings: dict[str, object]) -> str:
     """
     parts = [f"{name}:{value}" for name, value in settings.items()]
     return "|".join([measure, *parts, f"qlib:{library_version() or 'unknown'}"])
+
+
+def has_settings(line: str, settings: Mapping[str, object]) -> bool:
+    """Return whether a signature has these settings.
+
+    >>> has_settings("wer|jiwer:4.0.0|dec:greedy", {"jiwer": "4.0"})
+    False
+    """
+    return {f"{name}:{value}" for name, value in settings.items()} <= set(line.split("|"))
 
 
 def short(sha256: str) -> str:

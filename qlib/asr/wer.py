@@ -37,7 +37,7 @@ from qlib.asr.bootstrap import (
     percentile_interval,
     resampled_rates,
 )
-from qlib.asr.normalizers import Normalizer, as_written, normalizers_of
+from qlib.asr.normalizers import as_written, normalizers_of
 from qlib.asr.signature import short, signature
 from qlib.errors import DataError, describe, whole_number
 
@@ -223,7 +223,8 @@ def score(
     sha256 = hashlib.sha256(json.dumps(references).encode()).hexdigest()
     used = list(dict.fromkeys(normalizers[i] for i in kept))
     settings = {
-        **_scored_by(used),
+        "norm": "+".join(each.name for each in used),
+        **scorer_versions(),
         "dec": decoding,
         "clips": len(kept),
         "words": int(words.sum()),
@@ -273,6 +274,11 @@ def check_scorable(references: Sequence[str], languages: str | Sequence[str] = "
         raise _nothing_to_score(len(references))
 
 
+def scorer_versions() -> dict[str, str]:
+    """Return the versions of the packages that normalize and align, as signatures have them."""
+    return {name: version(name) for name in ("whisper-normalizer", "jiwer")}
+
+
 def _nothing_to_score(count: int) -> DataError:
     return DataError(
         f"all {count} references are empty after normalization: there is no word to score. "
@@ -305,12 +311,3 @@ def _count(pairs: Sequence[tuple[str, str]]) -> Counts:
     """Return hits, substitutions, deletions and insertions of each pair of texts, [4, utterances]."""
     references, hypotheses = zip(*pairs, strict=True)
     return count_kinds(align(references, hypotheses))
-
-
-def _scored_by(normalizers: Sequence[Normalizer]) -> dict[str, object]:
-    """Return what a signature says of normalizers and aligner."""
-    return {
-        "norm": "+".join(each.name for each in normalizers),
-        "whisper-normalizer": normalizers[0].version,
-        "jiwer": version("jiwer"),
-    }

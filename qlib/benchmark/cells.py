@@ -3,11 +3,14 @@
 A cell has a key: a hash of everything that decides its result. What is stored under the key is never computed
 again; anything that changes (a weight of the model, a setting, a recording, a version) makes another key, so
 that no old number stands under new settings.
+
+The packages that count errors are in no key, but in the signature of each rate. Where they have changed, what
+the model wrote is scored again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,11 +21,12 @@ import torch
 from qlib.analysis.cost import cost
 from qlib.asr.calibration import fingerprint
 from qlib.asr.datasets import require_text
-from qlib.asr.hypotheses import recognize, score_hypotheses
+from qlib.asr.hypotheses import GREEDY, Hypothesis, recognize, score_hypotheses
 from qlib.asr.parquet import StoredSound
+from qlib.asr.signature import has_settings
 from qlib.asr.transcribe import as_speech_model
 from qlib.asr.utterance import Utterance
-from qlib.asr.wer import check_scorable
+from qlib.asr.wer import check_scorable, scorer_versions
 from qlib.benchmark.config import Study, chain_names
 from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
@@ -41,6 +45,7 @@ FLOAT = "float"
 SENSITIVITY = "sensitivity"  # in the place of a method: not quantized, its layers are judged
 SECONDS, TOKENS = 10, 40  # of the run whose cost is counted
 Row = dict[str, Any]
+Texts = dict[str, list[dict[str, Any]]]  # what a model wrote, by test set: rows of hypotheses
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
         row |= {"settings": result.settings, "bits_per_weight": result.report.bits_per_weight, "bytes": size}
     row["cost"] = _cost(model)
     quantized = perf_counter()
-    row["tests"], texts = {}, {}
+    texts: Texts = {}
     for name, listed in data.tests.items():
         hypotheses = recognize(
             model,
@@ -219,8 +224,29 @@ def run(cell: Cell, study: Study, data: Data, key: str, folder: Path, threads: i
             language=study.language or None,
             progress=False,
         )
-        row["tests"][name] = score_hypotheses(hypotheses, study.language or None).record()
         texts[name] = [each.row() for each in hypotheses]
+    row["tests"] = _rates(texts, study)
     times = {"quantize": quantized - started, "recognize": perf_counter() - quantized}
     times["threads"] = torch.get_num_threads()
     return {"row": row, "texts": texts, "times": times}
+
+
+# --- rates
+
+
+def _rates(texts: Texts, study: Study) -> Row:
+    """Return the rates of what a cell wrote, by test set."""
+    language = study.language or None
+    written = {name: [Hypothesis(**each) for each in rows] for name, rows in texts.items()}
+    return {name: score_hypotheses(each, language, GREEDY).record() for name, each in written.items()}
+
+
+def is_scored_now(row: Row) -> bool:
+    """Return whether the rates of a cell are those that the packages here would count."""
+    settings = {"dec": GREEDY, **scorer_versions()}
+    return all(has_settings(each.get("signature", ""), settings) for each in row.get("tests", {}).values())
+
+
+def scored_again(found: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """Return a finished cell with the rates that the packages here count, of what it wrote then."""
+    return {**found, "row": {**found["row"], "tests": _rates(found["texts"], study)}}

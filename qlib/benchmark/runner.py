@@ -6,7 +6,7 @@
     FOLDER/work/KEY            finished blocks of a cell that is being quantized
 
 1. read all lists, hash all models: what is wrong with them is said before any work
-2. what is finished under the same key is taken
+2. what is finished under the same key is taken; what another normalizer or aligner scored is scored again
 3. the others run, here or in other processes or on other machines; each is written as soon as it is done
 4. a cell that fails is recorded with its error, and tried again by the next call
 """
@@ -26,7 +26,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from qlib.benchmark.cells import Cell, Data, Row, cells_of, key_of, run
+from qlib.benchmark.cells import Cell, Data, Row, cells_of, is_scored_now, key_of, run, scored_again
 from qlib.benchmark.config import Study
 from qlib.benchmark.memory import hash_of
 from qlib.errors import DataError, QlibError, require_extra, whole_number
@@ -93,7 +93,7 @@ def run_study(
     busy = DataError(f"Another run is at work in {place}. Wait until it ends, or choose another folder.")
     with working_folder(place, busy):
         make_folder(place / "cells")
-        rows = {cell: _read(place, keys[cell]) for cell in cells}  # 2
+        rows = _finished(place, keys, study)  # 2
         missing = [cell for cell in cells if rows[cell] is None]
         _clean(place, [keys[cell] for cell in cells if rows[cell] is not None])
         failed: dict[Cell, str] = {}
@@ -244,9 +244,18 @@ def read_cell(place: Path, key: str) -> dict[str, Any] | None:
     return None
 
 
-def _read(place: Path, key: str) -> Row | None:
-    found = read_cell(place, key)
-    return None if found is None else found["row"]
+def _finished(place: Path, keys: dict[Cell, str], study: Study) -> dict[Cell, Row | None]:
+    """Return the row of each finished cell, None for others; what other packages scored is scored again."""
+    rows: dict[Cell, Row | None] = {}
+    again = 0
+    for cell, key in keys.items():
+        found = read_cell(place, key)
+        rows[cell] = None if found is None else found["row"]
+        if found is not None and not is_scored_now(found["row"]):
+            rows[cell], again = _write(place, key, scored_again(found, study)), again + 1
+    if again:
+        log.warning("%d cells were scored by other packages, and are scored again from their texts", again)
+    return rows
 
 
 def _write_results(

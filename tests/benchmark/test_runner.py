@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from speech_fixtures import utterances
 
 import qlib
 from qlib.__main__ import main
+from qlib.asr.hypotheses import score_hypotheses
+from qlib.asr.wer import scorer_versions
 from qlib.benchmark import cells, memory, runner
 from qlib.benchmark.config import Study, read_study
 from qlib.benchmark.page import write_report
@@ -85,6 +88,7 @@ def test_a_cell_is_what_the_library_computes(place: Path, finished: Path) -> Non
     listed = qlib.read_manifest(place / "test.jsonl")
     expected = qlib.evaluate_wer(result.model, listed, progress=False)
     assert row["tests"]["test"]["wer"] == expected.wer
+    assert row["tests"]["test"]["signature"] == expected.signature
     assert row["tests"]["all"]["utterances"] == 3  # the recording that calibrates is in no test
     assert row["bits_per_weight"] == result.report.bits_per_weight
     cell = read_cell(finished, row["key"])
@@ -122,6 +126,39 @@ def test_nothing_is_computed_twice(place: Path, finished: Path, monkeypatch: pyt
     outcome = run_study(study(place), finished, progress=False)
     assert (outcome.known, outcome.computed) == (10, 0)
     assert (finished / "results.jsonl").read_bytes() == before
+
+
+def wrong(hypotheses: Any, *rest: Any) -> Any:
+    """Score as if all texts were empty: the rates of a package that had an error."""
+    return score_hypotheses([replace(each, pred_text="") for each in hypotheses], *rest)
+
+
+@pytest.mark.parametrize(
+    ("older", "value"),
+    [
+        ("qlib.asr.wer.scorer_versions", lambda: {"whisper-normalizer": "0.0.1", "jiwer": version("jiwer")}),
+        ("qlib.asr.wer.scorer_versions", lambda: {**scorer_versions(), "jiwer": "4"}),
+        ("qlib.benchmark.cells.GREEDY", "unknown"),
+    ],
+    ids=["normalizer", "aligner", "decoding"],
+)
+def test_what_other_versions_scored_is_scored_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str, value: Any
+) -> None:
+    one = study(place, models=(str(place / "whisper"),), methods=("rtn",), schemes=("W4A16G8",))
+    run_study(one, tmp_path / "fresh", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(older, value)
+        patch.setattr(cells, "score_hypotheses", wrong)
+        run_study(one, tmp_path / "old", progress=False)
+    assert {row["tests"]["test"]["wer"] for row in rows(tmp_path / "old")} == {100.0}
+    monkeypatch.setattr(runner, "run", lambda *task: pytest.fail("computed again"))
+    outcome = run_study(one, tmp_path / "old", progress=False)
+    assert (outcome.known, outcome.computed, outcome.failed) == (2, 0, ())
+    fresh = (tmp_path / "fresh" / "results.jsonl").read_bytes()
+    assert (tmp_path / "old" / "results.jsonl").read_bytes() == fresh
+    monkeypatch.setattr(runner, "scored_again", lambda *_: pytest.fail("scored twice"))
+    run_study(one, tmp_path / "old", progress=False)
 
 
 @pytest.mark.parametrize(
