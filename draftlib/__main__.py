@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.set_num_threads(whole_number(options.threads, "--threads", DraftError, 1))
         if options.command == "bench":
             whole_number(options.limit, "--limit", DraftError, 1)
+        if options.command == "generate" and options.compare and (options.steps or options.json):
+            raise DraftError("--compare is of a whole answer, --steps and --json show rounds. Leave one out.")
         decoder = make_decoder(options)
         try:
             commands = {"generate": generate, "chat": chat, "bench": bench}

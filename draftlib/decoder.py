@@ -92,7 +92,9 @@ class SpeculativeDecoder:
     adapter : Adapter, optional
         `draftlib.OnlineAdapter`, which teaches the drafter while it is used.
     state : str or Path, optional
-        A folder that `save` wrote for the same models: what was learned is taken up again.
+        A folder that `save` wrote for the same models: what was learned is taken up again. If the drafter had
+        learned, pass an `adapter` of the same `lora_rank` too; what a rule or source had learned that this
+        decoder does not have is left out, with a warning.
 
     Attributes
     ----------
@@ -335,7 +337,7 @@ class SpeculativeDecoder:
 
         Parameters
         ----------
-        prompts : iterable of (str or sequence of int)
+        prompts : iterable of (str, sequence of messages, or sequence of int)
             As for `generate`; a list, a generator, or anything else that yields them.
         on_text : callable, optional
             Gets the texts of all answers, one after another.

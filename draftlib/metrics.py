@@ -2,7 +2,7 @@
 
     tokens          emitted by the target: accepted ones and one of its own per round
     accepted        proposed target tokens that stand; never the target's own one
-    proposed        target tokens that a draft was translated to; at most as many as `drafted`
+    proposed        target tokens that were verified: translations of drafts, and guesses of sources
     acceptance rate accepted / proposed of a round, averaged over the rounds that drafted anything (the
                     paper's metric; a draft that nothing translates counts as 0)
     n-gram hit      an accepted token that stands for several draft tokens

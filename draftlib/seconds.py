@@ -17,7 +17,7 @@ class Seconds:
     draft : float
         The drafter's passes, and drawing.
     translate : float
-        Draft tokens to target tokens.
+        Guesses of the sources, the choice of who proposes; draft tokens to target tokens.
     target : float
         The target's passes.
     verify : float
@@ -25,7 +25,8 @@ class Seconds:
     update : float
         Target tokens back to draft tokens; the n-gram cache.
     learn : float
-        Updates of the drafter; a changed drafter reads the text again.
+        What sources, length rule and observers take from a round; updates of the drafter, and reading the
+        text again after each.
     """
 
     prompt: float = 0.0
@@ -43,7 +44,7 @@ class Seconds:
 
     @property
     def overhead(self) -> float:
-        """What neither model needs: translation, verification, cache."""
+        """What neither model needs: sources, translation, verification, cache."""
         return self.translate + self.verify + self.update
 
     def __add__(self, other: Seconds) -> Seconds:

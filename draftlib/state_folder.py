@@ -98,7 +98,12 @@ def load(decoder: SpeculativeDecoder, folder: Path) -> None:
         )
     for name, state in states.items():
         if name not in parts:
-            log.info("%s: the decoder has no %s, and what that had learned is left out", folder, name)
+            log.warning(
+                "%s: the decoder has no %s; what that had learned is left out, and the next save drops it. "
+                "Make the decoder with it to keep it.",
+                folder,
+                name,
+            )
             continue
         try:
             parts[name].restore(state)

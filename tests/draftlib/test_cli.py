@@ -219,6 +219,8 @@ def test_errors_are_one_line(folders: list[str], tmp_path: Path, capsys: pytest.
         (["generate", "a", "--confidence", "2"], "Confidence(threshold=2.0)"),
         (["generate", "a", "--verify", "loose"], "verify='loose' is unknown"),
         (["generate", "a", "--temperature", "-1"], "temperature=-1"),
+        (["generate", "a", "--compare", "--steps"], "--compare is of a whole answer"),
+        (["generate", "a", "--compare", "--json"], "Leave one out"),
         (["bench", "--prompts", str(tmp_path / "none")], "does not exist"),
         (["bench", "--prompts", str(empty)], "no prompts"),
         (["bench", "--prompts", str(odd), "--limit", "0"], "--limit=0 is not 1 or more"),

@@ -18,7 +18,7 @@ from learners import PROMPTS, answer, decoder, draft, learner, target, weights
 from storage_cases import ROUNDS
 
 import draftlib
-from draftlib import AcceptanceHead, FixedLength, NGramCache, SpeculativeDecoder
+from draftlib import AcceptanceHead, FixedLength, NGramCache, SpeculativeDecoder, state_folder
 from draftlib.drafting.sources import ALL
 from qlib.errors import DraftError, QlibError
 from qlib.models.llama import Llama
@@ -87,6 +87,25 @@ def test_an_adapter_may_have_any_name(tmp_path: Path) -> None:
     decoder(again, state=tmp_path / "state")
     assert again.names == adapter.names == tuple(sorted(["default", *NAMES])) and again.name == NAMES[-1]
     assert all(torch.equal(a, b) for a, b in zip(weights(adapter), weights(again), strict=True))
+
+
+def test_what_the_decoder_does_not_have_is_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the next save drops it: a user who goes on with other options is told before that."""
+    folder = tmp_path / "state"
+    settings = {"length": AcceptanceHead(train_every=1), "sources": ("answers",)}
+    one = decoder(**settings)
+    answer(one)
+    one.save(folder)
+    decoder(**settings, state=folder)
+    assert "left out" not in caplog.text
+    two = decoder(length=FixedLength(2), sources=(), state=folder)
+    for part in ("length AcceptanceHead", "source answers"):
+        assert f"{folder}: the decoder has no {part}; what that had learned is left out" in caplog.text
+    assert caplog.text.count("the next save drops it") == 2
+    two.save(folder)
+    assert state_folder.look(folder) == {}
 
 
 # --- damage
