@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding as look_up
 from torch.nn.functional import linear as multiply
 
-from qlib.activation import Activation
+from qlib.activation import Activation, PerTensor
 from qlib.errors import QuantError, describe
 from qlib.grid import Grid, check_grid
 from qlib.models.quantized_linear import QuantizedLinear
@@ -80,7 +80,8 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
     bias : Tensor or None
         [out_features]; copied.
     activation : callable or None
-        Applied to the input first, for example `PerToken(bits=8)`.
+        Applied to the input first: `PerToken(bits=8)`, `PerTensor(dynamic=True)`, or the `FixedRange` that a
+        calibrated `PerTensor` gives.
     dtype : torch.dtype
         Dtype of the decoded weight, and so of the multiplication.
 
@@ -111,7 +112,7 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
         ------
         QuantError
             This is not a linear layer and a quantized weight, the codes do not have the shape of the layer's
-            weight, a scale is NaN or infinite, or the activation cannot be called.
+            weight, a scale is NaN or infinite, or the activation cannot be called or has no range yet.
         """
         if not isinstance(linear, nn.Linear) or not isinstance(quantized, QuantizedWeight):
             raise QuantError(
@@ -119,10 +120,15 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
                 "method.quantize_layer(linear.weight, stats, grid) returns."
             )
         check_grid(grid)
-        if activation is not None and not callable(activation):
+        if activation is not None and (not callable(activation) or isinstance(activation, type)):
             raise QuantError(
                 f"activation is {describe(activation)}, which rounds no inputs. Pass qlib.PerToken(bits=8), "
                 "or None to leave them in float."
+            )
+        if isinstance(activation, PerTensor) and not activation.dynamic:
+            raise QuantError(
+                f"{activation} has no range yet, and a layer rounds inputs as soon as it runs. Pass "
+                "qlib.PerToken(bits=8), qlib.PerTensor(dynamic=True), or what its calibrated(histogram) returns."
             )
         if quantized.codes.shape != linear.weight.shape:
             raise QuantError(

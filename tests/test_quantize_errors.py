@@ -406,6 +406,14 @@ FUNCTIONS: list[Case] = [
         r"activation is the int 8.*PerToken\(bits=8\)",
     ),
     (
+        lambda: qlib.FakeQuantLinear.from_linear(nn.Linear(16, 6), rtn(W, GRID), GRID, qlib.PerTensor()),
+        r"static \(minmax\) asymmetric has no range yet.*PerTensor\(dynamic=True\)",
+    ),
+    (
+        lambda: qlib.FakeQuantLinear.from_linear(nn.Linear(16, 6), rtn(W, GRID), GRID, qlib.PerToken),  # type: ignore[arg-type]
+        r"activation is .*PerToken.*rounds no inputs",
+    ),
+    (
         lambda: qlib.FakeQuantLinear.from_linear(nn.Linear(16, 6), W, GRID),
         r"a Linear and a Tensor.*quantize_layer",
     ),
