@@ -23,6 +23,7 @@ from qlib.analysis.explain import explain as explain_models
 from qlib.asr.comparison import compare as compare_results
 from qlib.asr.datasets import require_text
 from qlib.asr.hypotheses import (
+    GREEDY,
     Hypothesis,
     read_hypotheses,
     recognize,
@@ -58,7 +59,8 @@ from qlib.errors import DataError, QuantError, repeated, whole_number
 from qlib.likelihood import perplexity as perplexity_of
 from qlib.likelihood import perplexity_ratio
 from qlib.models.__main__ import exit_code
-from qlib.models.__main__ import table as registered
+from qlib.models.__main__ import records as registered
+from qlib.models.__main__ import table as table_of_registered
 from qlib.models.disk.folders import make_folder
 from qlib.models.files import atomic_file
 from qlib.models.hub.load import load_model
@@ -67,7 +69,7 @@ from qlib.models.text import TextModel
 from qlib.overview import layers
 from qlib.pipeline import quantize as quantize_model
 
-GREEDY = "greedy"  # how models write here, in the signature of a result
+IN_A_STUDY = ("model", "data", "method", "scheme", "calib", "calib_limit", "limit", "language", "batch_size")
 RECOGNIZERS = "Word error rates are those of recognizers. For a text model: `perplexity`."
 
 
@@ -191,6 +193,8 @@ def compare(options: argparse.Namespace) -> None:
     names = [options.baseline, *options.other]
     files = [name.endswith(".jsonl") for name in names]
     check_kind([name for name, file in zip(names, files, strict=True) if not file], SpeechModel, RECOGNIZERS)
+    if all(files) and options.data is not None:
+        raise DataError("compare: files of hypotheses name their own recordings. Leave --data out.")
     data = [] if all(files) else data_of(options)
     results = [
         score_hypotheses(read_hypotheses(Path(name)), options.language)
@@ -219,6 +223,8 @@ def data_of(options: argparse.Namespace) -> list[Utterance]:
 
 def score(options: argparse.Namespace) -> None:
     """Score files of hypotheses."""
+    if options.json and options.marked is not None:
+        raise DataError("score: --marked shows texts, and --json has figures alone. Leave one of them out.")
     for path in options.hypotheses:
         hypotheses = read_hypotheses(path)
         result = score_hypotheses(hypotheses, options.language)
@@ -323,15 +329,17 @@ def benchmark(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write a study as a page and as tables."""
-    found = write_report(options.study, options.output)
-    print(json.dumps([str(path) for path in found]) if options.json else "\n".join(map(str, found)))
+    for path in write_report(options.study, options.output):
+        print(json.dumps({"file": str(path)}) if options.json else path)
 
 
 def study_of(options: argparse.Namespace) -> Study:
     """Return the study that the options name."""
     if options.study is not None:
-        if options.model or options.data:
-            raise DataError(f"{options.study} names models and data already. Leave --model and --data out.")
+        plain = make_parser().parse_args([options.command, "--output", "."])
+        if given := [name for name in IN_A_STUDY if getattr(options, name) != getattr(plain, name)]:
+            named = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise DataError(f"{options.study} says what to compute. Leave {named} out, or write it there.")
         study = read_study(options.study)
         return replace(study, sensitivity=study.sensitivity or options.sensitivity)
     if not options.model or not options.data:
@@ -366,7 +374,7 @@ def data_name(path: str) -> str:
 def ls(options: argparse.Namespace) -> None:
     """List the models that are known by name, or the layers of some."""
     if not options.model:
-        print(registered())
+        print("\n".join(map(json.dumps, registered())) if options.json else table_of_registered())
     for name in options.model:
         found = layers(load_model(name, device=options.device), options.skip)
         if options.json:

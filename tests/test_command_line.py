@@ -13,6 +13,8 @@ from speech_fixtures import timed_whisper, utterances
 import qlib
 from qlib.__main__ import main
 from qlib.asr.hypotheses import Hypothesis, read_hypotheses, score_hypotheses, write_hypotheses
+from qlib.models.__main__ import table as registered
+from qlib.models.hub import registry
 from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper, write_folder
 from qlib.scheme import parse_grid, parse_scheme
 
@@ -358,6 +360,10 @@ def test_errors_before_a_model_is_read(
 def test_ls(place: Path, capsys: Capture) -> None:
     assert main(["ls"]) == 0
     assert "whisper-tiny.en" in capsys.readouterr().out
+    assert main(["ls", "--json"]) == 0
+    known = {row["model"]: row for row in lines(capsys)}
+    assert known.keys() == registry.ENTRIES.keys() and known["drafter-7m"]["here"] is True
+    assert known["drafter-7m"]["licence"] in registered() and known["drafter-7m"]["bytes"] > 0
     assert main(["ls", str(place / "speech"), "--skip", "fc1", "--json"]) == 0
     rows = lines(capsys)
     assert {row["skipped"] for row in rows if row["name"].endswith("fc1")} == {"skipped as asked"}
@@ -416,7 +422,14 @@ def test_ls(place: Path, capsys: Capture) -> None:
             "two test sets",
         ),
         (["compare", "{}/speech", "{}/speech"], "--data"),
+        (["compare", "{}/a.jsonl", "{}/b.jsonl", "--data", "{}/list.jsonl"], "Leave --data out"),
+        (["benchmark", "s.toml", "--output", "{}/o", "--limit", "5"], "Leave --limit out, or write it there"),
+        (
+            ["benchmark", "s.toml", "--output", "{}/o", "--scheme", "W3A16", "--calib-limit", "8"],
+            "Leave --scheme, --calib-limit out",
+        ),
         (["score", "{}/list.jsonl"], "'pred_text'"),
+        (["score", "{}/list.jsonl", "--marked", "3", "--json"], "Leave one of them out"),
         (["transcribe", "{}/texts.txt", "--model", "{}/speech"], "texts.txt"),
         (["transcribe", "{}/noise0.wav", "--model", "{}/text"], "does not transcribe speech"),
         (["evaluate", "--model", "{}/speech", "{}/text", "--data", "{}/list.jsonl"], "text is a Llama. Word"),

@@ -44,9 +44,10 @@ class Study:
     runs : tuple of str
         Further pairs of a chain and a scheme, as "spqr W3A16G16".
     data : dict of str to str
-        Test sets by name: manifests, or folders in LibriSpeech's layout.
+        Test sets by name: manifests, parquet files, folders of a corpus, or FOLDER:NAME for one in it. Of a
+        folder with splits `test` is read.
     calib : str
-        A manifest; empty where no method looks at inputs.
+        Recordings in the same form, of a folder the split `train`; empty where no method looks at inputs.
     calib_limit, batch_size : int
         Recordings that calibrate, and windows decoded side by side.
     limit : int, optional

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qlib.errors import QlibError
 from qlib.models.hub import registry
@@ -42,12 +43,26 @@ def _run(options: argparse.Namespace) -> None:
             print(registry.fetch(name, progress=not options.quiet))
 
 
+def records() -> list[dict[str, Any]]:
+    """Return the registered models as JSON objects; `here` says whether one can be used without `fetch`."""
+    return [
+        {
+            "model": item.name,
+            "parameters": item.parameters,
+            "bytes": item.size,
+            "licence": item.licence,
+            "here": registry.is_there(item.name),
+        }
+        for item in registry.ENTRIES.values()
+    ]
+
+
 def table() -> str:
     """Return the registered models as text, one a line below a heading."""
     rows = [("name", "parameters", "size", "licence", "here")]
-    for item in registry.ENTRIES.values():
-        here = "yes" if registry.is_there(item.name) else "no"
-        rows.append((item.name, f"{item.parameters:,}", f"{item.size / 1e6:.0f} MB", item.licence, here))
+    for each in records():
+        size, here = f"{each['bytes'] / 1e6:.0f} MB", "yes" if each["here"] else "no"
+        rows.append((each["model"], f"{each['parameters']:,}", size, each["licence"], here))
     return align(rows, left=len(rows[0]))
 
 

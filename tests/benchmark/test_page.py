@@ -196,6 +196,12 @@ def test_tables_in_markdown(study: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "other: 3 clips, 8 words" in text
 
 
+def test_files_of_the_page_as_json_lines(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(study), "--json"]) == 0
+    files = [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()]
+    assert files == [str(study / "report.html"), str(study / "report.md")]
+
+
 def test_the_front_by_brute_force() -> None:
     points = [(3.0, 1.0), (1.0, 5.0), (2.0, 2.0), (2.0, 3.0), (4.0, 1.0)]
     better = [all(not (x <= a and y <= b and (x, y) != (a, b)) for x, y in points) for a, b in points]
