@@ -19,7 +19,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def recipes(bits: int, group: int) -> dict[str, Row]:
         "gptq": ([gptq], group),
         "spqr": ([qlib.SpQR(second_bits=8 if bits == 8 else 3)], 16),
         "quik": ([qlib.QUIK(damping=damping, fit="mse" if bits < 8 else "minmax")], group),
-        "awq + gptq": ([qlib.AWQ(clip=False), gptq], group),
+        "awq + gptq": ([qlib.AWQ(clip=False), replace(gptq, static_groups=bits > 3)], group),
         "awq + spqr": ([qlib.AWQ(clip=False), qlib.SpQR()], 16),
         "awq + quik": ([qlib.AWQ(clip=False), qlib.QUIK(damping=damping, fit="mse")], group),
     }
