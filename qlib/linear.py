@@ -127,8 +127,8 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
             )
         if isinstance(activation, PerTensor) and not activation.dynamic:
             raise QuantError(
-                f"{activation} has no range yet, and a layer rounds inputs as soon as it runs. Pass "
-                "qlib.PerToken(bits=8), qlib.PerTensor(dynamic=True), or what its calibrated(histogram) returns."
+                f"{activation} has no range yet, and a layer rounds inputs as soon as it runs. Pass what its "
+                "calibrated(histogram) returns, or qlib.PerToken(bits=8) or qlib.PerTensor(dynamic=True)."
             )
         if quantized.codes.shape != linear.weight.shape:
             raise QuantError(
