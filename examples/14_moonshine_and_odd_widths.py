@@ -86,7 +86,8 @@ def main() -> None:
         counted = " + ".join(f"{widths.count(w)} x {w}" for w in dict.fromkeys(widths))
         bits = f"{results[0].report.bits_per_weight:.3f}"
         rows.append((str(group or "row"), counted, bits, *(f"{each:.2f}" for each in errors[-1])))
-    print(f"4-bit weights, error of the logits on other speech in % of their size\n\n{align(rows)}")
+    print(f"4-bit weights, error of the logits on other speech in % of their size\n\n{align(rows)}\n")
+    print("bits per weight: of all layers; fc2 reads 1152 inputs, so its groups are others.")
 
     # %% 3. A scale moved through the gate, rightly and wrongly
     print("\nA scale moved from fc2 into fc1, without any rounding:")
