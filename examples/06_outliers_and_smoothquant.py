@@ -83,6 +83,8 @@ def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
         axes.plot(ALPHAS, errors, color=color, label=name)
     axes.set(title="The middle is a compromise", xlabel="alpha", yscale="log")
     axes.set_ylabel("relative output error, %")
+    axes.set_yticks([0.3, 0.5, 1, 2], ["0.3", "0.5", "1", "2"])
+    axes.minorticks_off()
     axes.legend()
 
 
