@@ -136,7 +136,7 @@ class Stats:
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of the proposed tokens that stand, averaged over the rounds that drafted."""
+        """Share of the proposed tokens that are accepted, averaged over the rounds that drafted."""
         return _ratio(self.rates, self.drafting_rounds)
 
     @property
