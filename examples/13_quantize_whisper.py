@@ -2,8 +2,8 @@
 
 What you will learn
 - one call quantizes a model: transformations first, at most one rounding method last;
-- at 8 bits every method is good but SpQR, whose own scales have 3 bits: here five times the error of GPTQ, and
-  27 % of the words wrong on whisper-tiny.en, 19 in float. `SpQR(second_bits=8)` is the remedy;
+- at 8 bits every method is good but SpQR, whose own scales have 3 bits: here five times the error of GPTQ;
+  on whisper-tiny.en 27 % of the words wrong, 19 in float. `SpQR(second_bits=8)` is the remedy;
 - at 4 bits most methods are good; at 3 those that correct errors or keep outliers stand out;
 - what counts is the output on speech that calibration has not heard, and which words go wrong;
 - bits per weight are not the bits of a code: scales, zeros and what is kept in float count as well.
