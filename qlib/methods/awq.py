@@ -1,6 +1,7 @@
 """AWQ: enlarge the weights that meet large inputs before rounding, and clip ranges where the outputs gain.
 
-Paper: Lin et al. 2023, arXiv 2306.00978, equations 4 and 5; the clip search is in its code only.
+Paper: Lin et al. 2023, arXiv 2306.00978, equations 4 and 5. That ranges are clipped is said in
+    section 3.2, how they are searched in its code only.
 Problem: minimise |Q(W s) (x / s) - W x|^2 over the tokens: tr (D H D^T), D = Q(W s) / s - W, H = X^T X.
 Rule: s = a^alpha / sqrt(max * min), a = mean|x| of each channel; alpha = 0, 1/20 .. 19/20, the best wins
       (`awq_scale`). Then clip each group of each row to 100 %, 95 % .. 55 % of its range; the error there is
@@ -203,7 +204,7 @@ def check_ranges(steps: int, shrink: float) -> None:
 
 @dataclass(frozen=True)
 class AWQ:
-    """Settings of AWQ; see `awq_scale` and `awq_clip`. The defaults are the paper's."""
+    """Settings of AWQ; see `awq_scale` and `awq_clip`. The defaults are those of the authors' code."""
 
     scale: bool = True  # search a scale for each group of layers
     clip: bool | None = None  # search a range for each group of weights; None: if `before` says so

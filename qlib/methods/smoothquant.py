@@ -30,7 +30,7 @@ from qlib.methods.channels import check_channels
 from qlib.methods.checks import check_stats, check_types, check_weights
 from qlib.methods.contracts import LayerStats, Needs
 
-TINY = 1e-5  # smaller ranges count as this, as in the authors' code: no division by 0
+TINY = 1e-5  # smaller ranges count as this: no division by 0. The authors' code clamps max|W| and s itself
 
 
 def smoothing_scale(absmax_inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
