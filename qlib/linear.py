@@ -18,6 +18,7 @@ from torch.nn.functional import linear as multiply
 from qlib.activation import Activation, PerTensor
 from qlib.errors import QuantError, describe
 from qlib.grid import Grid, check_grid
+from qlib.kept_columns import KeepColumns
 from qlib.models.quantized_linear import QuantizedLinear
 from qlib.quantized_weight import QuantizedWeight
 
@@ -108,6 +109,9 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
     ) -> FakeQuantLinear:
         """Return the quantized form of a linear layer: its bias and dtype, and the decoded weight.
 
+        Input columns whose weights stay in float (QUIK) stay in float as well: around `activation` comes a
+        `KeepColumns`, if it is none yet.
+
         Raises
         ------
         QuantError
@@ -140,6 +144,9 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
                 f"{bad} of {quantized.scale.numel()} scales are NaN or infinite. Look at the method: "
                 "the scale of a group of zeros, for example, is often 0 / 0."
             )
+        kept = quantized.columns
+        if not (activation is None or kept is None or isinstance(activation, KeepColumns)):
+            activation = KeepColumns(activation, kept)
         return cls(quantized, grid, linear.bias, activation, linear.weight.dtype)
 
     @property

@@ -53,7 +53,9 @@ class QuantizedMatrix:
 def quantize_matrix(
     weight: Tensor, stats: LayerStats, grid: Grid, methods: Method | Iterable[Method] = ()
 ) -> QuantizedMatrix:
-    """Apply methods to one weight, as `quantize` applies them to a layer.
+    """Apply methods to one weight, as `quantize` applies them to a layer that is neither queries nor keys.
+
+    (Those two are not clipped by `quantize`.)
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def quantize_matrix(
     check_weight_on(weight, grid)
     check_stats(stats, "quantize_matrix")
     chain = make_chain(methods)
-    W, stats, s = as_compute_dtype(weight.detach()).clone(), stats.copy(), torch.ones_like(weight[0])
+    W, s = as_compute_dtype(weight.detach()).clone(), torch.ones_like(weight[0])
     for method in chain.methods:
         if callable(check := getattr(method, "check_weights", None)):
             check({"the weight": W}, grid)
@@ -95,15 +97,17 @@ def quantize_matrix(
             s, stats = s * more, stats.scaled(more)
         # 2. take a scale, and let weight and statistics follow;
         if isinstance(method, Transform):
-            scale = check_scale(method.scale_group([W.clone()], stats.copy(), grid), W.shape[1], method.name)
+            scale = method.scale_group([W.clone()], stats.copy_for(method.needs), grid)
+            scale = check_scale(scale, W.shape[1], method.name)
             s, W, stats = s * scale.to(W), W * scale.to(W), stats.scaled(scale)
         # 3. clip what was scaled.
         if isinstance(method, Clip):
-            W = check_clipped(method.clip_layer(W.clone(), stats.copy(), grid), W.shape, method.name)
+            clipped = method.clip_layer(W.clone(), stats.copy_for(method.needs), grid)
+            W = check_clipped(clipped, W.shape, method.name)
     # 4. Round it.
-    name = chain.rounding.name
-    rounded = check_rounded(chain.rounding.quantize_layer(W, stats, grid), W.shape, grid, name)
-    return QuantizedMatrix(rounded, s.to(W))
+    last = chain.rounding
+    rounded = last.quantize_layer(W, stats.copy_for(last.needs), grid)
+    return QuantizedMatrix(check_rounded(rounded, W.shape, grid, last.name), s.to(W))
 
 
 def _learned(method: BlockMethod, W: Tensor, stats: LayerStats, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -127,7 +131,7 @@ def _learned(method: BlockMethod, W: Tensor, stats: LayerStats, grid: Grid) -> t
     own = {NORM: torch.ones_like(W[0]), LAYER: W}
     task = BlockTask(
         {name: value.clone() for name, value in own.items()}, ("layer",), (LayerGroup(("layer",), "norm"),),
-        {"layer": stats.copy()}, len(tokens), output, target=lambda k: tokens[k] @ W.T,
+        {"layer": stats.copy_for(method.needs)}, len(tokens), output, target=lambda k: tokens[k] @ W.T,
     )  # fmt: skip
     fitted = {**own, **check_fitted(method.fit(task, grid), own, method.name)}
     s: Tensor = 1 / fitted[NORM].detach()

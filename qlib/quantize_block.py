@@ -25,7 +25,6 @@ from qlib.calibrate import Visit
 from qlib.chain import Chain, Method
 from qlib.errors import QuantError
 from qlib.grid import Grid
-from qlib.kept_columns import KeepColumns
 from qlib.linear import FakeQuantEmbedding, FakeQuantLinear, FakeQuantWeight
 from qlib.methods.contracts import BlockMethod, BlockTask, Clip, Fold, LayerStats, Transform, apply_folds
 from qlib.models.structure import LayerGroup, Model, apply_fold, fold
@@ -118,7 +117,8 @@ class BlockQuantizer:
                 # known by then.
                 activations[name] = dynamic = PerTensor(spec.bits, spec.symmetric, dynamic=True)
                 block.notes = (f"{method.name} learned with inputs rounded by {dynamic}, for static ranges",)
-        task = replace(block_task(visit, grids, block.stats, activations), progress=self.show_loss)
+        stats = {name: each.copy_for(method.needs) for name, each in block.stats.items()}
+        task = replace(block_task(visit, grids, stats, activations), progress=self.show_loss)
         with _named_errors(method, visit.name):
             found = _fit(method, task)
             fitted = check_fitted(found, task.parameters, method.name)
@@ -138,7 +138,8 @@ class BlockQuantizer:
             # A layer that stays in float takes part in the search like the first that is rounded.
             grids = [self.grids.get(layer, self.grids[rounded[0]]) for layer in group.layers]
             with _named_errors(method, first):
-                found = _scale_group(method, [w.clone() for w in weights], block.stats[first].copy(), grids)
+                stats = block.stats[first].copy_for(method.needs)
+                found = _scale_group(method, [w.clone() for w in weights], stats, grids)
                 scale = group.tie(check_scale(found, weights[0].shape[1], method.name))
             moved = Fold(group, scale.to(weights[0].dtype))
             block.fold_reference(moved)
@@ -152,7 +153,8 @@ class BlockQuantizer:
         for name in (name for name in block.stats if name in self.grids and name not in scores):
             weight = _weight(block.visit.model, name)
             with _named_errors(method, name):
-                clipped = method.clip_layer(weight.clone(), block.stats[name].copy(), self.grids[name])
+                stats = block.stats[name].copy_for(method.needs)
+                clipped = method.clip_layer(weight.clone(), stats, self.grids[name])
                 clipped = check_clipped(clipped, weight.shape, method.name)
             block.write({f"{name}.weight": clipped})
 
@@ -164,23 +166,20 @@ class BlockQuantizer:
         with _named_errors(
             method, name
         ):  # the weight itself: what the method does to it is gone with the layer
-            rounded = method.quantize_layer(weight, block.stats[name].copy(), grid)
+            rounded = method.quantize_layer(weight, block.stats[name].copy_for(method.needs), grid)
             rounded = check_rounded(rounded, weight.shape, grid, method.name)
         return replace(rounded, notes=(*rounded.notes, *block.notes))
 
     def _round_inputs(
         self, visit: Visit, codes: Mapping[str, QuantizedWeight]
     ) -> dict[str, Activation | None]:
-        """Return how each layer's input is rounded: ranges calibrated, float columns left out."""
-        columns = {name: weight.columns for name, weight in codes.items() if weight.columns is not None}
+        """Return how each layer's input is rounded; ranges are calibrated without the columns in float."""
         chosen: dict[str, Activation | None] = {name: self.activations.get(name) for name in codes}
         static = {n: spec for n, spec in chosen.items() if isinstance(spec, PerTensor) and is_static(spec)}
         if static:
-            found = visit.histograms(columns)
+            kept = {name: weight.columns for name, weight in codes.items() if weight.columns is not None}
+            found = visit.histograms(kept)
             chosen |= {name: spec.calibrated(found[name]) for name, spec in static.items()}
-        for name, kept in columns.items():
-            if (activation := chosen[name]) is not None:
-                chosen[name] = KeepColumns(activation, kept)
         return chosen
 
     def _replace(
@@ -202,7 +201,7 @@ class BlockQuantizer:
             inputs=weight.shape[1],
             method=self.chain.name,
             grid=str(grid),
-            activation="float" if activation is None else str(activation),
+            activation="float" if layer.activation is None else str(layer.activation),
             bits_per_weight=quantized.bits(grid) / weight.numel(),
             weight_error=weight_error(weight, values),
             output_error=None if stats.hessian is None else output_error(weight, values, stats.hessian),

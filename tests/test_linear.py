@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from qlib.activation import PerToken
 from qlib.errors import QuantError
 from qlib.grid import Grid
+from qlib.kept_columns import KeepColumns
 from qlib.linear import FakeQuantLinear
+from qlib.methods.hessian import statistics
+from qlib.methods.quik import quik
 from qlib.methods.rtn import rtn
 from qlib.quantized_weight import QuantizedWeight
 
@@ -47,6 +50,19 @@ def test_computes_in_the_dtype_of_the_layer(dtype: torch.dtype) -> None:
     twin = quantize(linear(dtype=dtype))
     assert twin.weight.dtype == dtype
     assert twin(random(3, 12, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_columns_in_float_read_inputs_in_float(wrapped: bool) -> None:
+    """QUIK keeps the columns of large inputs: rounded with the others, these would spoil their grid."""
+    layer, inputs = linear(), random(40, 12)
+    inputs[:, 4] *= 100
+    codes = quik(layer.weight.detach(), statistics(inputs), GRID, columns=1)
+    kept = KeepColumns(PerToken(bits=4), [4])
+    twin = FakeQuantLinear.from_linear(layer, codes, GRID, kept if wrapped else PerToken(bits=4))
+    assert str(twin.activation) == "a4 per token asymmetric, 1 columns in float"
+    assert torch.equal(twin(inputs), nn.functional.linear(kept(inputs), codes.decode(), layer.bias))
+    assert FakeQuantLinear.from_linear(layer, codes, GRID).activation is None
 
 
 def test_looks_like_a_linear_layer() -> None:

@@ -500,6 +500,51 @@ def test_a_method_that_tells_its_settings_may_be_resumed(tmp_path: Path) -> None
         text([method("mse")], work=tmp_path)
 
 
+class Looks(Outside):
+    """A method of any contract that keeps the statistics it was handed."""
+
+    def __init__(self, contract: str, needs: Needs) -> None:
+        calls = {
+            **{"fit": self.learn, "scale_group": self.scale},
+            **{"clip_layer": self.clip, "quantize_layer": self.codes},
+        }
+        super().__init__(**{contract: calls[contract]})
+        self.needs, self.seen = needs, list[LayerStats]()
+
+    def learn(self, task: Any, grid: Grid) -> dict[str, Tensor]:
+        self.seen.extend(task.stats.values())
+        return {}
+
+    def scale(self, weights: Any, stats: LayerStats, grid: Grid) -> Tensor:
+        self.seen.append(stats)
+        return torch.ones(weights[0].shape[1])
+
+    def clip(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+        self.seen.append(stats)
+        return weight
+
+    def codes(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        self.seen.append(stats)
+        return rtn(weight, grid)
+
+
+@pytest.mark.parametrize("contract", ["fit", "scale_group", "clip_layer", "quantize_layer"])
+def test_a_method_is_handed_what_it_needs_and_no_more(contract: str) -> None:
+    """AWQ and QUIK need all there is: one that forgot what it needs fails beside them as it fails alone."""
+    wide = qlib.statistics(X)
+    for needs in (Needs.NOTHING, Needs.HESSIAN, Needs.RANGE | Needs.MAGNITUDE):
+        method = Looks(contract, needs)
+        last = [] if contract == "quantize_layer" else [qlib.QUIK(columns=1)]
+        text([qlib.AWQ(), method, *last], calib=["the heart of the matter", "a heath"])
+        qlib.quantize_matrix(W, wide, GRID, [qlib.AWQ(), method, *last])
+        assert len(method.seen) > 1
+        for stats in method.seen:
+            assert (stats.hessian is not None) == (Needs.HESSIAN in needs)
+            assert (stats.low is not None) == (stats.high is not None) == (Needs.RANGE in needs)
+            assert (stats.absolute is not None) == (Needs.MAGNITUDE in needs)
+            assert stats.tokens > 0
+
+
 def test_what_a_method_changes_in_place_is_its_own_copy() -> None:
     """Weights, statistics and block parameters are handed over as copies; errors count from the weight."""
 

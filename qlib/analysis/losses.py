@@ -104,7 +104,7 @@ def round_layers(
         weight = linear_layers(model, [name])[name].weight.detach()
         for grid in grids:
             try:
-                codes = method.quantize_layer(weight, stats.copy(), grid)
+                codes = method.quantize_layer(weight, stats.copy_for(method.needs), grid)
             except QuantError as error:
                 raise QuantError(f"{name} on {grid}: {error}") from error
             rounded.codes[name, grid] = codes

@@ -7,12 +7,14 @@ A list of methods is any number of transformations and then at most one rounding
     BlockMethod    learns new float parameters for a whole block (`fit`)          OmniQuant
     WeightMethod   rounds one weight (`quantize_layer`)                           RTN, HQQ, GPTQ, SpQR, QUIK
 
-Each names what it `needs` to know of the inputs, and calibration collects that and no more. Any of them may
-have more methods:
+Each names what it `needs` to know of the inputs. That is collected, and that is what it is handed; whatever
+others need is None for it. Any of them may have more methods:
 
     check_weights(weights, grid)   refuses, before the work begins, what it could not round: weights by the
                                    names of their layers, once for each grid
     settings()                     returns what decides its result as plain data; a dataclass needs none
+    before(rounding)               returns it with the settings that it takes in front of the rounding method
+                                   of that name: one that chooses ranges itself should see weights unclipped
     scale_mixed(weights, stats, grids), fit_mixed(task)
                                    as `scale_group` and `fit`, for layers that do not share one grid. A
                                    method without them is refused such layers before the work begins
@@ -53,7 +55,7 @@ class LayerStats:
     hessian : Tensor or None
         Sum over the tokens of x x^T, [inputs, inputs], float64.
     low, high : Tensor or None
-        Smallest and largest value of each channel, [inputs], float32.
+        Smallest and largest value of each channel, [inputs], float32 (float64 of inputs in float64).
     absolute : Tensor or None
         Sum over the tokens of |x|, [inputs], float64.
     """
@@ -74,10 +76,14 @@ class LayerStats:
         """Mean |x| of each channel, [inputs]."""
         return None if self.absolute is None else self.absolute / max(self.tokens, 1)
 
-    def copy(self) -> LayerStats:
-        """Return statistics with tensors of their own: layers that share an input share these."""
-        tensors = (self.hessian, self.low, self.high, self.absolute)
-        return LayerStats(self.tokens, *(None if each is None else each.clone() for each in tensors))
+    def copy_for(self, needs: Needs) -> LayerStats:
+        """Return what a method with these needs may read, in tensors of its own: layers share statistics."""
+        tensors = (
+            (self.hessian, Needs.HESSIAN), (self.low, Needs.RANGE), (self.high, Needs.RANGE),
+            (self.absolute, Needs.MAGNITUDE),
+        )  # fmt: skip
+        kept = (None if each is None or need not in needs else each.clone() for each, need in tensors)
+        return LayerStats(self.tokens, *kept)
 
     def scaled(self, scale: Tensor) -> LayerStats:
         """Return the statistics of x / s, for a scale [inputs] that has been folded away."""
@@ -121,8 +127,8 @@ class Transform(Protocol):
 class Clip(Protocol):
     """Narrows the range of a weight, so that a finer grid fits what is left.
 
-    A method may have ``before(rounding)``, which returns it with the settings that it takes in front of the
-    rounding method of that name: one that chooses ranges itself should see the weight unclipped.
+    `quantize` does not clip queries and keys: their errors meet in the scores. A clip in front of a rounding
+    method that chooses ranges itself is a loss: see ``before`` in the module.
     """
 
     name: ClassVar[str]
@@ -179,7 +185,7 @@ class BlockTask:
     groups : tuple of LayerGroup
         Groups that lie inside the block with all their layers and `before`, and so may be folded.
     stats : mapping
-        Statistics of each layer's input, with `low` and `high`.
+        Statistics of each layer's input: what the method needs of them.
     samples : int
         Number of utterances.
     output : callable

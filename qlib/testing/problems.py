@@ -97,14 +97,7 @@ def _block(p: Mapping[str, Tensor], x: Tensor, at_input: Callable[[Tensor], Tens
 
 def stats_of(inputs: Tensor, needs: Needs) -> LayerStats:
     """Return the statistics of X [tokens, inputs] that `needs` names."""
-    stats = statistics(inputs)
-    if Needs.HESSIAN not in needs:
-        stats.hessian = None
-    if Needs.RANGE not in needs:
-        stats.low = stats.high = None
-    if Needs.MAGNITUDE not in needs:
-        stats.absolute = None
-    return stats
+    return statistics(inputs).copy_for(needs)
 
 
 def layer(rows: int = ROWS, seed: int = 0, dtype: torch.dtype = torch.float32, where: str = "") -> Problem:
