@@ -390,12 +390,34 @@ def test_a_method_that_refuses_all_layers_says_why() -> None:
 # --- oracles
 
 
+def oracle_problem() -> tuple[Tensor, Tensor]:
+    """A weight [6, 12] and a Hessian, one input of which was always 0; in float64."""
+    weight, inputs = torch.randn(6, 12, dtype=torch.float64), torch.randn(40, 12, dtype=torch.float64)
+    inputs[:, 7] = 0
+    return weight, hessian(inputs)
+
+
+@pytest.mark.parametrize("scale_bits", [16, 3])
+def test_the_oracle_has_scales_in_the_bits_of_the_grid(scale_bits: int) -> None:
+    weight, H = oracle_problem()
+    grid = Grid(3, 5, scale_bits=scale_bits)
+    values = gptq_column_by_column(weight, H, grid)
+    torch.testing.assert_close(values, gptq(weight, H, grid).decode())
+    assert not torch.allclose(values, gptq_column_by_column(weight, H, Grid(3, 5)), rtol=1e-5)
+
+
+def test_the_oracle_damps_in_float64() -> None:
+    """Damping in float32 would move the columns, and with them the next scales, by some 1e-8."""
+    weight, H = oracle_problem()
+    values = gptq_column_by_column(weight, H, Grid(2, 5), damping=0.7)
+    right = gptq(weight, H, Grid(2, 5), damping=0.7).decode()
+    torch.testing.assert_close(values, right, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("grid", [Grid(3), Grid(2, 5), Grid(4, 4, symmetric=True)], ids=str)
 def test_gptq_column_by_column(grid: Grid) -> None:
     """Against the library, and against a third one in NumPy by Schur complements."""
-    weight, inputs = torch.randn(6, 12, dtype=torch.float64), torch.randn(40, 12, dtype=torch.float64)
-    inputs[:, 7] = 0
-    H = hessian(inputs)
+    weight, H = oracle_problem()
     values = gptq_column_by_column(weight, H, grid)
     torch.testing.assert_close(values, gptq(weight, H, grid).decode())
     torch.testing.assert_close(values, gptq_oracle(weight, H, grid.bits, grid.group, grid.symmetric)[1])

@@ -5,6 +5,8 @@ They take scales from `qlib.grid.fit_minmax`, as methods do; no other line is sh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def gptq_column_by_column(weight: Tensor, hessian: Tensor, grid: Grid, damping: 
     W, H = weight.detach().double().clone(), hessian.detach().double().clone()
     dead = H.diagonal() == 0
     W[:, dead] = 0
-    H += torch.eye(len(H)) * damping * H.diagonal()[~dead].sum() / max(int((~dead).sum()), 1)
+    H += torch.eye(len(H)).to(H) * damping * H.diagonal()[~dead].sum() / max(int((~dead).sum()), 1)
     H[dead, dead] = 1
     width = grid.group or len(H)
     for j in range(len(H)):
@@ -65,12 +67,12 @@ def best_rounding(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
             "bits: 8 columns at 2 bits."
         )
     W, H = weight.detach().double(), hessian.detach().double()
-    codes = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.float64)
+    codes = torch.arange(grid.qmin, grid.qmax + 1).to(W)
     every = torch.cartesian_prod(*[codes] * columns).view(-1, columns)
     scale, zero = fit_minmax(W, grid).per_column()
     scale, zero = (
         scale.expand(rows, columns),
-        (torch.zeros(1) if zero is None else zero).expand(rows, columns),
+        (scale.new_zeros(1) if zero is None else zero).expand(rows, columns),
     )
     best = torch.empty_like(W)
     for row in range(rows):
@@ -81,7 +83,6 @@ def best_rounding(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
 
 
 def _one_group(columns: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point [outputs] of columns that share them."""
-    params = fit_minmax(columns, Grid(grid.bits, symmetric=grid.symmetric))
-    zero = torch.zeros(len(columns), 1) if params.zero is None else params.zero.double()
-    return params.scale[:, 0], zero[:, 0]
+    """Return scale, in the bits of the grid, and zero point [outputs] of columns that share them."""
+    scale, zero = fit_minmax(columns, replace(grid, group=None)).per_column()
+    return scale[:, 0], (torch.zeros_like(scale) if zero is None else zero)[:, 0]
