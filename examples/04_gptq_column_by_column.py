@@ -71,7 +71,7 @@ def by_hand() -> None:
     """Round three weights on whole numbers, and print what each column passes on."""
     w = torch.tensor([2.4, 1.3, 0.7])
     H = torch.tensor([[1.0, 0.8, 0.2], [0.8, 1.0, 0.5], [0.2, 0.5, 1.0]], dtype=torch.float64)
-    U = inverse_factor(H)
+    U = inverse_factor(H, damping=0)
     print("Three weights on whole numbers. H says that neighbours are alike; an error of 1 in column j takes")
     print("U_jk / U_jj off each later column k.\n")
     start, nearest = w.clone(), w.round()
@@ -130,9 +130,8 @@ def main() -> None:
     # %% 2. The output error after each column, in three ways
     tokens = inputs()
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
-    # static_groups: scales are fitted before the first column is rounded, to the weights as they are.
     left_to_right, states = errors_of_gptq(weight, tokens, act_order=False)
-    largest_first, _ = errors_of_gptq(weight, tokens, act_order=True, static_groups=True)
+    largest_first, _ = errors_of_gptq(weight, tokens, act_order=True)
     curves = {"nearest": errors_of_rtn(weight, tokens), "GPTQ, left to right": left_to_right,
               "GPTQ, largest first": largest_first}  # fmt: skip
     print_table(curves)

@@ -65,7 +65,7 @@ def compare_with_rtn(weight: Tensor) -> dict[int, list[float]]:
         found[bits] = [100 * float((each.decode() - weight).norm() / weight.norm()) for each in ways]
         print(f"{bits} bits  {found[bits][0]:18.2f}{found[bits][1]:14.2f}{found[bits][2]:10.2f}")
     print("\nA whole zero point gives 0 a code, and many weights are near 0. A float one takes 0 off it:")
-    print("that costs more the coarser the grid is. HQQ moves it to where the mean of |W - W^| is smallest.")
+    print("that costs more the coarser the grid is. HQQ moves it on as long as the mean of |W - W^| falls.")
     return found
 
 
