@@ -52,7 +52,7 @@ class Problem:
 
     def stats(self, needs: Needs) -> LayerStats:
         """Return the statistics that `needs` names; the others are None, as in calibration."""
-        return stats_of(self.inputs, needs)
+        return statistics(self.inputs).copy_for(needs)
 
     def task(self, needs: Needs, grid: Grid, rounds_inputs: bool = True) -> BlockTask:
         """Return fc2(gelu(fc1(norm(x)))) as a learning problem; norm(x) is X, and a scale may move there."""
@@ -75,7 +75,7 @@ class Problem:
         hidden = gelu(self.inputs @ self.weight.T)
         return BlockTask(
             parameters, (FC1, FC2), (LayerGroup((FC1,), NORM, shift=True),),
-            {FC1: self.stats(needs), FC2: stats_of(hidden, needs)}, len(raw), output,
+            {FC1: self.stats(needs), FC2: statistics(hidden).copy_for(needs)}, len(raw), output,
             target=lambda sample: _block(own, raw[sample]), rounds_inputs=rounds_inputs,
             grids={FC1: grid, FC2: grid},
         )  # fmt: skip
@@ -93,11 +93,6 @@ def _block(p: Mapping[str, Tensor], x: Tensor, at_input: Callable[[Tensor], Tens
     x = x * p[f"{NORM}.weight"] + p[f"{NORM}.bias"]
     x = gelu(at_input(x) @ p[f"{FC1}.weight"].T + p[f"{FC1}.bias"])
     return at_input(x) @ p[f"{FC2}.weight"].T + p[f"{FC2}.bias"]
-
-
-def stats_of(inputs: Tensor, needs: Needs) -> LayerStats:
-    """Return the statistics of X [tokens, inputs] that `needs` names."""
-    return statistics(inputs).copy_for(needs)
 
 
 def layer(rows: int = ROWS, seed: int = 0, dtype: torch.dtype = torch.float32, where: str = "") -> Problem:
