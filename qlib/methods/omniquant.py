@@ -253,9 +253,9 @@ def mean_loss(task: BlockTask, parameters: Mapping[str, Tensor]) -> float:
 class OmniQuant:
     """Settings of OmniQuant; see the module."""
 
-    # The defaults are those of the authors' code, but for `clip_rate`, 1e-2 there, which needs thousands of steps
-    # (omniquant.md). The paper takes 20 epochs (40 at 2 bits), 5e-3 for u and l and 1e-2 for s and z; without
-    # rounded inputs it learns s and z for OPT, and none for LLaMA.
+    # The defaults are those of the authors' code, but for `clip_rate`, 1e-2 there, which needs thousands of
+    # steps (omniquant.md). The paper takes 20 epochs (40 at 2 bits), 5e-3 for u and l and 1e-2 for s and z;
+    # without rounded inputs it learns s and z for OPT, and none for LLaMA.
     epochs: int = 10
     clip_rate: float = 5e-2  # step size of u and l
     scale_rate: float = 5e-3  # step size of log s and z
