@@ -43,6 +43,7 @@ from qlib.checkpoint import folder_bytes
 from qlib.command_line import (
     FLOAT_BITS,
     calibration,
+    chain_names,
     check_kind,
     check_models,
     is_quantized,
@@ -89,7 +90,8 @@ def run(options: argparse.Namespace) -> None:
 
 def quantize(options: argparse.Namespace) -> None:
     """Quantize a model, save it, and show the report."""
-    chain, (weight, activation) = methods(options.method), plan(options)  # errors before the model is read
+    names = [name for part in options.method for name in chain_names(part)]
+    chain, (weight, activation) = methods(names), plan(options)  # errors before the model is read
     model = load_model(options.model, device=options.device)
     result = quantize_model(
         model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlib.asr.corpora import read_corpus
+from qlib.asr.datasets import read_manifest
 from qlib.asr.manifest_rows import lines_of, rows_of_json
 from qlib.asr.subtitles import FORMATS
 from qlib.asr.utterance import Utterance
@@ -76,6 +77,15 @@ def is_quantized(name: str) -> bool:
     return (Path(name) / MANIFEST).is_file()
 
 
+def chain_names(chain: str) -> list[str]:
+    """Return the methods of a chain.
+
+    >>> chain_names("awq + gptq")
+    ['awq', 'gptq']
+    """
+    return [name.strip() for name in chain.split("+")]
+
+
 def methods(names: Sequence[str]) -> list[Any]:
     """Return methods with their default settings, by name.
 
@@ -112,17 +122,42 @@ def plan(options: argparse.Namespace) -> tuple[Grid | dict[str, Grid], Any]:
 def utterances(places: Sequence[str], limit: int | None, split: str = "test") -> list[Utterance]:
     """Return the recordings of lists and corpora, `limit` of each at most; their sound is read later.
 
-    A folder may be followed by a corpus in it, ``FOLDER:NAME``. Of a folder with several splits, `split` is
-    taken; a single file is read as it is.
+    A folder may be followed by a corpus in it, ``FOLDER:NAME``. Of a folder with several splits, or of a
+    manifest whose lines name several, `split` is taken; a single parquet file is read whole.
+
+    Raises
+    ------
+    DataError
+        What `read_corpus` raises; or the lines of a manifest name several splits, and not that one.
     """
     found: list[Utterance] = []
     for place in places:
         folder, colon, name = place.rpartition(":")
         if not colon or Path(place).exists():
             folder, name = place, ""
-        one = Path(folder).is_file()
-        found += read_corpus(folder, name or None, split=None if one else split, limit=limit)
+        chosen = _split_of(Path(folder), split) if Path(folder).is_file() else split
+        found += read_corpus(folder, name or None, split=chosen, limit=limit)
     return found
+
+
+def _split_of(path: Path, split: str) -> str | None:
+    """Return which split of a single file is meant: None, all of it, unless its lines name several.
+
+    Manifests call the recordings to calibrate with "calibration" or "train"; the first is the more exact.
+    """
+    if path.suffix.lower() == ".parquet":
+        return None
+    there = {each.split for each in read_manifest(path)} - {""}
+    if len(there) < 2:
+        return None
+    names = ("calibration", "train") if split == "train" else (split,)
+    for name in names:
+        if name in there:
+            return name
+    raise DataError(
+        f"{path}: its lines are of the splits {', '.join(sorted(there))}; {' or '.join(names)} is expected "
+        "here. Put the lines that are meant into a file of their own."
+    )
 
 
 def calibration(options: argparse.Namespace, model: Model) -> list[Utterance] | list[str] | None:
@@ -200,8 +235,8 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="name or folder of a float model")
     add("--output", "--output-dir", type=Path, required=True, help="folder of the checkpoint")
-    names = ", ".join(METHODS)
-    add("--method", nargs="+", default=["rtn"], metavar="NAME", help=f"one or a chain: {names} (rtn)")
+    help = f"one method, or a chain as awq+gptq: {', '.join(METHODS)} (rtn)"
+    add("--method", nargs="+", default=["rtn"], metavar="CHAIN", help=help)
     add("--scheme", default="W4A16", help=f"{GRAMMAR} (%(default)s)")
     add("--symmetric", action="store_true", help="codes on both sides of 0, no zero points")
     add(
@@ -211,7 +246,8 @@ def _quantize(parser: argparse.ArgumentParser) -> None:
         help="another grid for some: fc2=8, k=4G128",
     )
     add("--skip", nargs="+", default=[], metavar="PATTERN", help="layers to leave in float")
-    add("--calib", metavar="FILE", help="manifest or corpus (its train split), or texts (.txt, .jsonl)")
+    help = "manifest or corpus (of several splits, train), or texts (.txt, .jsonl)"
+    add("--calib", metavar="FILE", help=help)
     add(
         "--calib-limit",
         type=int,
@@ -289,11 +325,11 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     add("study", nargs="?", type=Path, help="TOML file; or name models and data by options")
     add("--output", "--output-path", type=Path, required=True, help="folder of the results")
     add("--model", nargs="+", help="names or folders of float models")
-    names = ", ".join(METHODS)
-    add("--method", nargs="+", default=[], metavar="CHAIN", help=f"{names}; chains as awq+gptq")
+    help = f"methods; awq+gptq is one chain, awq gptq are two: {', '.join(METHODS)}"
+    add("--method", nargs="+", default=[], metavar="CHAIN", help=help)
     add("--scheme", nargs="+", default=["W4A16"], help=f"{GRAMMAR} (%(default)s)")
     _data(parser, required=False)
-    add("--calib", default="", metavar="FILE", help="manifest, or corpus (its train split)")
+    add("--calib", default="", metavar="FILE", help="manifest or corpus (of several splits, train)")
     add("--calib-limit", type=int, default=CALIBRATION, metavar="N", help="(%(default)s)")
     add("--language", default="", help="of the recordings, for multilingual checkpoints")
     add("--batch-size", type=int, default=8, metavar="N", help="(%(default)s)")

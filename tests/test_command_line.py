@@ -92,8 +92,11 @@ def test_quantize_saves_what_the_library_makes(place: Path, tmp_path: Path, caps
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_a_text_model_is_calibrated_with_texts(place: Path, tmp_path: Path, capsys: Capture) -> None:
-    command = ["quantize", "--model", str(place / "text"), "--scheme", "W4A16G8", "--method", "awq", "gptq"]
+@pytest.mark.parametrize("chain", [["awq", "gptq"], ["awq+gptq"]])
+def test_a_text_model_is_calibrated_with_texts(
+    place: Path, tmp_path: Path, capsys: Capture, chain: list[str]
+) -> None:
+    command = ["quantize", "--model", str(place / "text"), "--scheme", "W4A16G8", "--method", *chain]
     assert (
         main([*command, "--calib", str(place / "texts.txt"), "--output", str(tmp_path / "o"), "--quiet"]) == 0
     )

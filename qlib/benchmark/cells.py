@@ -27,12 +27,12 @@ from qlib.asr.signature import has_settings
 from qlib.asr.transcribe import as_speech_model
 from qlib.asr.utterance import Utterance
 from qlib.asr.wer import check_scorable, scorer_versions
-from qlib.benchmark.config import Study, chain_names
+from qlib.benchmark.config import Study
 from qlib.benchmark.layer_losses import MEASURE, RECORDINGS, grids_of, layer_losses
 from qlib.benchmark.memory import check_memory
 from qlib.chain import make_chain
 from qlib.checkpoint import folder_bytes
-from qlib.command_line import FLOAT_BITS, methods, utterances
+from qlib.command_line import FLOAT_BITS, chain_names, methods, utterances
 from qlib.errors import DataError
 from qlib.models.disk.hashes import digest_of
 from qlib.models.hub.load import load_model

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from qlib.asr.languages import language_code
-from qlib.command_line import CALIBRATION, methods
+from qlib.command_line import CALIBRATION, chain_names, methods
 from qlib.errors import DataError, check_one_of, describe, did_you_mean, repeated, true_or_false, whole_number
 from qlib.scheme import parse_scheme
 
@@ -44,10 +44,11 @@ class Study:
     runs : tuple of str
         Further pairs of a chain and a scheme, as "spqr W3A16G16".
     data : dict of str to str
-        Test sets by name: manifests, parquet files, folders of a corpus, or FOLDER:NAME for one in it. Of a
-        folder with splits `test` is read.
+        Test sets by name: manifests, parquet files, folders of a corpus, or FOLDER:NAME for one in it. Of
+        several splits, of a folder or named by the lines of a manifest, `test` is read.
     calib : str
-        Recordings in the same form, of a folder the split `train`; empty where no method looks at inputs.
+        Recordings in the same form, of several splits `calibration` or `train`; empty where no method looks
+        at inputs.
     calib_limit, batch_size : int
         Recordings that calibrate, and windows decoded side by side.
     limit : int, optional
@@ -122,11 +123,6 @@ class Study:
                 raise DataError(f"study: {text!r} in runs is no method and scheme, such as 'spqr W3A16G16'.")
             found.append((chain.strip(), scheme))
         return found
-
-
-def chain_names(chain: str) -> list[str]:
-    """Return the methods of a chain: "awq + gptq" -> ["awq", "gptq"]."""
-    return [name.strip() for name in chain.split("+")]
 
 
 def read_study(path: Path) -> Study:

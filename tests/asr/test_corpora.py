@@ -489,10 +489,45 @@ def test_splits_of_a_manifest(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     assert [each.text for each in read_corpus(path)] == ["test", "any"]
     assert [each.text for each in read_corpus(path, split=None)] == ["test", "calibration", "any"]
-    assert len(utterances([str(path)], None)) == 3, "the command line reads a file as it is"
     audio_folder(tmp_path, rows, "list.jsonl")
     with pytest.raises(DataError, match=r"no line of split 'dev'\. There: calibration, test"):
         read_corpus(path, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("splits", "test", "train"),
+    [
+        (["test", "calibration", ""], [0, 2], [1, 2]),  # lines that do not tell are in both
+        (["train", "test", "test"], [1, 2], [0]),
+        (["test", "train", "calibration"], [0], [2]),
+        (["dev", "dev", ""], [0, 1, 2], [0, 1, 2]),  # one split: the file is the choice
+        (["", "", ""], [0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_the_command_line_chooses_among_the_lines_of_a_manifest(
+    tmp_path: Path, splits: list[str], test: list[int], train: list[int]
+) -> None:
+    rows = [{"file_name": f"{i}.wav", "text": str(i), "split": split} for i, split in enumerate(splits)]
+    audio_folder(tmp_path, rows, "list.jsonl")
+    place = [str(tmp_path / "list.jsonl")]
+    assert [int(each.text or "") for each in utterances(place, None)] == test
+    assert [int(each.text or "") for each in utterances(place, None, "train")] == train
+    assert [int(each.text or "") for each in utterances(place, 1, "train")] == train[:1]
+
+
+@pytest.mark.parametrize(("split", "expected"), [("test", "test"), ("train", "calibration or train")])
+def test_a_manifest_of_other_splits_is_refused(tmp_path: Path, split: str, expected: str) -> None:
+    rows = [{"file_name": f"{name}.wav", "text": name, "split": name} for name in ("dev", "other")]
+    audio_folder(tmp_path, rows, "list.jsonl")
+    with pytest.raises(DataError, match=rf"of the splits dev, other; {expected} is expected here\. Put the"):
+        utterances([str(tmp_path / "list.jsonl")], None, split)
+
+
+def test_the_shipped_manifest_calibrates_with_no_recording_that_it_tests_with() -> None:
+    place = [str(Path(__file__).parents[2] / "examples/data/speech/manifest.jsonl")]
+    test, train = utterances(place, None), utterances(place, None, "train")
+    assert (len(test), len(train)) == (13, 11)
+    assert not {each.audio for each in test} & {each.audio for each in train}
 
 
 @pytest.fixture
