@@ -50,7 +50,7 @@ from qlib.models.text import TextModel
 from qlib.pipeline import Result
 from qlib.request import batches_of
 
-UTTERANCES = 8  # that the divergence is measured on, spread over the list
+UTTERANCES = 8  # at most, that the divergence is measured on
 STEPS = 3  # layers that are put back
 CLAMPED = 0.001  # share of an input's values outside of its range from which on the range is too narrow
 SHORTLIST = 6  # layers that are tried in the second step and the third: those that helped most in the first
@@ -73,7 +73,8 @@ def explain(
         What `quantize` or `load_quantized` returned for it. Neither model is touched.
     data : iterable of Utterance
         Recordings with transcripts, those on which the WER rose. All of them are transcribed a dozen times;
-        the KL divergence is measured on 8 of them, teacher-forced on their transcripts.
+        the KL divergence is measured on 8 of them at most, spread evenly over the list, teacher-forced on
+        their transcripts.
     progress : bool
         Show a progress bar over the transcriptions and the search for layers.
 
@@ -99,7 +100,7 @@ def explain(
     models = replace(models, quantized=shared_copy(other))  # its static ranges count what they round
     utterances = check_utterances(data, "explain")
     require_text(utterances)
-    chosen = utterances[:: -(-len(utterances) // UTTERANCES)]
+    chosen = _spread(utterances)
     parts = components(models)
     with progress_bar(show=show, desc="explain", unit="step") as bar:
         probe = _Probe(models, utterances, batches_of(model, chosen), bar.update)
@@ -116,6 +117,12 @@ def explain(
     cause = main_cause(before, after, kl, alone, (weights, rounding), restored[0], invented, narrow)
     effects = (*found, *split)
     return Explanation(cause, before, after, kl, effects, restored, invented, clamped, len(chosen))
+
+
+def _spread(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Return `UTTERANCES` of a list at even distances, the first among them, or all if there are fewer."""
+    count = min(UTTERANCES, len(utterances))
+    return [utterances[i * len(utterances) // count] for i in range(count)]
 
 
 def _only_after(before: WerResult, after: WerResult) -> tuple[MadeUp, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 import qlib
 from qlib.activation import FixedRange
-from qlib.analysis.explain import _Probe
+from qlib.analysis.explain import _Probe, _spread
 from qlib.analysis.explanation import Effect, Restored, main_cause
 from qlib.analysis.hybrids import components, pair, units, with_float_weights, without_input_rounding
 from qlib.analysis.made_up import made_up
@@ -52,6 +54,19 @@ def divergence(model: Model, changed: Model, clips: list[qlib.Utterance]) -> flo
         return mean_kl(*passes, model.finish, changed.finish)
 
 
+# --- which utterances
+
+
+def test_the_divergence_is_measured_on_eight_at_even_distances() -> None:
+    listed = [qlib.Utterance(Path(f"{i}.wav"), "a") for i in range(100)]
+    for count in range(1, 9):
+        assert _spread(listed[:count]) == listed[:count]
+    for count in range(9, 101):
+        at = [listed.index(each) for each in _spread(listed[:count])]
+        steps = {after - before for before, after in pairwise([*at, count])}
+        assert len(at) == 8 and at[0] == 0 and steps <= {count // 8, -(-count // 8)}
+
+
 # --- planted causes
 
 PLANTED = {
@@ -74,6 +89,22 @@ def test_a_coarse_layer_is_found(part: str, clips: list[qlib.Utterance]) -> None
     assert found.restored[0].layers == (layer,)
     assert found.restored[0].kl < 0.1 * found.kl
     assert max(found.effects[:-1], key=lambda each: each.kl).part == part
+
+
+def test_the_page_shows_what_is_printed(clips: list[qlib.Utterance]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    shown = next(block for block in page.split("```text\n") if block.startswith("Main cause")).split("```")[0]
+    model = tiny_moonshine()
+    grids = {"*": FINE, "model.encoder.layers.1.mlp.fc1": COARSE}
+    found = qlib.explain(model, qlib.quantize(model, weight=grids, progress=False), clips, progress=False)
+
+    def form(text: str) -> list[str]:
+        """Return the lines without the layers of a table, figures, and the spaces that align them."""
+        text = re.sub(r"^(model\.\S+|w\d).*\n?", "", text, flags=re.MULTILINE)
+        text = re.sub(r"[-+]?\d+(\.\d+)?", "0", text.replace("not significant", "significant"))
+        return re.sub(" +", " ", text).strip().splitlines()[1:]  # the cause depends on what is found
+
+    assert form(str(found)) == form(shown)
 
 
 def test_a_coarse_embedding_is_found(clips: list[qlib.Utterance]) -> None:
