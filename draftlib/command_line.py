@@ -178,7 +178,7 @@ def _drafting(command: argparse.ArgumentParser) -> None:
     add("--lora-rank", type=int, metavar="R", help="learn in adapters of this rank, not in all weights")
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
-    rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost)"
+    rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost, and the source suffix)"
     add("--length", metavar="RULE", help=rules)
     belief = "end a draft whose probability falls below X (0.4); --length N is then the maximum"
     add("--confidence", type=float, metavar="X", help=belief)

@@ -69,8 +69,8 @@ class SpeculativeDecoder:
     Parameters
     ----------
     target : TextModel
-        A text model with its tokenizer. The decoder works on a packed copy (`TextModel.packed_copy`); hand a
-        packed model in where memory is short.
+        A text model with its tokenizer. The decoder works on a packed copy (`TextModel.packed_copy`); where
+        memory is short, hand in one that `pack(stable=True)` has packed itself.
     draft : TextModel, optional
         A smaller one on the same device. Its vocabulary may be another one.
     cache : NGramCache, optional
@@ -92,9 +92,10 @@ class SpeculativeDecoder:
     adapter : Adapter, optional
         `draftlib.OnlineAdapter`, which teaches the drafter while it is used.
     state : str or Path, optional
-        A folder that `save` wrote for the same models: what was learned is taken up again. If the drafter had
-        learned, pass an `adapter` of the same `lora_rank` too; what a rule or source had learned that this
-        decoder does not have is left out, with a warning.
+        A folder that `save` wrote for the same pair of vocabularies: what was learned is taken up again. The
+        target may be another model with its tokenizer. If the drafter had learned, pass the same one, and an
+        `adapter` of the same `lora_rank`; what a rule or source had learned that this decoder does not have
+        is left out, with a warning.
 
     Attributes
     ----------

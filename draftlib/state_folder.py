@@ -1,6 +1,6 @@
 """The folder in which a decoder keeps what it has learned: `SpeculativeDecoder.save`, and `state=`.
 
-    state.json           the pair of models, the values of all parts, sha256 of the tensors and of itself
+    state.json           the pair of vocabularies, the values of all parts, sha256 of tensors and of itself
     state.safetensors    the tensors of all parts, each as PART/NAME
     ngrams/              the n-gram cache (`vocabulary/ngram_file.py`)
 
@@ -84,8 +84,8 @@ def load(decoder: SpeculativeDecoder, folder: Path) -> None:
     Raises
     ------
     DraftError
-        A file is missing, damaged or of another version; the state belongs to another pair of models; or it
-        holds a drafter that has learned, and the decoder has no adapter.
+        A file is missing, damaged or of another version; the state belongs to another pair of vocabularies
+        or another drafter; or it holds a drafter that has learned, and the decoder has no adapter.
     """
     ngrams, states = read_whole(folder, _VALUES, lambda place: _read(decoder, place))
     if ngrams is not None:

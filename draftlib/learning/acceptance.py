@@ -124,7 +124,7 @@ class AcceptanceHead(Length):
     Attributes
     ----------
     threshold : float
-        gamma: stop when the probability of a rejection is above it. The paper uses 0.3 and 0.7.
+        Stop when the probability of a rejection is above it: the paper's gamma, there 0.3 and 0.7.
     max_tokens : int
         Most tokens of a round.
     learning_rate : float

@@ -65,9 +65,9 @@ class HeadTraining(Adapter):
     schedule : {"joint", "interleaved"}
         Algorithm 3 or 4.
     every : int
-        I: requests between two updates of the drafter.
+        Requests between two updates of the drafter, the paper's I.
     batch : int
-        B: requests of a batch of the interleaved schedule.
+        Requests of a batch of the interleaved schedule, the paper's B.
     seed : int
         Of the choice of requests and rounds.
 

@@ -60,11 +60,12 @@ class OnlineAdapter(Adapter):
     learning_rate : float
         The largest of three learning rates that are kept alive; the others are 0.3 and 0.1 of it.
     update_every : int, optional
-        I, requests between two updates. None: only when `learn` is called.
+        Requests between two updates, the paper's I. None: only when `learn` is called.
     update_tokens : int
         Tokens of one answer after which it is learned from though it goes on.
     ngram_weight : float or "probability"
-        lambda of the "hybrid" loss; "probability" is the target's of each token.
+        Weight of the n-grams in the "hybrid" loss, the paper's lambda; "probability" is the target's of
+        each token.
     lora_rank : int, optional
         Train adapters of this rank; None trains all weights.
     loss : {"acceptance", "forward_kl", "hybrid"}
