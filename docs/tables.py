@@ -59,7 +59,8 @@ def schemes(records: list[Record], model: str) -> str:
     """Return the methods of the study by its schemes: rates, differences, and bits per weight."""
     found = {(each.method, each.scheme): each for each in records if each.model == model}
     used = [scheme for scheme in SCHEMES if any(scheme == each for _, each in found)]
-    rows = [["", *(each.lower() for each in used), "bits per weight"]]
+    stored = ", ".join(each.lower() for each in used if each.endswith("A16"))
+    rows = [["", *(each.lower() for each in used), f"bits per weight: {stored}"]]
     for method in dict.fromkeys(method for method, scheme in found if scheme in used):
         cells = [found.get((method, scheme)) for scheme in used]
         bits = [each.bits_per_weight for each in cells if each is not None and each.scheme.endswith("A16")]
