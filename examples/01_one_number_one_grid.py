@@ -6,7 +6,7 @@ What you will learn
 - why a symmetric grid wastes codes on weights that lean to one side.
 
 Paper: Krishnamoorthi 2018 (arXiv 1806.08342), section 2.1. Page: docs/methods/rtn.md
-Source: qlib/grid.py    Exercise: examples/exercises/ex01_encode_decode.py
+Source: qlib/grid/codes.py, fit.py    Exercise: examples/exercises/ex01_encode_decode.py
 Run: python examples/01_one_number_one_grid.py        (a second)
 """
 

@@ -6,7 +6,8 @@ What you will learn
   *stored* bits per weight.
 
 Paper: Krishnamoorthi 2018 (arXiv 1806.08342), section 2.6. Page: docs/methods/rtn.md
-Source: qlib/grid.py, qlib/methods/rtn.py    Exercise: examples/exercises/ex02_groups_and_stored_bits.py
+Source: qlib/grid/definition.py, qlib/methods/rtn.py
+Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/02_granularity.py        (a few seconds)
 """
 

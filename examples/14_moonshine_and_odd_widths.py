@@ -7,7 +7,7 @@ What you will learn
 
 Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608)
 Pages: docs/methods/rtn.md#groups, docs/models.md#a-scale-through-a-gate
-Source: qlib/grid.py, qlib/models/moonshine_structure.py
+Source: qlib/grid/definition.py, qlib/models/moonshine_structure.py
 Exercise: examples/exercises/ex02_groups_and_stored_bits.py
 Run: python examples/14_moonshine_and_odd_widths.py                            a random miniature (a minute)
      python examples/14_moonshine_and_odd_widths.py --model moonshine-tiny     the real one (minutes)

@@ -1,11 +1,11 @@
-"""Rounding of what a layer reads; how weights are rounded is in `qlib/grid.py`.
+"""Rounding of what a layer reads; how weights are rounded is in `qlib/grid`.
 
     PerToken                 each token on a grid of its own, fitted when it arrives: no calibration
     PerTensor(dynamic=True)  one grid for the whole input of a call, fitted when it arrives
     PerTensor()              one grid for all inputs: calibrated on a `Histogram`, then a `FixedRange`
     KeepColumns              all columns but a few by one of the above, those few in float (QUIK)
 
-All of them round to the grids of `qlib/grid.py`: value = scale * clamp(round(x / scale), lowest, highest),
+All of them round to the grids of `qlib/grid`: value = scale * clamp(round(x / scale), lowest, highest),
 where lowest and highest are the range of the codes less the zero point. That is one pass less over the data
 than adding and subtracting the zero, and the same numbers.
 
@@ -204,7 +204,7 @@ Rounding = PerToken | PerTensor | None
 def _round(values: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """Return the values rounded on grids fitted to the ranges [low, high] (which broadcast) that hold them.
 
-    The same numbers as fit, encode and decode of `qlib/grid.py`, in half the passes: since nothing lies
+    The same numbers as fit, encode and decode of `qlib/grid`, in half the passes: since nothing lies
     outside, a single bound has to be watched. Where a range is so short that its scale is no normal number,
     0.0 included, the smallest normal scale stands in.
     """

@@ -1,6 +1,6 @@
 """A quantized weight: integer codes, their scales and zero points, and what stays in float.
 
-Shapes: codes [rows, columns] = (out, in); scale and zero [rows, groups]; see `qlib/grid.py`.
+Shapes: codes [rows, columns] = (out, in); scale and zero [rows, groups]; see `qlib/grid/codes.py`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ ARROWS: list[tuple[str, tuple[str, ...]]] = [
     ("qlib/methods/__init__.py", ("qlib",)),  # the list of all methods
     ("qlib/methods/", METHODS_IMPORT),
     ("qlib/errors.py", ()),
+    ("qlib/grid/", ("qlib.grid", "qlib.errors")),
     ("qlib/", ("qlib",)),
     ("draftlib/", ("draftlib", "qlib.models", "qlib.errors")),
 ]

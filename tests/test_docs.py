@@ -392,6 +392,7 @@ def test_doctests(name: str) -> None:
 
 def test_there_are_doctests() -> None:
     assert run_doctests(importlib.import_module("qlib.grid")).attempted >= 5
+    assert run_doctests(importlib.import_module("qlib.grid.definition")).attempted >= 2  # of methods
 
 
 def test_a_wrong_doctest_is_reported() -> None:

@@ -265,7 +265,7 @@ class TestRangeSearch:
     def test_chunks_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         weight, grid = layer(), Grid(3, 100)
         whole = fit_mse(weight, grid)
-        monkeypatch.setattr("qlib.grid.CHUNK", 1)
+        monkeypatch.setattr("qlib.grid.fit.CHUNK", 1)
         assert torch.equal(fit_mse(weight, grid).scale, whole.scale)
 
     def test_goes_down_to_a_fifth_of_the_range(self) -> None:

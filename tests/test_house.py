@@ -127,17 +127,17 @@ def test_blocks_and_arrows_are_those_of_the_imports(house: ModuleType, tmp_path:
     files = {
         "qlib/__init__.py": '"""A."""\nfrom qlib.pipeline import quantize',
         "qlib/errors.py": "",
-        "qlib/grid.py": "from qlib.errors import E",
-        "qlib/pipeline.py": "from qlib.methods import RTN\ndef f():\n    import qlib.grid",
+        "qlib/packing.py": "from qlib.errors import E",
+        "qlib/pipeline.py": "from qlib.methods import RTN\ndef f():\n    import qlib.packing",
         "qlib/methods/__init__.py": '"""Methods. More."""\nfrom qlib.methods.rtn import RTN',
-        "qlib/methods/rtn.py": "from ..grid import Grid\nimport torch",
+        "qlib/methods/rtn.py": "from ..packing import pack\nimport torch",
         "draftlib/__init__.py": '"""D."""',
         "draftlib/plain.py": "from qlib import quantize",
     }
     blocks, arrows = house.read(write(tmp_path, files))
     assert blocks["qlib/methods/"].sentence == "Methods."
     assert {title: block.files for title, block in blocks.items()} == {
-        "qlib: numbers": ["grid"],
+        "qlib: numbers": ["packing"],
         "qlib: quantizing": ["pipeline"],
         "qlib/methods/": ["rtn"],
         "draftlib: the round": ["plain"],

@@ -27,8 +27,8 @@ TOP: dict[str, list[tuple[str, str, set[str]]]] = {
     "qlib": [
         (
             "qlib: numbers",
-            "The only rounding of the library, and the layer that does it.",
-            {"grid", "quantized_weight", "packing", "linear", "activation", "histogram"},
+            "Quantized weights, rounding of inputs, and the layer that has both.",
+            {"quantized_weight", "packing", "linear", "activation", "histogram"},
         ),
         (
             "qlib: results",
