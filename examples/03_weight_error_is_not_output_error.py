@@ -30,7 +30,7 @@ BITS = [2, 3, 4, 6, 8]
 
 # %% What is computed
 def inputs(seed: int) -> Tensor:
-    """Return tokens [TOKENS, COLUMNS] that live mostly in a few directions, as activations do."""
+    """Return X [TOKENS, COLUMNS], a row for each token, mostly in a few directions, as activations are."""
     mixing = torch.randn(COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0))
     strength = torch.logspace(0, -2, COLUMNS)[:, None]
     return torch.randn(TOKENS, COLUMNS, generator=torch.Generator().manual_seed(seed)) @ (strength * mixing)
@@ -127,7 +127,8 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Inputs that do not repeat one another (`strength` all 1): does GPTQ still gain?
+# 1. Inputs that do not repeat one another (`return` without `@ (strength * mixing)`): does GPTQ still gain?
+#    And with `strength` all 1, which leaves the mixing?
 # 2. TOKENS = 100, fewer than columns: what happens to the errors on tokens not seen?
 # 3. damping=1 for `gptq`: does it come nearer to rounding to nearest, and why?
 

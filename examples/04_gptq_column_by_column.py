@@ -150,7 +150,7 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Smallest inputs first (reverse `torch.linspace(0.5, 2, COLUMNS)`): what does act-order gain now?
+# 1. Largest inputs first (reverse `torch.linspace(0.5, 2, COLUMNS)`): what does act-order gain now?
 # 2. Uncorrelated inputs (`mixing` the identity): how far does column 24 move when column 1 is rounded?
 # 3. 2 bits: does the curve of GPTQ end below that of rounding to nearest?
 

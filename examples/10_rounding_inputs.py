@@ -100,8 +100,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. No large tokens (`LARGE = 10**6`; one is left): how far apart are "each token" and "each call" then?
-# 2. symmetric=True for `PerToken`, and `torch.nn.functional.gelu` around the inputs: which one loses a bit?
+# 1. One large token in all (`LARGE = 10**6`): how much nearer does "each call" come to "each token"?
+#    And with none (without the line `sizes[::LARGE] *= 30`)?
+# 2. `torch.nn.functional.gelu` around the inputs, `PerToken` with and without symmetric=True: which of the
+#    two grids loses a bit, and why?
 # 3. `percentile=99.9`: the large tokens are one in a hundred. Are they inside of the range now?
 
 if __name__ == "__main__":

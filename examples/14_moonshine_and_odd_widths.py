@@ -1,4 +1,4 @@
-"""Lesson 14: Moonshine, whose width 288 is no multiple of anything usual.
+"""Lesson 14: Moonshine, whose width 288 is no multiple of 64 or 128.
 
 What you will learn
 - a group size need not divide the width: the last group is narrower, and is rounded on its own;

@@ -104,7 +104,7 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. `by_hand(8)`: two bits less. Which layers give them up, and why does not one layer give up both?
 # 2. measure="output" in place of "fisher": does the plan still beat uniform bits?
-# 3. Offer 8 bits as well. Does any layer take them at 3.5 bits per weight?
+# 3. Offer 8 bits as well. Does any layer take them in the plan of the smallest budget?
 
 if __name__ == "__main__":
     main()
