@@ -1,7 +1,8 @@
 """Lesson 6: a few huge channels, and how SmoothQuant shares the burden.
 
 What you will learn
-- one channel 100 times larger than the rest stretches the grid of every token, and the others drown;
+- a channel is here one input of a layer: a column of X, which meets one column of W;
+- a few channels 100 times larger than the rest stretch the grid of every token, and the others drown;
 - dividing a channel by s and multiplying its weights by s changes nothing in float;
 - alpha says how much of the range moves: too little leaves the inputs hard, too much makes the weights hard;
 - a channel that never carries anything keeps s = 1.

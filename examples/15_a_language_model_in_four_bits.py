@@ -4,9 +4,10 @@ What you will learn
 - perplexity, exp of the mean -log p of the tokens of a text, is what a language model is measured by;
 - at 4 bits all methods are near, at 3 far apart (58 to 391), and their order is not that of the weight error;
 - some inputs of a language model are enormous ("massive activations"): in some layers a single one carries up
-  to 96 % of the energy. Nearly all weights that meet it are nearer to 0 than half a step. A whole zero point
-  gives 0 a code, so these weights become 0 and err by their own small size. HQQ moves the zero point to
-  where *all* weights of a group are met best; then 0 is no value of the grid, and they err as much as any;
+  to 96 % of the energy (the sum of x^2). Nearly all weights that meet it are nearer to 0 than half a step. A
+  whole zero point gives 0 a code, so these weights become 0 and err by their own small size. HQQ moves the
+  zero point to where *all* weights of a group are met best; then 0 is no value of the grid, and they err as
+  much as any;
 - so a method that never sees the inputs can make the weights better and the model worse.
 
 Papers: HQQ (Badri and Shaji 2023); massive activations (Sun et al. 2024, arXiv 2402.17762), section 2.
