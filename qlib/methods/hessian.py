@@ -4,7 +4,8 @@ Problem: minimise |X W^T - X W^^T|^2 over W^ on the grid, that is tr (W - W^) H 
 Rule: with U upper triangular, U^T U = H^-1; for column j = 0, 1, ...
           q = Q(w_j)      e = (w_j - q) / U_jj      w_k -= e U_jk  for all k >= j
 Why it works: once column j is fixed, the best the free columns can do is a least-squares problem, and its
-    answer is row j of the inverse of H[j:, j:], the part of H that belongs to columns j and later. A new
+    answer is row j of the inverse of H[j:, j:], the part of H that belongs to columns j and later. (Errors
+    before j do not enter: the free columns stand at the minimum for these, where the slope is 0.) A new
     inverse for each column would cost n^4. But let H = R R^T with R upper triangular (Cholesky, begun at
     the last column). Then H[j:, j:] = R[j:, j:] R[j:, j:]^T for every j at once, so with U = R^-1 its inverse
     is U[j:, j:]^T U[j:, j:], and the row wanted is U_jj U[j, j:]. One triangular matrix holds them all.
