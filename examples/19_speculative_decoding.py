@@ -79,7 +79,7 @@ def alone(model: Tensor, last: int, length: int) -> Outcomes:
 
 def tokens_per_round(a: float, k: int) -> float:
     """Return 1 + a + ... + a^k: the target's own token, and guess i if all up to it are accepted."""
-    return (1 - a ** (k + 1)) / (1 - a)
+    return sum(a**i for i in range(k + 1))  # (1 - a^(k+1)) / (1 - a), and k + 1 for a = 1
 
 
 def speed(a: float, k: int, c: float) -> float:

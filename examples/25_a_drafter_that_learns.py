@@ -38,7 +38,8 @@ P, Q = torch.tensor([0.2, 0.6, 0.2]), torch.tensor([0.4, 0.1, 0.1, 0.4])  # of t
 WRITTEN = Written(
     tokens=torch.tensor([0, 1, 1, 1, 3]),  # in draft tokens
     owners=torch.tensor([0, 1, 1, 1, 2]),  # the target token that each of them is a piece of
-    left=torch.tensor([1, 0, 0, 0, 1]),  # pieces left: 1 only this one; 0: "veled" is not among the five
+    # Pieces of that token from this one on; 0 where its last piece ("veled") is not among the positions.
+    left=torch.tensor([1, 0, 0, 0, 1]),
 )
 
 

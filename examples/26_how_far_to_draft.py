@@ -28,7 +28,8 @@ from draftlib.drafting.cost_aware import fates
 from draftlib.drafting.length import Length
 
 MOST = 8  # draft tokens
-C, R = 0.1, 0.03  # of a pass: about what SmolLM2 and drafter-7m need on two cores (docs/drafting/speed.md)
+# Of a pass: c as in docs/drafting/speed.md, r as in the replays of docs/drafting/learning.md.
+C, R = 0.1, 0.03
 
 
 # %% 1. What is known of each draft token: the drafter's probability of it, and whether it was accepted
@@ -102,6 +103,7 @@ def main() -> None:
 
 # %% Try this: predict first, then run
 # 1. C = 0.3: a drafter of three times the size. Which fixed length is best now? Which rules notice?
+#    And R = 0.08, which docs/drafting/speed.md has for one thread?
 # 2. `tokens_per_round(a, 8)` and the counted tokens differ: why, if a is right on average?
 # 3. AcceptanceHead(0.3), the paper's other gamma: longer or shorter drafts than with 0.9?
 

@@ -65,7 +65,8 @@ def who_proposes(drafter: float, row: float) -> None:
     print("a guessed token is right    best length    tokens per pass    proposes")
     for r in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95):
         rate, n = best_guess(r, row)
-        who = "the guess" if rate > drafter else f"the drafter, or alone {'the guess' if n else 'nobody'}"
+        without = "the guess" if n else "nobody"
+        who = "the guess" if rate > drafter else f"the drafter (without one: {without})"
         print(f"{r:20.0%}{n:19}{rate:19.2f}    {who}")
 
 

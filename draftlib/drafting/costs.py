@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 KEPT = 15
 # What one more token adds to a pass, as a share of a pass over one, before anything was measured:
-# SmolLM2-135M, packed, on two cores (docs/drafting/speed.md).
+# SmolLM2-135M, packed, as in the replays of docs/drafting/learning.md. On one thread it is 0.08
+# (docs/drafting/speed.md): the first rounds correct it.
 MORE_ROWS = 0.03
 
 
