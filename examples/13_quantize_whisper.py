@@ -1,10 +1,12 @@
 """Lesson 13: a whole Whisper.
 
 What you will learn
-- one call quantizes a model: transformations first, at most one rounding method last;
-- at 8 bits every method is good but SpQR, whose own scales have 3 bits: here five times the error of GPTQ;
-  on whisper-tiny.en 27 % of the words wrong, 19 in float. `SpQR(second_bits=8)` is the remedy;
-- at 4 bits most methods are good; at 3 those that correct errors or keep outliers stand out;
+- one call quantizes a model: methods that change the weights in float first (SmoothQuant, AWQ, OmniQuant),
+  at most one that rounds them last;
+- at 8 bits every method is good but SpQR, whose own scales have 3 bits: on the miniature five times the error
+  of GPTQ, on whisper-tiny.en 27 % of the words wrong, 19 in float. `SpQR(second_bits=8)` is the remedy;
+- at 4 bits most methods are good; at 3 those that correct errors or keep outliers stand out. That needs a
+  trained model: three methods with --model, all in docs/results.md. The miniature's weights are random;
 - what counts is the output on speech that calibration has not heard, and which words go wrong;
 - bits per weight are not the bits of a code: scales, zeros and what is kept in float count as well.
 
