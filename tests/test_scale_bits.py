@@ -24,6 +24,7 @@ from qlib.grid import (
     fit_float_zero,
     fit_minmax,
     fit_mse,
+    short_scales,
     two_levels,
 )
 from qlib.linear import FakeQuantLinear
@@ -285,6 +286,11 @@ class TestExtremes:
         result = two_levels(scale, torch.zeros_like(scale, dtype=torch.bool), grid).decode()
         assert result.isfinite().all() and (result > 0).all()
         assert (result >= scale * 0.93).all()  # at most one step of 15 is clipped, with what 16 bits lose
+
+    def test_two_levels_refuse_a_scale_that_is_no_number(self) -> None:
+        scale, none = torch.tensor([[1.0], [float("nan")]]), torch.zeros(2, 1, dtype=torch.bool)
+        with pytest.raises(QuantError, match="1 of 2 .* NaN"):
+            short_scales(scale, none, Grid(4, scale_bits=4))
 
 
 class TestStored:
