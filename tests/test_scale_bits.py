@@ -289,7 +289,7 @@ class TestExtremes:
 
     def test_two_levels_refuse_a_scale_that_is_no_number(self) -> None:
         scale, none = torch.tensor([[1.0], [float("nan")]]), torch.zeros(2, 1, dtype=torch.bool)
-        with pytest.raises(QuantError, match="1 of 2 .* NaN"):
+        with pytest.raises(QuantError, match=r"1 of 2 .* NaN"):
             short_scales(scale, none, Grid(4, scale_bits=4))
 
 
