@@ -1,16 +1,21 @@
-# Each target does its own set-up. Nothing is installed outside .venv; models go to the user's cache.
+# Each target does its own set-up. Nothing is installed outside .venv and .venv-oldest; models go to the user's cache.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
+INSTALL := -m pip install --disable-pip-version-check --progress-bar off -q
+PIP := $(BIN)/python $(INSTALL)
+OLDEST := .venv-oldest/bin/python
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast check docs lessons notebooks fuzz lossless figures clean
+.PHONY: help setup demo test test-fast oldest wheel-check check docs lessons notebooks fuzz lossless figures clean
 
 help:
 	@echo "make setup      create .venv with all that lessons, exercises and tests need"
 	@echo "make demo       quantize Whisper tiny.en and print the word error rates"
 	@echo "make test       all tests, real checkpoints included, with coverage"
 	@echo "make test-fast  the tests that need no checkpoint"
+	@echo "make oldest     test-fast with Python 3.10, torch 2.4 and the oldest other packages, in .venv-oldest (5 GB)"
+	@echo "make wheel-check  build sdist and wheel, install the wheel elsewhere and use it there"
 	@echo "make check      ruff, ruff format, mypy --strict"
 	@echo "make lessons    run every numbered lesson; all tables and pictures on out/lessons/index.html"
 	@echo "make notebooks  write every lesson as a notebook, into out/notebooks"
@@ -46,6 +51,21 @@ test: .venv/dev.stamp
 test-fast: .venv/dev.stamp
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not weights and not slow"
 
+.venv-oldest/stamp: requirements/oldest.txt setup.cfg pyproject.toml
+	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || \
+	  { echo "make oldest needs Python 3.10: make oldest OLDEST_PYTHON=/path/to/python3.10"; exit 1; }
+	@echo "creating .venv-oldest, installing requirements/oldest.txt (5 GB with CUDA, once)"
+	@$(OLDEST_PYTHON) -m venv .venv-oldest
+	@$(OLDEST) $(INSTALL) -r requirements/oldest.txt
+	@$(OLDEST) $(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
+oldest: .venv-oldest/stamp
+	@$(OLDEST) -m pytest -n $(WORKERS) -m "not weights and not slow"
+
+wheel-check: .venv/dev.stamp
+	@$(BIN)/python -m pytest tests/test_installed.py
+
 check: .venv/dev.stamp
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
@@ -72,4 +92,4 @@ figures: .venv/dev.stamp
 	@$(BIN)/python docs/figures/house.py
 
 clean:
-	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-oldest out .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -26,7 +26,9 @@ EXTRAS = {
 OPTIONAL = [name for extra in EXTRAS.values() for name in extra]
 TOOLS = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", "transformers"]
 PAGE = ("benchmark/page.css", "benchmark/page.js")  # of a study: files that are no code
+PIN = r'[\w-]+==[\w.]+(; python_version (<|>=) "3\.11")?'
 FIRST_PARTY = {*PACKAGES, "__future__"}
+STANDARD = sys.stdlib_module_names | {"tomllib"}  # of 3.11: config.py says so to users of 3.10
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,22 @@ def names(text: str) -> list[str]:
     """
     lines = (line.strip() for line in text.splitlines())
     return [re.split(r"[<>=!~\[; ]", line)[0] for line in lines if line and line[0] not in "#-"]
+
+
+def bounds(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Return names and lower bounds of requirements, one a line; zeros at the end do not count.
+
+    >>> bounds("torch>=2.4.0\\njiwer>=3\\ntqdm")
+    [('torch', (2, 4)), ('jiwer', (3,))]
+    """
+    found = re.findall(r"^\s*([\w-]+)>=([\d.]+)$", text, re.MULTILINE)
+    return [(name, tuple(map(int, re.sub(r"(\.0)+$", "", bound).split(".")))) for name, bound in found]
+
+
+def python_of(line: str) -> str:
+    """Return the Python that a pinned line is for: "3.10", "3.11" (and newer), or "" for any."""
+    match = re.search(r'; python_version (<|>=) "3\.11"$', line)
+    return "" if match is None else {"<": "3.10", ">=": "3.11"}[match[1]]
 
 
 def tables(toml: str) -> list[str]:
@@ -94,7 +112,32 @@ class TestDependencies:
         text = (ROOT / "requirements" / file).read_text()
         assert set(names(text)) - {"setuptools"} == set(wanted)
         for line in text.splitlines():
-            assert line.startswith(("#", "-r")) or re.fullmatch(r"[\w-]+==[\w.]+", line), line
+            assert line.startswith(("#", "-r")) or re.fullmatch(PIN, line), line
+
+    @pytest.mark.parametrize("python", ["3.10", "3.11"])
+    @pytest.mark.parametrize("file", ["cpu.txt", "dev.txt"])
+    def test_every_package_is_pinned_once_for_each_python(self, file: str, python: str) -> None:
+        """Some packages have left Python 3.10: the README promises it, so their last release is taken."""
+        lines = (ROOT / "requirements" / file).read_text().splitlines()
+        found = names("\n".join(line for line in lines if python_of(line) in ("", python)))
+        assert sorted(found) == sorted(set(names("\n".join(lines))))
+
+    def test_the_oldest_pins_are_the_lower_bounds(self, setup: configparser.ConfigParser) -> None:
+        """`make oldest` tests what setup.cfg promises."""
+        texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+        found = [bound for text in texts for bound in bounds(text)]
+        lowest = dict(found)
+        assert all(numbers == lowest[name] for name, numbers in found)
+        pins = (ROOT / "requirements" / "oldest.txt").read_text().replace("==", ">=")
+        pinned = {name: numbers for name, numbers in bounds(pins) if name in [*CORE, *OPTIONAL]}
+        assert pinned == lowest and set(lowest) == {*CORE, *OPTIONAL}
+
+    def test_the_oldest_build_system_is_pinned(self) -> None:
+        (needed,) = re.findall(r'"setuptools>=(\d+)"', (ROOT / "pyproject.toml").read_text())
+        assert f"\nsetuptools=={needed}.0.0\n" in (ROOT / "requirements" / "oldest.txt").read_text()
+
+    def test_a_bound_without_a_number_would_be_seen(self) -> None:
+        assert bounds("a>=2.0\nb") == [("a", (2,))]
 
     @pytest.mark.parametrize("source", sources(*PACKAGES), ids=lambda source: source.path)
     def test_every_import_is_covered(self, source: Source) -> None:
@@ -127,7 +170,7 @@ def uncovered(source: Source) -> list[str]:
             brought = EXTRAS[str(node.args[1].value)]
         else:
             brought = CORE
-        if top not in FIRST_PARTY | sys.stdlib_module_names and top.replace("_", "-") not in brought:
+        if top not in FIRST_PARTY | STANDARD and top.replace("_", "-") not in brought:
             found.append(name)
     return found
 
@@ -182,7 +225,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 class TestCommands:
     def test_make_has_every_target_and_explains_it(self) -> None:
         found = targets(MAKEFILE)
-        assert {"demo", "test", "test-fast", "check", "lessons", "docs", "clean"} <= found
+        assert {"demo", "test", "oldest", "wheel-check", "check", "lessons", "docs", "clean"} <= found
         (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
         assert set(phony.split()) == found
         explained = set(re.findall(r'@echo "make ([\w-]+) ', MAKEFILE))

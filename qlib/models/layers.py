@@ -60,7 +60,8 @@ class AttentionInputs:
 
     cos: Tensor  # [T, H + 2 G, C], rotary tables of queries, keys and values; values are not rotated, so for
     sin: Tensor  # them cos is 1 and sin is 0
-    mask: Tensor | None  # [R T, S], added to the scores: 0 for keys that a query sees, else -inf; None: all 0
+    mask: Tensor | None  # [R T, S], added to the scores: 0 for keys that a query sees, else the lowest number
+    # of the dtype; None: all 0
     keys: slice  # the positions of the S keys that are read
     new: int  # how many of the T tokens are new; those after them are thrown away after the pass
 
@@ -106,7 +107,8 @@ def attention_inputs(
     positions = torch.arange(start, end, device=device)
     distance = positions[:, None] - torch.arange(keys.start, keys.stop, device=device)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+    # Not -inf: on a CPU, torch 2.4 returns NaN for a query that sees none of its first 512 keys.
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
     return AttentionInputs(cos, sin, mask.repeat(heads[0] // heads[1], 1), keys, new)
 
 

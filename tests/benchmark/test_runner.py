@@ -31,6 +31,8 @@ from qlib.errors import DataError, FileError, ModelError, QuantError
 from qlib.models.disk.folders import working_folder
 from qlib.models.tiny import tiny_moonshine, tiny_whisper, write_folder
 
+reads_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -275,6 +277,7 @@ def test_what_decides_about_the_losses(place: Path, changes: dict[str, Any], sam
     )
 
 
+@reads_toml
 def test_sensitivity_by_option(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Study] = []
     monkeypatch.setattr(
@@ -337,11 +340,13 @@ def toml(place: Path) -> Path:
     return path
 
 
+@reads_toml
 def test_a_study_from_a_file(place: Path) -> None:
     found = read_study(toml(place))
     assert found == study(place, models=(str(place / "./whisper"), str(place / "./moonshine")))
 
 
+@reads_toml
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_killed_at_random_the_result_is_the_same_file(place: Path, finished: Path, tmp_path: Path) -> None:
@@ -539,6 +544,13 @@ def test_recordings_without_one_that_can_be_heard(place: Path, tmp_path: Path) -
         write_report(tmp_path / "out")
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="reads TOML")
+def test_python_3_10_says_that_it_reads_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"TOML files need Python 3\.11\. Pass the study as options"):
+        read_study(tmp_path / "study.toml")
+
+
+@reads_toml
 @pytest.mark.parametrize(
     ("text", "words"),
     [
