@@ -100,7 +100,8 @@ def _ropes(values: ConfigValues) -> tuple[Rope, Rope]:
     newer, older = values.section("rope_parameters"), values.section("rope_scaling")
     if newer is None:
         return Rope.from_dict(older, theta), Rope(local)
-    if set(newer.values) - {FULL, SLIDING}:
+    others = {key: each for key, each in newer.values.items() if key not in (FULL, SLIDING)}
+    if others not in ({}, {"rope_type": "default", "rope_theta": None}):  # the second: transformers 5.5
         raise values.refusal("rope_parameters", f"an object with {FULL!r} and {SLIDING!r}")
     full = newer.section(FULL)
     if full is not None and older is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from text_oracles import todays_rules
 
 from qlib.errors import MissingExtraError, ModelError
 from qlib.models.chat import Chat
@@ -70,6 +71,7 @@ def test_templates_render_as_in_transformers(template: str) -> None:
         assert Chat(template, NAMED).render(messages) == by_transformers(template, messages)
 
 
+@todays_rules
 def test_reasoning_has_its_usual_names() -> None:
     template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }};{% endfor %}"
     for name in ("reasoning_content", "thinking", "reasoning"):

@@ -108,7 +108,7 @@ def test_older_and_newer_configs_say_the_same() -> None:
         "rope_local_base_freq": 9e3,
         "rope_scaling": scaling,
     }
-    newer = {
+    newer: dict[str, Any] = {
         "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL, SLIDING],
         "rope_parameters": {
             FULL: {"rope_theta": 5e5, **scaling},
@@ -117,6 +117,11 @@ def test_older_and_newer_configs_say_the_same() -> None:
     }
     read = Gemma3Config.from_dict({**config, **older})
     assert read == Gemma3Config.from_dict({**config, **newer})
+    newer["rope_parameters"] |= {"rope_type": "default", "rope_theta": None}  # as transformers 5.5 writes it
+    assert read == Gemma3Config.from_dict({**config, **newer})
+    newer["rope_parameters"] |= {"rope_theta": 1e4}
+    with pytest.raises(ModelError, match="is not an object with 'full_attention' and 'sliding_attention'"):
+        Gemma3Config.from_dict({**config, **newer})
     assert read.rope == Rope(5e5, "linear", 8.0) and read.local_rope == Rope(9e3)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from text_families import FAMILIES, LLAMA, byte_level, pieces, with_start
+from text_oracles import todays_rules
 
 from qlib.errors import ModelError
 from qlib.models.hub.load import load_model
@@ -52,6 +53,7 @@ def write(folder: Path, table: dict[str, Any], **files: Any) -> Path:
         ("gemma3_text", "GemmaTokenizerFast", False, "GemmaTokenizer"),
     ],
 )
+@todays_rules
 def test_classes_are_those_of_transformers(
     family: str, said: str | None, level: bool, expected: str, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_named_token_is_special_also_where_the_table_has_it_as_a_word(tmp_path
 
 
 @pytest.mark.parametrize("key", ["extra_special_tokens", "additional_special_tokens"])
+@todays_rules
 def test_more_special_tokens(key: str, tmp_path: Path) -> None:
     """A word of the table, a new token that the model has room for, and one that it has not."""
     from transformers import AutoTokenizer
