@@ -1,8 +1,8 @@
 """Three ways to multiply by the weight of a linear layer that does not change any more.
 
-On a CPU, `F.linear` is fast for one row (a matrix-vector product) and for thousands, but a few rows, those
-of batched decoding and of verifying a draft, cost two to three times one. With the weight laid out
-beforehand 6 rows cost little more than 1:
+On a CPU, `F.linear` is fast for one row (a matrix-vector product) and, where its library suits the processor
+(`laid_out.py`), for thousands, but a few rows, those of batched decoding and of verifying a draft, cost two
+to three times one. With the weight laid out beforehand 6 rows cost little more than 1:
 
     half       the weight in float16, products and sums in float32 (FBGEMM). Reads half the bytes, and
                those decide the time of few rows. Only where float16 holds every weight, as it does for
