@@ -5,7 +5,8 @@ What you will learn
   columns that meet them, in float; once they are out, more columns hardly help;
 - a few single weights spoil the grid of their group: SpQR keeps those in float, one by one;
 - which weight is an outlier is a matter of what its error costs at the outputs, not of its size;
-- a kept weight takes 24 to 32 bits (value and place), so what counts is the error at equal bits.
+- a kept weight takes 24 or 32 bits (value and place; 48 if they are very rare), so what counts is the error
+  at equal bits.
 
 Papers: QUIK (arXiv 2310.09259), section 3; SpQR (arXiv 2306.03078), algorithm 1.
 Pages: docs/methods/quik.md, docs/methods/spqr.md    Source: qlib/methods/quik.py, spqr.py

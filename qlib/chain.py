@@ -174,8 +174,8 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
     Raises
     ------
     QuantError
-        Something is not a method, one stands twice, there are two rounding methods, or a transformation
-        follows one.
+        Something is not a method, one stands twice, there are two rounding methods, a transformation
+        follows one, or one object is both.
     """
     rounding: list[WeightMethod] = []
     preparations: list[Preparation] = []
@@ -230,6 +230,13 @@ def _check_method(method: object) -> None:
             f"{_shown(method)} is not a quantization method: its name is {describe(method.name)} and its "
             f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN "
             "or Needs.NOTHING."
+        )
+    others = [name for name in DOES[1:] if callable(getattr(method, name, None))]
+    if isinstance(method, WeightMethod) and others:
+        raise QuantError(
+            f"{method.name} has quantize_layer and {list_names(others)}: what rounds does nothing else, and "
+            "the rest would not be called. Make two objects and pass both, the one that rounds last; or give "
+            "a helper another name."
         )
 
 

@@ -144,6 +144,10 @@ METHODS: list[Case] = [
         lambda: run([qlib.RTN(), qlib.SmoothQuant()]),
         r"smoothquant comes after rtn.*Pass \[smoothquant, rtn\]",
     ),
+    (
+        lambda: run([Outside(quantize_layer=lambda w, s, g: rtn(w, g), clip_layer=lambda w, s, g: w)]),
+        r"outside has quantize_layer and clip_layer.*not be called.*two objects",
+    ),
     (lambda: run([Unwritable(W)]), r"the settings of unwritable.*cannot be written as JSON"),
     (
         lambda: run([Outside(quantize_layer=lambda w, s, g: rtn(w, g))], work="never"),

@@ -56,6 +56,18 @@ def test_what_rounds_has_no_other_contract_and_awq_has_two() -> None:
     assert calls == [{"quantize_layer"}, {"scale_group", "clip_layer"}]
 
 
+def test_what_rounds_and_scales_is_two_methods() -> None:
+    class Both(Rounds):
+        def scale_group(self, weights: list[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
+            raise AssertionError("nobody calls it")
+
+        def fit(self, task: Any, grid: Grid) -> dict[str, Tensor]:
+            raise AssertionError("nor this")
+
+    with pytest.raises(QuantError, match=r"mine has quantize_layer and scale_group, fit.*two objects"):
+        check_method(Both())
+
+
 # --- methods that are wrong in one thing
 
 

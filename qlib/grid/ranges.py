@@ -97,7 +97,8 @@ def scale_between(lo: Tensor, hi: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return the scale of the range [lo, hi], which need not hold 0, and where any other would do as well.
 
     With `scale_bits` below 32 the zero point is a float16, which has 11 digits: the scale is then at least
-    1/1024 of the largest |w|, so that the zero point stays below 1024 and its own rounding below half a step.
+    1/1024 of the largest |w|, so that the zero point stays below 2048 and its own rounding is half a step at
+    most. (`short_scales` may still make the scale smaller, by a quarter at most.)
     """
     numbers = torch.finfo(lo.dtype)
     scale = (hi - lo) / grid.qmax

@@ -40,8 +40,8 @@ def short_scales(scale: Tensor, empty: Tensor, grid: Grid) -> tuple[Tensor, Roun
         With its `scale_bits`: 32, nothing is done; 16, the nearest bfloat16; 2 to 8, `two_levels`.
 
     Why bfloat16: it has the range of float32, so no scale becomes 0; float16 would lose those below 6e-8.
-    Its 8 binary digits move a scale by 1/512 at most: that clips the largest weight by half a step of 8 bits,
-    and by 1/34 of a step of 4.
+    Its 8 binary digits move a scale by 1/256 at most: that clips the largest weight of a range centred at 0
+    by half a step of 8 bits, and by 1/34 of a step of 4; twice as much where all weights have one sign.
 
     Raises
     ------

@@ -13,7 +13,8 @@ Why it works: for p < 1 few large errors cost less than many small ones. With E 
 Shapes: W [outputs, inputs]; s and z [outputs, groups], groups run along the inputs; z need not be whole.
 Needs: nothing. Changes: this weight only.
 Left out: groups along the outputs (the package's default, axis=0), which no other method here has; its limits
-    for float16 (scale > 5e-5). A scale never moves: an extreme weight still stretches its group's range.
+    for float16 (scale > 5e-5); that it rounds the first zero points to whole numbers at 4 bits. A scale never
+    moves: an extreme weight still stretches its group's range.
 """
 
 from __future__ import annotations

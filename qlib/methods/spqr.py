@@ -8,9 +8,9 @@ Rule: GPTQ, and when a group of columns is reached, for each row
       1. leave-one-out test: how much does the group's error sum ((w - w^) / U_jj)^2 fall if a weight is left
          out and the range is fitted to the others? By more than tau: it is left out of
          the fit, where its place takes the mean of the others. Step 3 decides whether it stays in float.
-      2. scale = (hi - lo) / (2^b - 1), zero = -lo / scale, not rounded to a whole number, with lo and hi the
-         smallest and the largest weight, not extended to 0; then the scales of 16 neighbouring rows are
-         themselves rounded to 3 bits, and so are their zeros.
+      2. scale = (hi - lo) / (2^b - 1), zero = -lo / scale, not rounded to a whole number, with lo = min(w, 0)
+         and hi = max(w, 0) over the group; then the scales of 16 neighbouring rows are themselves rounded to
+         3 bits, and so are their zeros.
       3. column by column as in GPTQ; a weight with ((w - w^) / U_jj)^2 > tau stays in float16.
     tau = threshold * mean_j (var_i(W_ij) / U_jj^2), so `threshold` means the same for each layer.
 Why it works: ((w - w^) / U_jj)^2 is what an error costs at the outputs once all later columns have
@@ -76,7 +76,8 @@ def spqr(
     second_bits : int
         Bits of a scale, and of a zero, 2 to 8.
     second_group : int
-        Neighbouring rows whose scales are rounded together; 1 leaves the scales as they are.
+        Neighbouring rows whose scales are rounded together; 1 leaves the scales as they are
+        (with the grid's `scale_bits` of 16, to 1/2048).
     damping : float
         The share of the mean of diag(H) that is added to it.
     act_order : bool

@@ -91,7 +91,7 @@ def spqr_oracle(
     weight: Tensor, H: Tensor, grid: Grid, order: bool = True, threshold: float = 0.2,
     second: tuple[int, int] = (3, 16), damping: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Values and outliers by the paper's algorithm: the whole inverse, one column at a time."""
+    """Values and outliers by the paper's algorithm, but ranges reach 0: the inverse, column by column."""
     energy = H.diagonal().numpy()
     visit = np.argsort(-energy, kind="stable") if order else np.arange(len(H))
     W, D = weight.double().numpy()[:, visit].copy(), H.numpy()[visit][:, visit]
