@@ -94,7 +94,10 @@ def transcribe(
         for source in sources:
             prompts.language(source)
     total = len(sources) if isinstance(sources, Sized) else None
-    with progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar, laid_out(model):
+    with (
+        progress_bar(show=progress, total=total, desc="transcribe", unit="clip") as bar,
+        laid_out(speech_model.model),  # the head not: `decoding_head` lays it out
+    ):
         if timed is not None:
             return transcribe_long_form(timed, sources, prompts, batch_size, bar)
         queue = WindowQueue(speech_model, prompts, batch_size, bar)
