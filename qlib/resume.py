@@ -90,10 +90,12 @@ class FinishedBlocks:
         if found is None:
             write_json(file, run)
         elif found != run:
-            key = next(key for key in {**run, **found} if run.get(key) != found.get(key))
+            # A setting may be None: one that is missing is something else.
+            shown = {key: (_shown(found, key), _shown(run, key)) for key in {**run, **found}}
+            key, (before, now) = next((key, both) for key, both in shown.items() if both[0] != both[1])
             raise QuantError(
-                f"{folder} holds another run: {key} was {found.get(key)!r} by its run.json and is "
-                f"{run.get(key)!r} now. Choose another folder, or remove this one."
+                f"{folder} holds another run: {key} was {before} by its run.json and is {now} now. "
+                "Choose another folder, or remove this one."
             )
 
     def save(
@@ -167,6 +169,10 @@ def _read_run(file: Path) -> dict[str, Any] | None:
                 f"blocks in {file.parent} belong. Remove the folder and begin again, or choose another one."
             ) from error
         return None
+
+
+def _shown(run: Mapping[str, Any], key: str) -> str:
+    return repr(run[key]) if key in run else "not there"
 
 
 def _read_block(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

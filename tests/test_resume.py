@@ -80,6 +80,21 @@ def test_a_run_file_that_cannot_be_read(model: Llama, tmp_path: Path, content: b
         run(model, tmp_path)
 
 
+def test_a_run_file_with_another_set_of_settings(model: Llama, tmp_path: Path) -> None:
+    """A setting that is None differs from one that is missing."""
+    run(model, tmp_path)
+    path = tmp_path / "run.json"
+    stored = json.loads(path.read_text())
+    assert None in stored.values()
+    for key in stored:
+        path.write_text(json.dumps({name: value for name, value in stored.items() if name != key}))
+        with pytest.raises(QuantError, match=rf"another run: {key} was not there by its run\.json and is "):
+            run(model, tmp_path)
+    path.write_text(json.dumps({**stored, "new": None}))
+    with pytest.raises(QuantError, match=r"another run: new was None by its run\.json and is not there now"):
+        run(model, tmp_path)
+
+
 def test_another_release_does_not_go_on(
     model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,8 @@ METHODS: dict[str, Settings] = {
     "cache, distillation": {**FOUR, **BOTH},
     "cache, the paper's loss": {**FOUR, "cache": cache(), "adapter": adapter(loss="hybrid")},
     "cache, LoRA": {**FOUR, "cache": cache(), "adapter": adapter(lora_rank=32)},
+    "distillation, source": {**FOUR, "sources": ("suffix",), "adapter": adapter()},
+    "cache, distillation, source": {**FOUR, "sources": ("suffix",), **BOTH},
     "all": BOTH,
 }
 LENGTHS: dict[str, Settings] = {
