@@ -1,7 +1,7 @@
 """Counts and times of many rounds, and the figures made of them; one round is a `Step` (`step.py`).
 
     tokens          emitted by the target: accepted ones and one of its own per round
-    accepted        proposed target tokens that stand; never the target's own one
+    accepted        proposed target tokens that become part of the text; never the target's own one
     proposed        target tokens that were verified: translations of drafts, and guesses of sources
     acceptance rate accepted / proposed of a round, averaged over the rounds that drafted anything (the
                     paper's metric; a draft that nothing translates counts as 0)

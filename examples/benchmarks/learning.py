@@ -14,7 +14,7 @@ run that was stopped goes on. At the end come a table and, with the `plots` extr
     methods     direct map, + n-gram cache, + distillation, both, the paper's loss, LoRA, + sources
     lengths     fixed lengths, confidence, entropy, trained head (alone, joint, interleaved), cost-aware
     sources     one by one and together, with and without a drafter
-    cache       its effect with 3 and 4 draft tokens, and with a quarter and a half of its entries
+    cache       its effect with 3 and 4 draft tokens, and with 80 and 160 entries
     quantized   a target of 4-bit weights (GPTQ) with the drafter, and a drafter of 8-bit weights
     shift       the first file, then the second, then the first again, while learning goes on
     targets     the same file with the float target, one of 3-bit weights (GPTQ), and the float one again
@@ -94,10 +94,10 @@ LENGTHS: dict[str, Settings] = {
 ONE_BY_ONE = ("suffix", "answers", "recycle", "tail")
 SOURCES: dict[str, Settings] = {
     **{f"drafter, {each}": {"sources": (each,), "cache": cache()} for each in ONE_BY_ONE},
+    "drafter, none": {"sources": (), "cache": cache()},
     "drafter, all": {"sources": ONE_BY_ONE, "cache": cache()},
-    "drafter, suffix, answers": {"cache": cache()},
     **{f"{each} alone": {"draft": None, "sources": (each,)} for each in ONE_BY_ONE[:3]},
-    "no drafter": {"draft": None},
+    "all three alone": {"draft": None},
 }
 CACHE: dict[str, Settings] = {
     **{
@@ -108,7 +108,7 @@ CACHE: dict[str, Settings] = {
     **{
         f"{policy}, {entries} entries": {**FOUR, "cache": cache(max_entries=entries, policy=policy)}
         for policy in ("lfu", "lru")
-        for entries in (150, 300, 50_000)
+        for entries in (80, 160)  # of about 320 that `drafter-generic-7m` and 80 prompts of GSM8K give
     },
 }
 QUANTIZED: dict[str, Settings] = {
@@ -143,16 +143,15 @@ def text_model(kind: Any, name: str, options: argparse.Namespace) -> TextModel |
     if kind is None:
         return None
     model = load_model(name, dtype=DTYPES[options.dtype])
+    if kind != "float":
+        method, bits = kind
+        grid = qlib.Grid(bits=bits, group=64, symmetric=False)
+        calib = list(read_prompts(options.prompts[0], 32)) if method == "gptq" else None
+        rounding = {"gptq": qlib.GPTQ, "rtn": qlib.RTN}[method]()
+        model = qlib.quantize(model, [rounding], weight=grid, calib=calib).model
     assert isinstance(model, TextModel)
-    if kind == "float":
-        return model
-    method, bits = kind
-    grid = qlib.Grid(bits=bits, group=64, symmetric=False)
-    calib = list(read_prompts(options.prompts[0], 32)) if method == "gptq" else None
-    rounding = {"gptq": qlib.GPTQ, "rtn": qlib.RTN}[method]()
-    quantized = qlib.quantize(model, [rounding], weight=grid, calib=calib).model
-    assert isinstance(quantized, TextModel)
-    return quantized
+    options.megabytes[name] = qlib.cost(model).size.file_bytes / 1e6
+    return model
 
 
 def learn(name: str, settings: Settings, prompts: list[str], seed: int, options: argparse.Namespace) -> Path:
@@ -221,6 +220,7 @@ def measure(
         "with_prompt": times[0] / times[1],
         "alone": alone.tokens_per_second,
         "slowest": min(ratios, default=None),
+        "megabytes": options.megabytes,
         **_record(total),
     }
 
@@ -246,8 +246,11 @@ def _record(total: Stats) -> dict[str, Any]:
 def compare(options: argparse.Namespace, settings: Mapping[str, Settings]) -> list[tuple[str, ...]]:
     """Learn with and measure every setting on every file; return the rows of the table."""
     rows = [
-        ("prompts", "setting", "accepted per round", "acceptance length", "speed-up", "slowest", "identical")
-    ]
+        (
+            "prompts", "setting", "accepted per round", "acceptance length", "speed-up", "slowest",
+            "identical", "MB of files",
+        )
+    ]  # fmt: skip
     for path in options.prompts:
         options.task = path.stem
         prompts = list(read_prompts(path, 10**9))
@@ -280,7 +283,8 @@ def _row(options: argparse.Namespace, task: str, name: str) -> tuple[str, ...]:
 
     same = f"{sum(each['identical'] for each in found)} of {sum(each['prompts'] for each in found)}"
     fields = ("accepted_per_round", "acceptance_length", "speedup", "slowest")
-    return (task, name, *(mean(field) for field in fields), same)
+    sizes = " + ".join(f"{each:.1f}" for each in found[-1]["megabytes"].values()) if found else "-"
+    return (task, name, *(mean(field) for field in fields), same, sizes)
 
 
 def shift(options: argparse.Namespace) -> list[tuple[str, ...]]:
@@ -400,6 +404,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of settings")
     parser.add_argument("--out", type=Path, required=True, help="folder for results and states")
     options = parse(parser)
+    options.megabytes = {}  # of each model's file, by name: what `text_model` loads
     others = {"shift": shift, "targets": targets, "long": long}
     mode = options.mode
     rows = others[mode](options) if mode in others else compare(options, MODES[mode])
