@@ -4,8 +4,8 @@ What you will learn
 - weights are rounded once, inputs each time the model runs: so their range has to be found in no time, or
   beforehand;
 - a few tokens are many times as large as the others. One range for all leaves the small ones a few codes;
-- a range of its own for each token costs one maximum and needs no calibration;
-- a range found beforehand is exceeded by what was not there: a louder recording is cut off.
+- a range of its own for each token costs a minimum and a maximum, and no calibration;
+- a range found beforehand is exceeded by what was not there: of a louder recording, large tokens are cut off.
 
 Paper: ZeroQuant (Yao et al. 2022, arXiv 2206.01861), section 4.1. Page: docs/activations.md
 Source: qlib/activation.py, qlib/histogram.py    Exercise: examples/exercises/ex01_encode_decode.py
@@ -74,19 +74,21 @@ def main() -> None:
 
     # %% 2. Five ranges: small tokens and large ones, and the same speech three times as loud
     small = torch.arange(TOKENS) % LARGE != 0
-    rows, errors = [("range of", "small tokens %", "large tokens %", "louder %", "of it outside %")], {}
+    rows = [("range of", "small tokens %", "large ones %", "louder: small %", "large %", "outside %")]
+    errors = {}
     for name, rounding in roundings(8, seen).items():
         errors[name] = relative(rounding(unseen), unseen)
         if isinstance(rounding, FixedRange):
             rounding.reset()
         loud = inputs(seed=2, loud=3)
-        louder = float(relative(rounding(loud), loud).mean())
+        louder = relative(rounding(loud), loud)
         outside = f"{100 * rounding.exceeded_share:.2f}" if isinstance(rounding, FixedRange) else "-"
-        found = (float(errors[name][small].mean()), float(errors[name][~small].mean()), louder)
+        found = [float(each[kind].mean()) for each in (errors[name], louder) for kind in (small, ~small)]
         rows.append((name, *(f"{100 * each:.2f}" for each in found), outside))
     print(f"8 bits; mean relative error of a token\n\n{align(rows)}")
-    print("\nlouder: all tokens of a recording three times as loud; of it outside: the share of its values")
-    print("that exceed the calibrated range and are cut off.")
+    print("\nlouder: a recording three times as loud; outside: the share of its values that exceed the")
+    print("calibrated range and are cut off. A range of all values cuts off large tokens only. The small")
+    print("ones gain: they are larger now, and reach more codes. A range of 99 % cuts off small ones, too.")
 
     # %% 3. How many bits a range of its own is worth
     lines: dict[str, list[float]] = {name: [] for name in errors}

@@ -79,7 +79,8 @@ def main() -> None:
     pair = VocabularyMap.of(byte_level(500), target)
     said = target.encode("".join(PAGES))
     spellings = stream(pair, said)
-    entries = len({key for pairs in spellings for key, _ in pairs})
+    distinct = {key for pairs in spellings for key, _ in pairs}
+    entries = len(distinct)
     # %% 2. Four caches
     caches = {
         "all kept": NGramCache(),
@@ -89,7 +90,10 @@ def main() -> None:
     }
     curves = {name: fill(pair, spellings, cache) for name, cache in caches.items()}
     merged = sum(map(len, spellings))
-    print(f"{len(said):,} target tokens, {merged:,} of them n-grams for the drafter, {entries:,} distinct\n")
+    longest = caches["all kept"].max_length
+    longer = sum(len(key) > longest for key in distinct)
+    print(f"{len(said):,} target tokens, {merged:,} of them n-grams for the drafter, {entries:,} distinct")
+    print(f"({longer} of more than {longest} draft tokens: a cache passes over them)\n")
     print(f"{'cache':18}{'entries':>8}{'evicted':>9}{'kB':>6}   found: first {WINDOW}   all")
     for name, curve in curves.items():
         cache = curve.cache

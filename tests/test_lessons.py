@@ -91,6 +91,15 @@ def test_lesson_runs(path: Path, tmp_path: Path) -> None:
     assert "nan" not in run.stdout
 
 
+@pytest.mark.slow
+def test_the_texts_of_lesson_12_have_the_errors_of_its_table(tmp_path: Path) -> None:
+    (path,) = (path for path in LESSONS if path.name.startswith("12"))
+    out = run_lesson(path, tmp_path).stdout
+    (by_hand,) = re.findall(r"^difference +([+-]\S+) ", out, re.MULTILINE)
+    assert f"WER difference {by_hand} " in out
+    assert "substitutions, +0 deletions, +0 insertions" in out  # one wrong word for one right word
+
+
 @pytest.mark.weights
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["24", "27"])
