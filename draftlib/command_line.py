@@ -16,7 +16,7 @@ from draftlib.drafting.guess import Source
 from draftlib.drafting.length import Confidence, Entropy, FixedLength, Length
 from draftlib.drafting.sources import as_sources
 from draftlib.learning.acceptance import AcceptanceHead
-from draftlib.learning.online import OnlineAdapter
+from draftlib.learning.online import RANK, OnlineAdapter
 from draftlib.settings import DEFAULTS, Options
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, did_you_mean
@@ -106,9 +106,10 @@ def _adapter(
         raise DraftError("--lora-rank says how the drafter learns. Pass --learn too.")
     if not learn and learned is None:
         return None
-    rank = options.lora_rank
-    if rank is None and learned is not None:
-        rank = learned.get("lora_rank")  # an adapter that was saved goes on as it is
+    if options.lora_rank is not None:
+        rank = options.lora_rank or None  # 0: all weights
+    else:  # an adapter that was saved goes on as it is
+        rank = RANK if learned is None else learned.get("lora_rank")
     return OnlineAdapter(lora_rank=rank)
 
 
@@ -175,7 +176,7 @@ def _drafting(command: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to start with; saved at the end")
     switch = argparse.BooleanOptionalAction
     add("--learn", action=switch, help="let the drafter learn (the default in `chat`)")
-    add("--lora-rank", type=int, metavar="R", help="learn in adapters of this rank, not in all weights")
+    add("--lora-rank", type=int, metavar="R", help=f"rank of what the drafter learns ({RANK}); 0: all weights")
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
     rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost, and the source suffix)"

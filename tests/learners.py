@@ -27,7 +27,8 @@ def decoder(adapter: OnlineAdapter | None = None, **settings: Any) -> Speculativ
 
 
 def learner(**settings: Any) -> OnlineAdapter:
-    return OnlineAdapter(**{"learning_rate": 1e-2, "update_every": 2, "share": math.inf, **settings})
+    usual = {"learning_rate": 1e-2, "update_every": 2, "share": math.inf, "lora_rank": None}
+    return OnlineAdapter(**{**usual, **settings})
 
 
 def answer(one: SpeculativeDecoder, rounds: int = 1, **options: Any) -> list[tuple[int, ...]]:

@@ -49,6 +49,7 @@ TRIAL = 4  # every so many-th update tries all of them, the first one included
 STEPS = 8  # of one update
 BATCH = 4  # fresh examples of a step, and as many from the whole buffer
 MOST_EXAMPLES = 256
+RANK = 32  # the paper's
 DEFAULT = "default"  # the adapter that an OnlineAdapter begins with
 
 
@@ -67,7 +68,8 @@ class OnlineAdapter(Adapter):
         Weight of the n-grams in the "hybrid" loss, the paper's lambda; "probability" is the target's of
         each token.
     lora_rank : int, optional
-        Train adapters of this rank; None trains all weights.
+        Train low-rank changes of the linear layers, of this rank (`lora.py`; 32 is the paper's). None trains
+        all weights: ten times the memory with a drafter of 7 million parameters, and no more is accepted.
     loss : {"acceptance", "forward_kl", "hybrid"}
         What is made small: the probability of a rejection (`spelled.py`), or the paper's loss (`distill.py`).
     share : float
@@ -100,7 +102,7 @@ class OnlineAdapter(Adapter):
         update_every: int | None = 8,
         update_tokens: int = 128,
         ngram_weight: Weight = 0.2,
-        lora_rank: int | None = None,
+        lora_rank: int | None = RANK,
         loss: Loss = "acceptance",
         share: float = 0.2,
         background: bool = False,
