@@ -20,7 +20,7 @@ import draftlib
 from draftlib import AcceptanceHead, Confidence, Entropy, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.arguments import Verify
 from draftlib.drafting.costs import Costs
-from draftlib.drafting.length import Drafted
+from draftlib.drafting.length import Drafted, Length
 from draftlib.learning.labels import labels_of
 from draftlib.round import Round
 from draftlib.verification.draws import RandomDraws
@@ -503,7 +503,7 @@ def test_a_prompt_that_the_drafter_cannot_read() -> None:
 # --- observers, rules that learn, drafters that change
 
 
-class Keeps:
+class Keeps(Length):
     """Keeps all rounds, as an observer and as a rule for the length of drafts."""
 
     max_tokens = 3
