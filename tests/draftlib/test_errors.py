@@ -17,6 +17,7 @@ import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, SpeculativeDecoder
 from draftlib.drafting.guess import Guess, Source, checked_guess
 from draftlib.drafting.length import Length
+from draftlib.state import State
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
@@ -379,6 +380,52 @@ def test_what_a_length_rule_says_while_it_is_used() -> None:
         next(rounds)
         rule.max_tokens = later
         refused(lambda: list(rounds), "length: Mine", words)  # noqa: B023
+
+
+def test_states_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Each is found before anything is written."""
+    states: list[tuple[Any, str]] = [
+        ({"a": 1}, "its state is a dict"),
+        (None, "its state is None"),
+        (State({"a": [1]}, {}), "tensors['a'] is a list of 1 int"),  # type: ignore[dict-item]
+        (State({}, {"a": torch.ones(2)}), "cannot be written as JSON"),
+        (State({}, {"a": {1, 2}}), "cannot be written as JSON"),
+    ]
+    for state, words in states:
+        decoder = build(sources=[Pairs(state=state)])
+        refused(lambda: decoder.save(tmp_path / "state"), "source pairs: ", words)  # noqa: B023
+    assert list(tmp_path.iterdir()) == []
+    decoder = build(sources=[Pairs(state=State({"a": torch.ones(2)}, {"b": [1, "c"]}))])
+    decoder.save(tmp_path / "state")
+
+
+def test_folders_of_states() -> None:
+    for folder in (5, True, "", b"out"):
+        refused(lambda: build(state=folder), "state is the", "'out/state'")  # noqa: B023
+        refused(lambda: DECODER.save(folder), "folder is the", "'out/state'")  # type: ignore[arg-type]  # noqa: B023
+
+
+def test_observers_are_looked_at_before_the_first_round() -> None:
+    decoder = build()
+    for observers, words in (
+        (None, "observers is None"),
+        ([print], "observe(round)"),
+        ([Observer], "the class"),
+    ):
+        decoder.observers = observers  # type: ignore[assignment]
+        for call in (decoder.generate, decoder.steps):
+            refused(lambda call=call: call(IDS, **SHORT), words)  # type: ignore[misc]
+
+
+class Observer:
+    def observe(self, round: Any) -> None: ...
+
+
+def test_an_adapter_belongs_to_its_decoder_from_the_beginning() -> None:
+    with pytest.raises(AttributeError):
+        build().adapter = draftlib.OnlineAdapter()  # type: ignore[misc]
+    for adapter in (None, draftlib.OnlineAdapter, "online"):
+        refused(lambda: draftlib.HeadTraining(adapter), "HeadTraining: adapter is", "OnlineAdapter(")  # type: ignore[arg-type]  # noqa: B023
 
 
 def test_a_rule_may_be_written_in_any_usual_way() -> None:
