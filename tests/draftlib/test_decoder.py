@@ -567,13 +567,13 @@ def test_a_length_learns_from_every_round() -> None:
     decoder.generate_target_only(PROMPT, max_new_tokens=5)
     assert len(rule.rounds) == len(steps)
 
-    class Simple:
+    class Simple(Length):
         max_tokens = 2
 
         def stop(self, drafted: Sequence[Drafted]) -> bool:
             return drafted[-1].confidence < 1
 
-    decoder.length = Simple()  # type: ignore[assignment]  # without `learn`
+    decoder.length = Simple()  # without a `learn` of its own
     first, *_ = decoder.steps(PROMPT, max_new_tokens=12)
     assert len(first.drafted) == 1
 
@@ -659,7 +659,7 @@ def test_refused_pairs_and_settings() -> None:
 
 
 def test_a_length_of_one_s_own_is_checked() -> None:
-    class Never:
+    class Never(Length):
         max_tokens = 0
 
         def stop(self, confidences: Any) -> bool:
