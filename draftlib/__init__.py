@@ -11,7 +11,7 @@ print(decoder.generate("What is gravity?", max_new_tokens=64).text)
 from draftlib.decoder import SpeculativeDecoder
 from draftlib.drafting.cost_aware import CostAware
 from draftlib.drafting.guess import Guess, Source
-from draftlib.drafting.length import Confidence, Entropy, FixedLength
+from draftlib.drafting.length import Confidence, Drafted, Entropy, FixedLength, Length
 from draftlib.learning.acceptance import AcceptanceHead
 from draftlib.learning.head_training import HeadTraining
 from draftlib.learning.online import OnlineAdapter
@@ -29,11 +29,13 @@ __all__ = [
     "Confidence",
     "CostAware",
     "DraftError",
+    "Drafted",
     "Entropy",
     "FileError",
     "FixedLength",
     "Guess",
     "HeadTraining",
+    "Length",
     "ModelError",
     "NGramCache",
     "OnlineAdapter",

@@ -23,7 +23,7 @@ import torch
 from draftlib.arguments import OnText, Verify, text_sink
 from draftlib.drafting.choice import DRAFT, Choice
 from draftlib.drafting.coupled import Coupled
-from draftlib.drafting.length import Length
+from draftlib.drafting.length import Length, most_tokens
 from draftlib.drafting.propose import Draw, draw_greedy, draw_independent, propose
 from draftlib.prompt import Prompt, Read, read_prompt
 from draftlib.prompt_tokens import draft_tokens, target_tokens
@@ -176,9 +176,9 @@ class Answer:
         if self._drafter is None or self._drafter.model is not pair.draft:
             began = self._drafter is not None
             # Four draft tokens for one of the target are plenty; if not, the drafter forgets its older half.
-            room = len(text.tokens) + 4 * self._limit + 2 * length.max_tokens
+            room = len(text.tokens) + 4 * self._limit + 2 * most_tokens(length)
             self._drafter = DraftSide(pair.draft, text, room)
-            pending = self._drafter.prepare(length.max_tokens)
+            pending = self._drafter.prepare(most_tokens(length))
             if len(pending) > 1:
                 self._drafter.step(pending[:-1])
             self._clock.lap("learn" if began else "prompt")  # a drafter that has learned reads again
@@ -187,7 +187,7 @@ class Answer:
     # --- 1. to 6.
 
     def _draft(self, found: Round, drafter: DraftSide, pair: Pair, length: Length, verify: Verify) -> Round:
-        pending = drafter.prepare(length.max_tokens)
+        pending = drafter.prepare(most_tokens(length))
         draw = self._draw(found, pair, verify)
         draft = propose(drafter.step, pending, length, self._settings.logprobs, draw, pair.table.ended)
         self._clock.lap("draft")

@@ -80,6 +80,36 @@ def text_sink(on_text: Any) -> OnText | None:
     )
 
 
+def as_folder(folder: Any, name: str) -> Path:
+    """Return a folder as a path.
+
+    Raises
+    ------
+    DraftError
+        It is no path, or an empty one.
+    """
+    if not isinstance(folder, (str, Path)) or not str(folder).strip():
+        raise DraftError(f"{name} is {describe(folder)}, not a folder. Pass a path such as 'out/state'.")
+    return Path(folder)
+
+
+def check_observers(observers: Any) -> None:
+    """Refuse observers that could not take notice of a round.
+
+    Raises
+    ------
+    DraftError
+        One has no method `observe`.
+    """
+    if not isinstance(observers, Iterable):
+        raise DraftError(f"observers is {describe(observers)}. It is a list: [] for none.")
+    for each in observers:
+        if isinstance(each, type) or not callable(getattr(each, "observe", None)):
+            raise DraftError(
+                f"observers: {describe(each)} cannot observe. Add an object with the method observe(round)."
+            )
+
+
 # --- rules and pairs
 
 

@@ -29,7 +29,9 @@ from draftlib.answer import Answer
 from draftlib.arguments import (
     OnText,
     Verify,
+    as_folder,
     as_verify,
+    check_observers,
     check_pair,
     millions,
     ngram_cache,
@@ -135,6 +137,7 @@ class SpeculativeDecoder:
         draft = None if draft is None else text_model(draft, "draft")
         ngram_cache(cache)  # types first: comparing the vocabularies takes a while
         check_adapter(adapter)
+        folder = None if state is None else as_folder(state, "state")
         self._positions = (draft or target).config.max_position_embeddings
         self._verify: Verify = as_verify(verify)
         if sources is None:
@@ -157,11 +160,11 @@ class SpeculativeDecoder:
         self._trainable_draft = None if draft is None or draft.packed else draft
         self._plain = Stats()
         self.observers: list[RoundObserver] = []
-        self.adapter = adapter
+        self._adapter = adapter
         if adapter is not None:
             adapter.bind(self)
-        if state is not None:
-            state_folder.load(self, Path(state))
+        if folder is not None:
+            state_folder.load(self, folder)
 
     # --- what it consists of
 
@@ -273,6 +276,11 @@ class SpeculativeDecoder:
     def verify(self, verify: Verify) -> None:
         self._verify = as_verify(verify)
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """Who teaches the drafter; it takes the drafter over when the decoder is made."""
+        return self._adapter
+
     def __repr__(self) -> str:
         models = [model for model in (self.target, self.draft) if model is not None]
         names = " drafted for by ".join(f"{type(model).__name__} of {millions(model)}" for model in models)
@@ -311,6 +319,7 @@ class SpeculativeDecoder:
             The chat template does not take the conversation, or is damaged.
         """
         settings = Settings.of(options, "generate", ["on_text"])
+        check_observers(self.observers)
         output = self._finish(Answer(self._pair, prompt, settings, on_text, drafting=True))
         if output.stats.warning:
             log.warning(output.stats.warning)
@@ -362,6 +371,7 @@ class SpeculativeDecoder:
         Parameters and errors are those of `generate`; the errors come before the first round.
         """
         settings = Settings.of(options, "steps")
+        check_observers(self.observers)
         return self._rounds(Answer(self._pair, prompt, settings, None, drafting=True))
 
     @property
@@ -378,11 +388,11 @@ class SpeculativeDecoder:
         Raises
         ------
         DraftError
-            The folder holds other files and no state.
+            The folder holds other files and no state, or what a part returns as its state cannot be written.
         FileError
             The disk is full, or may not be written.
         """
-        state_folder.save(self, Path(folder))
+        state_folder.save(self, as_folder(folder, "folder"))
 
     # --- the loop
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from draftlib.state import State
 from draftlib.vocabulary.ngram_cache import NGramCache
-from qlib.errors import DraftError, ModelError, list_names
+from qlib.errors import DraftError, ModelError, describe, list_names
 from qlib.models.disk.folders import atomic_folder
 from qlib.models.disk.hashes import SEAL, digest_of, sealed, sha256_of
 from qlib.models.disk.read_folder import read_whole
@@ -38,7 +39,7 @@ _VALUES, _TENSORS, _NGRAMS = "state.json", "state.safetensors", "ngrams"
 
 def save(decoder: SpeculativeDecoder, folder: Path) -> None:
     """Write what a decoder has learned; see `SpeculativeDecoder.save`."""
-    parts = {name: part.state() for name, part in _parts(decoder)}
+    parts = {name: _checked(part.state(), name) for name, part in _parts(decoder)}
     tensors = {
         f"{name}/{key}": value.detach().cpu().contiguous()
         for name, part in parts.items()
@@ -118,8 +119,29 @@ def _parts(decoder: SpeculativeDecoder) -> Iterator[tuple[str, Any]]:
     if hasattr(decoder.length, "state"):
         yield f"length {type(decoder.length).__name__}", decoder.length
     for source in decoder.sources:
-        if hasattr(source, "state"):
-            yield f"source {source.name}", source
+        yield f"source {source.name}", source
+
+
+def _checked(state: Any, name: str) -> State:
+    """Return what a part has learned; refuse what files cannot hold."""
+    if not isinstance(state, State) or not all(isinstance(each, dict) for each in state):
+        raise DraftError(
+            f"{name}: its state is {describe(state)}. Return a draftlib.state.State of two dicts: tensors, "
+            "and values for JSON."
+        )
+    if wrong := [key for key, value in state.tensors.items() if not isinstance(value, Tensor)]:
+        raise DraftError(
+            f"{name}: in its state, tensors[{wrong[0]!r}] is {describe(state.tensors[wrong[0]])}. Numbers "
+            "and lists go to State.values."
+        )
+    try:
+        json.dumps(state.values)
+    except (TypeError, ValueError) as error:
+        raise DraftError(
+            f"{name}: the values of its state cannot be written as JSON: {error}. Use numbers, strings, "
+            "lists and dicts; tensors go to State.tensors."
+        ) from error
+    return state
 
 
 def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None, dict[str, State]]:

@@ -28,13 +28,8 @@ class Recorder(Length):
     """Always drafts the most tokens, and keeps what the drafter knew and what the target accepted."""
 
     def __init__(self, most: int):
-        self._most = most
+        self.max_tokens = most
         self.rounds: list[Recorded] = []
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of every round."""
-        return self._most
 
     def stop(self, drafted: Sequence[Drafted]) -> bool:
         """Keep the draft so far, and go on."""

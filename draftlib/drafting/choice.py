@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from draftlib.drafting.costs import Costs
-from draftlib.drafting.guess import LONGEST, Guess, Rates, Source
+from draftlib.drafting.guess import LONGEST, Guess, Rates, Source, checked_guess
 from draftlib.drafting.length import Length
 from draftlib.open_answers import of_answer
 
@@ -101,8 +101,14 @@ class Choice:
         self._accounts: dict[int, Account] = {}
 
     def guesses(self, text: Sequence[int]) -> tuple[Guess, ...]:
-        """Return what all sources guess after a text of target tokens; those without a guess are left out."""
-        found = (source.guess(text) for source in self.sources)
+        """Return what all sources guess after a text of target tokens; those without a guess are left out.
+
+        Raises
+        ------
+        DraftError
+            What a source returns is no guess of its own.
+        """
+        found = [checked_guess(source.guess(text), source.name) for source in self.sources]
         return tuple(guess for guess in found if guess.tokens)
 
     def choose(
@@ -121,7 +127,7 @@ class Choice:
         drafter : bool
             Whether there is one.
         """
-        optional = not drafter or getattr(self.length, "optional", False)
+        optional = not drafter or self.length.optional
         if room < 1 or (optional and self._must_be_plain(answer)):
             return None
         plain = 1 / self.costs.round(0)
@@ -142,8 +148,7 @@ class Choice:
     def learn(self, round: Round) -> None:
         """Count what came of a round."""
         self.costs.learn(round)
-        if hasattr(self.length, "learn"):  # a rule that does not inherit from `Length` may lack it
-            self.length.learn(round)
+        self.length.learn(round)
         for guess in round.guesses:
             self.rates.learn(guess, round.tokens)
         for source in self.sources:

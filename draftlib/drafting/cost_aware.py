@@ -68,18 +68,13 @@ class CostAware(Length):
     optional = True
 
     def __init__(self, max_tokens: int = 12):
-        self._most = whole_length(max_tokens, "CostAware: max_tokens")
+        self.max_tokens = whole_length(max_tokens, "CostAware: max_tokens")
         self.costs, self._recent = Costs(), Recent()
         self._accepted, self._gain = Rates(), Rates()
         self._drafts, self._explored = 0, False
 
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a round."""
-        return self._most
-
     def __repr__(self) -> str:
-        return f"CostAware(max_tokens={self._most})"
+        return f"CostAware(max_tokens={self.max_tokens})"
 
     def stop(self, drafted: Sequence[Drafted]) -> bool:
         """Return whether one more token is expected to cost more than it gains."""

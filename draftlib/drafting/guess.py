@@ -14,13 +14,13 @@ Sources   `lookup.py` (this text, earlier answers), `recycle.py` (successors of 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from draftlib.state import State
-from qlib.errors import DraftError
+from qlib.errors import DraftError, describe, whole_number
 
 if TYPE_CHECKING:
     from draftlib.round import Round
@@ -47,20 +47,24 @@ class Guess:
     kinds: tuple[Hashable, ...]
 
 
-class Source(Protocol):
-    """Guesses what a target writes next. Inherit from it for a source of your own."""
+class Source:
+    """Guesses what a target writes next. Inherit from it for a source of your own.
 
-    @property
-    def name(self) -> str:
-        """Return the name under which statistics count it."""
-        ...
+    Attributes
+    ----------
+    name : str
+        The name under which statistics and saved states know it; each source of a decoder has another one.
+        Set it in the class or in `__init__`.
+    """
+
+    name: str
 
     def guess(self, text: Sequence[int]) -> Guess:
         """Return what may follow a text of target tokens, prompt included; no tokens where nothing is known.
 
         Texts grow by a few tokens from call to call, and another answer may come between.
         """
-        ...
+        raise NotImplementedError
 
     def learn(self, round: Round) -> None:
         """Take notice of a finished round."""
@@ -73,6 +77,55 @@ class Source(Protocol):
     def restore(self, state: State) -> None:
         """Take back what `state` gave. Raises DraftError where it cannot be that."""
         return None
+
+
+def checked_guess(guess: Guess, name: str) -> Guess:
+    """Return what the source of a name guessed, its tokens and kinds as tuples; runs in every round.
+
+    Raises
+    ------
+    DraftError
+        It is no guess of this source, a token is no token id, or a token has no kind.
+    """
+    if not isinstance(guess, Guess):
+        raise DraftError(
+            f"The source {name!r} guessed {describe(guess)}. Return a Guess; where nothing is known, "
+            "Guess(self.name, (), ())."
+        )
+    if guess.source != name:
+        raise DraftError(
+            f"The source {name!r} returned a Guess of {guess.source!r}, and statistics would count it there. "
+            "Return Guess(self.name, tokens, kinds)."
+        )
+    if not type(guess.tokens) is type(guess.kinds) is tuple or not {*map(type, guess.tokens)} <= {int}:
+        remedy = "Tokens are token ids of the target."
+        tokens = (
+            whole_number(each, f"The source {name!r}: token {i} of its guess", DraftError, 0, remedy=remedy)
+            for i, each in enumerate(_each(guess.tokens, "tokens", name))
+        )
+        guess = replace(guess, tokens=tuple(tokens), kinds=tuple(_each(guess.kinds, "kinds", name)))
+    if len(guess.tokens) != len(guess.kinds):
+        raise DraftError(
+            f"The source {name!r} guessed tokens and kinds of different length: {len(guess.tokens)} and "
+            f"{len(guess.kinds)}. Return one kind for each token."
+        )
+    if min(guess.tokens, default=0) < 0:
+        raise DraftError(f"The source {name!r} guessed {guess.tokens}: a token id is 0 or more.")
+    try:
+        hash(guess.kinds)
+    except TypeError as error:
+        raise DraftError(
+            f"The source {name!r}: {error}, and each kind is a key under which tokens are counted. Use a "
+            "str, a number or a tuple of them."
+        ) from error
+    return guess
+
+
+def _each(values: Any, what: str, name: str) -> list[Any]:
+    """Return the tokens or kinds of a guess that are no plain tuple."""
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__") or getattr(values, "ndim", 1) != 1:
+        raise DraftError(f"The source {name!r}: the {what} of its guess are {describe(values)}, not a tuple.")
+    return list(values)
 
 
 class Rates:

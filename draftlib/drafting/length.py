@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,25 +52,23 @@ class Drafted(NamedTuple):
     logits: Tensor = _NO_LOGITS
 
 
-class Length(Protocol):
+class Length:
     """Decides how many tokens a round drafts. Inherit from it for a rule of your own.
 
     Attributes
     ----------
+    max_tokens : int
+        Most tokens of a round, 1 or more. Set it in the class or in `__init__`.
     optional : bool
         Whether rounds may go without a draft where that is quicker (`choice.py`); False if not set.
     """
 
+    max_tokens: int
     optional: bool = False
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a round."""
-        ...
 
     def stop(self, drafted: Sequence[Drafted]) -> bool:
         """Return whether the newest token is the last one, given all tokens of this round so far."""
-        ...
+        raise NotImplementedError
 
     def learn(self, round: Round) -> None:
         """Take notice of a finished round. By default nothing is learned from it."""
@@ -181,18 +179,50 @@ def as_length(length: Any) -> Length:
     DraftError
         It is no such rule, does not say when to stop, or allows no token.
     """
-    remedy = "Pass a whole number, CostAware(), FixedLength(5), or Confidence(0.4)."
+    remedy = (
+        "Pass a whole number, CostAware(), FixedLength(5), Confidence(0.4), or an object that inherits from "
+        "draftlib.Length."
+    )
     if isinstance(length, type):
         raise DraftError(f"length is {describe(length)}. Make one of it, {length.__name__}(), or: {remedy}")
-    if hasattr(length, "max_tokens") and callable(getattr(length, "stop", None)):
-        whole_length(length.max_tokens, "length: max_tokens")
-        if getattr(type(length), "stop", None) is Length.stop:
+    if isinstance(length, Length):
+        most_tokens(length)
+        if type(length).stop is Length.stop:
             raise DraftError(
                 f"length: {type(length).__name__} has no stop(drafted) of its own. Write one that returns "
                 "True after the last token to draft, or pass FixedLength(5), which never stops early."
             )
-        return length  # type: ignore[no-any-return]
+        return length
     return FixedLength(whole_number(length, "length", DraftError, 1, remedy=remedy))
+
+
+def most_tokens(length: Length) -> int:
+    """Return the most tokens that a round may draft now: a rule may change its `max_tokens`.
+
+    Raises
+    ------
+    DraftError
+        It is no whole number of 1 or more.
+    """
+    tokens: Any = getattr(length, "max_tokens", None)
+    return whole_length(tokens, f"length: {type(length).__name__}.max_tokens")
+
+
+def is_last(length: Length, drafted: Sequence[Drafted]) -> bool:
+    """Return whether a rule ends the draft here.
+
+    Raises
+    ------
+    DraftError
+        Its `stop` returns nothing, or several values.
+    """
+    said: Any = length.stop(drafted)
+    if said is None or getattr(said, "ndim", 0) > 0:
+        raise DraftError(
+            f"length: {type(length).__name__}.stop returned {describe(said)}. Return True after the last "
+            "token to draft, and False before."
+        )
+    return bool(said)
 
 
 def whole_length(tokens: Any, name: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftlib.drafting.length import Drafted, Length
+from draftlib.drafting.length import Drafted, Length, is_last, most_tokens
 from draftlib.verification.draws import RandomDraws
 from qlib.errors import DraftError
 
@@ -86,7 +86,7 @@ def propose(
     Raises
     ------
     DraftError
-        `pending` is empty.
+        `pending` is empty, or the rule for the length answers with something else than it should.
     """
     if not pending:
         raise DraftError(
@@ -95,21 +95,21 @@ def propose(
         )
     drafted: list[Drafted] = []
     tokens: list[int] = []
-    feed = pending
-    while len(tokens) < length.max_tokens:
+    feed, most = pending, most_tokens(length)
+    while len(tokens) < most:
         logits, hidden = step(feed)  # 1. one pass of the drafter: q_i
         logprobs = to_logprobs(logits)
         token = draw(logprobs, tokens)  # 2. d_i ~ q_i
         tokens.append(token)
         drafted.append(Drafted(token, logprobs, _probability(logits, token), hidden, logits))
-        if length.stop(drafted) or (ended is not None and ended(tokens)):  # 3. was it the last one?
+        if is_last(length, drafted) or (ended is not None and ended(tokens)):  # 3. was it the last one?
             break
         feed = [token]
     return Draft(
         tuple(tokens),
         torch.stack([each.logprobs for each in drafted]),
         tuple(each.confidence for each in drafted),
-        length.max_tokens,
+        most,
         tuple(each.hidden for each in drafted),
     )
 

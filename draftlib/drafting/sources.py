@@ -27,7 +27,7 @@ def as_sources(sources: Any) -> tuple[Source, ...]:
     Raises
     ------
     DraftError
-        One is no source, or two have the same name.
+        One is no source, has no `guess` or no name of its own, or two have the same name.
     """
     if isinstance(sources, str) or not isinstance(sources, Iterable):
         raise DraftError(
@@ -36,7 +36,7 @@ def as_sources(sources: Any) -> tuple[Source, ...]:
         )
     found = tuple(_as_source(each) for each in sources)
     names = [source.name for source in found]
-    if twice := {name for name in names if names.count(name) > 1 or name in (DRAFT, "")}:
+    if twice := {name for name in names if names.count(name) > 1 or name == DRAFT}:
         raise DraftError(
             f"sources: the name {list_names(sorted(map(repr, twice)))} is taken. Each source has a name of "
             "its own, by which statistics count it."
@@ -51,9 +51,26 @@ def _as_source(source: Any) -> Source:
             known = list_names(map(repr, SOURCES), len(SOURCES))
             raise DraftError(f"There is no source {source!r}, only {known}.{did_you_mean(name, ALL)}")
         return SOURCES[name]()
-    if not isinstance(source, type) and callable(getattr(source, "guess", None)):
-        return source  # type: ignore[no-any-return]
+    if isinstance(source, Source):
+        return _checked(source)
+    if isinstance(source, type) and issubclass(source, Source):
+        raise DraftError(f"sources: {describe(source)} is no object. Make one of it: {source.__name__}().")
     raise DraftError(
         f"sources: {describe(source)} is no source. Pass one of {list_names(map(repr, SOURCES), 9)}, or an "
-        "object that inherits from draftlib.drafting.guess.Source."
+        "object that inherits from draftlib.Source."
     )
+
+
+def _checked(source: Source) -> Source:
+    """Return an object that inherits from `Source`, with what it must say itself."""
+    where = f"sources: {type(source).__name__}"
+    if type(source).guess is Source.guess:
+        raise DraftError(
+            f"{where} has no guess(text) of its own. Write one that returns Guess(self.name, tokens, kinds)."
+        )
+    name = getattr(source, "name", None)
+    if not isinstance(name, str) or not name or "/" in name:  # files join names by "/"
+        raise DraftError(
+            f"{where}: its name is {describe(name)}. Give it one without '/', in the class: name = 'mine'."
+        )
+    return source

@@ -26,7 +26,7 @@ from draftlib.learning.online import OnlineAdapter
 from draftlib.learning.schedules import interleaved, joint
 from draftlib.round import Round
 from draftlib.state import State
-from qlib.errors import DraftError, check_one_of, whole_number
+from qlib.errors import DraftError, check_one_of, describe, whole_number
 
 if TYPE_CHECKING:
     from draftlib.decoder import SpeculativeDecoder
@@ -74,7 +74,7 @@ class HeadTraining(Adapter):
     Raises
     ------
     DraftError
-        A setting is out of its range, or the adapter decides itself when it learns.
+        A setting is out of its range, or the adapter is none, or decides itself when it learns.
     """
 
     def __init__(
@@ -87,6 +87,10 @@ class HeadTraining(Adapter):
         seed: int = 0,
     ):
         check_one_of(schedule, "HeadTraining: schedule", get_args(Schedule), DraftError)
+        if not isinstance(adapter, OnlineAdapter):
+            raise DraftError(
+                f"HeadTraining: adapter is {describe(adapter)}. Pass OnlineAdapter(update_every=None)."
+            )
         if adapter.update_every is not None:
             raise DraftError(
                 f"HeadTraining says when the drafter learns, and its adapter does so every "

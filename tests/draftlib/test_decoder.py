@@ -20,7 +20,7 @@ import draftlib
 from draftlib import AcceptanceHead, Confidence, Entropy, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.arguments import Verify
 from draftlib.drafting.costs import Costs
-from draftlib.drafting.length import Drafted
+from draftlib.drafting.length import Drafted, Length
 from draftlib.learning.labels import labels_of
 from draftlib.round import Round
 from draftlib.verification.draws import RandomDraws
@@ -503,7 +503,7 @@ def test_a_prompt_that_the_drafter_cannot_read() -> None:
 # --- observers, rules that learn, drafters that change
 
 
-class Keeps:
+class Keeps(Length):
     """Keeps all rounds, as an observer and as a rule for the length of drafts."""
 
     max_tokens = 3
@@ -567,13 +567,13 @@ def test_a_length_learns_from_every_round() -> None:
     decoder.generate_target_only(PROMPT, max_new_tokens=5)
     assert len(rule.rounds) == len(steps)
 
-    class Simple:
+    class Simple(Length):
         max_tokens = 2
 
         def stop(self, drafted: Sequence[Drafted]) -> bool:
             return drafted[-1].confidence < 1
 
-    decoder.length = Simple()  # type: ignore[assignment]  # without `learn`
+    decoder.length = Simple()  # without a `learn` of its own
     first, *_ = decoder.steps(PROMPT, max_new_tokens=12)
     assert len(first.drafted) == 1
 
@@ -659,7 +659,7 @@ def test_refused_pairs_and_settings() -> None:
 
 
 def test_a_length_of_one_s_own_is_checked() -> None:
-    class Never:
+    class Never(Length):
         max_tokens = 0
 
         def stop(self, confidences: Any) -> bool:

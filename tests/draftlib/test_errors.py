@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 
 import draftlib
 from draftlib import Confidence, FixedLength, NGramCache, SpeculativeDecoder
+from draftlib.drafting.guess import Guess, Source, checked_guess
 from draftlib.drafting.length import Length
+from draftlib.state import State
 from draftlib.vocabulary.mapping import VocabularyMap
 from qlib.errors import DraftError
 from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
@@ -24,6 +27,29 @@ DECODER = SpeculativeDecoder(TARGET, DRAFT)
 PAIR = DECODER.vocabulary
 IDS = [5, 6, 7, 8]
 SHORT: dict[str, Any] = {"max_new_tokens": 6, "raw": True}
+
+
+class Mine(Length):
+    """A rule that says what it was given."""
+
+    def __init__(self, max_tokens: Any = 3, said: Any = False):
+        self.max_tokens, self._said = max_tokens, said
+
+    def stop(self, drafted: Any) -> Any:
+        return self._said
+
+
+class Pairs(Source):
+    """A source that guesses what it was given."""
+
+    def __init__(self, guess: Any = None, name: Any = "pairs", state: Any = None):
+        self.name, self._guess, self._state = name, guess, state
+
+    def guess(self, text: Any) -> Any:
+        return Guess(self.name, (), ()) if self._guess is None else self._guess
+
+    def state(self) -> Any:
+        return self._state
 
 
 class Stops(Length):
@@ -259,14 +285,28 @@ SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"length": 10**6}, ["do not fit"]),
     ({"length": FixedLength}, ["the class FixedLength", "FixedLength()"]),
     ({"length": SimpleNamespace(max_tokens=3)}, ["length is a SimpleNamespace"]),
-    ({"length": SimpleNamespace(max_tokens=0, stop=len)}, ["max_tokens=0"]),
-    ({"length": SimpleNamespace(max_tokens="3", stop=len)}, ["max_tokens is the str '3'"]),
+    (
+        {"length": SimpleNamespace(max_tokens=3, stop=len)},
+        ["a SimpleNamespace", "inherits", "draftlib.Length"],
+    ),
+    ({"length": Mine(0)}, ["Mine.max_tokens=0"]),
+    ({"length": Mine("3")}, ["Mine.max_tokens is the str '3'"]),
+    ({"length": Mine(None)}, ["Mine.max_tokens is None"]),
     ({"length": Stops()}, ["Stops has no stop(drafted)", "FixedLength(5)"]),
     ({"cache": "folder"}, ["the str 'folder'", "NGramCache.load('folder', decoder.vocabulary)"]),
     ({"cache": Path("folder")}, ["NGramCache.load('folder', decoder.vocabulary)"]),
     ({"cache": True}, ["cache is the bool True", "NGramCache()"]),
     ({"cache": {}}, ["cache is a dict", "NGramCache()"]),
     ({"cache": NGramCache}, ["the class NGramCache", "NGramCache()"]),
+    ({"sources": Pairs()}, ["sources is a Pairs", "sources=("]),
+    ({"sources": [Pairs]}, ["the class Pairs", "Pairs()"]),
+    ({"sources": [SimpleNamespace(name="a", guess=len)]}, ["a SimpleNamespace", "draftlib.Source"]),
+    ({"sources": [Source()]}, ["Source has no guess(text)", "Guess(self.name"]),
+    ({"sources": [Pairs(name=None)]}, ["Pairs: its name is None", "name = 'mine'"]),
+    ({"sources": [Pairs(name="")]}, ["Pairs: its name is the str ''"]),
+    ({"sources": [Pairs(name="a/b")]}, ["Pairs: its name is the str 'a/b'"]),
+    ({"sources": ["suffix", Pairs(name="suffix")]}, ["'suffix' is taken"]),
+    ({"sources": [Pairs(name="draft")]}, ["'draft' is taken"]),
     ({"verify": "exakt"}, ["verify='exakt'", "'exact'?"]),
     ({"verify": "path"}, ["verify='path'", "'path_revealed' or"]),
     ({"verify": "path-reveal"}, ["'path_revealed'?"]),
@@ -291,6 +331,122 @@ def test_an_adapter_is_an_object_with_all_four_methods() -> None:
     refused(
         lambda: build(adapter=SimpleNamespace(bind=len)), "SimpleNamespace", "bind, observe, state, restore"
     )
+
+
+# --- objects of one's own
+
+
+GUESSES: list[tuple[Any, list[str]]] = [
+    ((5, 6), ["'pairs' guessed a tuple of 2 int", "Guess(self.name, (), ())"]),
+    (Guess("other", (5,), (1,)), ["a Guess of 'other'", "Guess(self.name"]),
+    (Guess("draft", (5,), (1,)), ["a Guess of 'draft'"]),
+    (Guess("pairs", (5, 6), (1,)), ["2 and 1", "one kind for each token"]),
+    (Guess("pairs", (5, -1), (1, 1)), ["'pairs' guessed (5, -1)", "0 or more"]),
+    (Guess("pairs", (5, 6.0), (1, 1)), ["token 1 of its guess is the float 6.0"]),  # type: ignore[arg-type]
+    (Guess("pairs", (True,), (1,)), ["token 0 of its guess is the bool True"]),
+    (Guess("pairs", (np.int64(-1),), (1,)), ["token 0 of its guess=-1"]),  # type: ignore[arg-type]
+    (Guess("pairs", (5,), "pair"), ["the kinds of its guess are the str 'pair'"]),  # type: ignore[arg-type]
+    (Guess("pairs", None, ()), ["the tokens of its guess are None"]),  # type: ignore[arg-type]
+    (Guess("pairs", (5,), ([1],)), ["unhashable", "a str, a number or a tuple"]),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("guess", "words"), GUESSES, ids=[str(guess)[:60] for guess, _ in GUESSES])
+def test_guesses(guess: Any, words: list[str]) -> None:
+    refused(
+        lambda: build(sources=["suffix", Pairs(guess)]).generate(IDS, **SHORT), "The source 'pairs'", *words
+    )
+
+
+def test_guesses_that_are_accepted() -> None:
+    for tokens in ((5, 6), [5, 6], np.array([5, 6]), torch.tensor([5, 6]), (np.int64(5), np.uint8(6))):
+        guess = checked_guess(Guess("pairs", tokens, ("a", ("b", 1))), "pairs")  # type: ignore[arg-type]
+        assert guess.tokens == (5, 6) and [type(token) for token in guess.tokens] == [int, int]
+        assert guess.kinds == ("a", ("b", 1))
+    plain = Guess("pairs", (5,), (1,))
+    assert checked_guess(plain, "pairs") is plain
+
+
+def test_what_a_length_rule_says_while_it_is_used() -> None:
+    for said, words in ((None, "None"), (torch.zeros(2), "a Tensor [2]"), (np.zeros(2), "a ndarray [2]")):
+        decoder = build(length=Mine(said=said))
+        refused(lambda: decoder.generate(IDS, **SHORT), f"Mine.stop returned {words}", "Return True")  # noqa: B023
+    expected = DECODER.generate(IDS, **SHORT).tokens
+    for said in (True, 0, torch.tensor(True), np.bool_(False)):
+        assert build(length=Mine(said=said)).generate(IDS, **SHORT).tokens == expected
+    for later, words in ((0, "max_tokens=0"), (1.5, "max_tokens is the float 1.5")):
+        decoder = build(length=(rule := Mine()))
+        rounds = decoder.steps(IDS, **SHORT)
+        next(rounds)
+        rule.max_tokens = later
+        refused(lambda: list(rounds), "length: Mine", words)  # noqa: B023
+
+
+def test_states_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Each is found before anything is written."""
+    states: list[tuple[Any, str]] = [
+        ({"a": 1}, "its state is a dict"),
+        (None, "its state is None"),
+        (State({"a": [1]}, {}), "tensors['a'] is a list of 1 int"),  # type: ignore[dict-item]
+        (State({}, {"a": torch.ones(2)}), "cannot be written as JSON"),
+        (State({}, {"a": {1, 2}}), "cannot be written as JSON"),
+    ]
+    for state, words in states:
+        decoder = build(sources=[Pairs(state=state)])
+        refused(lambda: decoder.save(tmp_path / "state"), "source pairs: ", words)  # noqa: B023
+    assert list(tmp_path.iterdir()) == []
+    decoder = build(sources=[Pairs(state=State({"a": torch.ones(2)}, {"b": [1, "c"]}))])
+    decoder.save(tmp_path / "state")
+
+
+def test_folders_of_states() -> None:
+    for folder in (5, True, "", b"out"):
+        refused(lambda: build(state=folder), "state is the", "'out/state'")  # noqa: B023
+        refused(lambda: DECODER.save(folder), "folder is the", "'out/state'")  # type: ignore[arg-type]  # noqa: B023
+
+
+def test_observers_are_looked_at_before_the_first_round() -> None:
+    decoder = build()
+    for observers, words in (
+        (None, "observers is None"),
+        ([print], "observe(round)"),
+        ([Observer], "the class"),
+    ):
+        decoder.observers = observers  # type: ignore[assignment]
+        for call in (decoder.generate, decoder.steps):
+            refused(lambda call=call: call(IDS, **SHORT), words)  # type: ignore[misc]
+
+
+class Observer:
+    def observe(self, round: Any) -> None: ...
+
+
+def test_an_adapter_belongs_to_its_decoder_from_the_beginning() -> None:
+    with pytest.raises(AttributeError):
+        build().adapter = draftlib.OnlineAdapter()  # type: ignore[misc]
+    for adapter in (None, draftlib.OnlineAdapter, "online"):
+        refused(lambda: draftlib.HeadTraining(adapter), "HeadTraining: adapter is", "OnlineAdapter(")  # type: ignore[arg-type]  # noqa: B023
+
+
+def test_a_rule_may_be_written_in_any_usual_way() -> None:
+    @dataclass
+    class Field(Length):
+        max_tokens: int
+
+        def stop(self, drafted: Any) -> bool:
+            return len(drafted) > 1
+
+    class Property(Field):
+        @property
+        def max_tokens(self) -> int:  # type: ignore[override]
+            return 3
+
+        def __init__(self) -> None: ...
+
+    expected = DECODER.generate(IDS, **SHORT).tokens
+    for rule in (Field(4), Property(), Mine(2)):
+        out = build(length=rule).generate(IDS, **SHORT)
+        assert out.tokens == expected and out.stats.drafted > 0
 
 
 def test_settings_that_are_accepted() -> None:
