@@ -176,7 +176,9 @@ def _drafting(command: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="FOLDER", help="n-grams to start with; saved at the end")
     switch = argparse.BooleanOptionalAction
     add("--learn", action=switch, help="let the drafter learn (the default in `chat`)")
-    add("--lora-rank", type=int, metavar="R", help=f"rank of what the drafter learns ({RANK}); 0: all weights")
+    add(
+        "--lora-rank", type=int, metavar="R", help=f"rank of what the drafter learns ({RANK}); 0: all weights"
+    )
     add("--state", type=Path, metavar="FOLDER", help="what was learned; written back at the end")
     add("--source", action="append", metavar="NAME", help="who guesses: suffix, answers, recycle, tail, none")
     rules = f"draft tokens per round: a number, {', '.join(LENGTHS)} (cost, and the source suffix)"

@@ -82,7 +82,7 @@ def add_lora(model: TextModel, rank: int, seed: int = 0) -> list[nn.Parameter]:
             raise DraftError(
                 f"lora_rank={rank}: layer model.layers.{name} of {layer.in_features} inputs and "
                 f"{layer.out_features} outputs has room for ranks from 1 to {most}. 8 to 128 are usual, or "
-                "None to train all weights."
+                "None to train all weights (--lora-rank 0)."
             )
     trained: list[nn.Parameter] = []
     model.requires_grad_(False)

@@ -59,7 +59,7 @@ def test_what_was_learned_is_kept(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = tmp_path / "state"
-    for learn in (["--learn"], []):
+    for learn in (["--learn", "--lora-rank", "0"], []):
         arguments = ["--state", str(state), "--source", "answers", "--length", "2", *learn, *folders]
         assert main(["generate", "a tea", "--max-new-tokens", "8", *arguments]) == 0
         assert (state / "state.json").is_file()
@@ -83,14 +83,22 @@ def test_rules_for_the_length_by_name(folders: list[str], capsys: pytest.Capture
 
 def test_adapters_of_low_rank_go_on_from_their_state(folders: list[str], tmp_path: Path) -> None:
     """A state is taken up with the rank that it has, and an empty folder is no state yet."""
-    state = tmp_path / "state"
-    state.mkdir()
-    arguments = ["a tea", "--state", str(state), *folders]
-    assert main(["generate", "--learn", "--lora-rank", "2", *arguments]) == 0
-    assert main(["generate", "--learn", *arguments]) == 0
-    decoder = make_decoder(make_parser().parse_args(["generate", *arguments]))
-    assert isinstance(decoder.adapter, OnlineAdapter) and decoder.adapter.frozen
-    assert decoder.adapter.lora_rank == 2
+    for asked, rank in (("2", 2), ("0", None)):
+        state = tmp_path / f"state {asked}"
+        state.mkdir()
+        arguments = ["a tea", "--state", str(state), *folders]
+        assert main(["generate", "--learn", "--lora-rank", asked, *arguments]) == 0
+        assert main(["generate", "--learn", *arguments]) == 0
+        decoder = make_decoder(make_parser().parse_args(["generate", *arguments]))
+        assert isinstance(decoder.adapter, OnlineAdapter) and decoder.adapter.frozen
+        assert decoder.adapter.lora_rank == rank
+
+
+def test_the_rank_if_none_is_asked_for(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It is 32, too much for these layers; the message says what to pass."""
+    assert OnlineAdapter().lora_rank == 32
+    assert main(["generate", "a tea", "--learn", *folders]) == 1
+    assert "lora_rank=32: " in (said := capsys.readouterr().err) and "--lora-rank 0" in said
 
 
 def test_a_conversation(
@@ -108,7 +116,8 @@ def test_a_conversation(
     monkeypatch.setattr(SpeculativeDecoder, "generate", watched)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     state = tmp_path / "state"
-    assert main(["chat", "--state", str(state), *folders, "--max-new-tokens", "3"]) == 0
+    rank = ["--lora-rank", "4"]  # these layers are too small for the default
+    assert main(["chat", "--state", str(state), *rank, *folders, "--max-new-tokens", "3"]) == 0
     out = capsys.readouterr().out
     assert [[each["content"] for each in prompt if each["role"] == "user"] for prompt in seen] == [
         ["a tea"],
@@ -116,7 +125,7 @@ def test_a_conversation(
         ["a hat"],
     ]
     assert out.count("accepted per round: ") == 3 and "There is no command /what" in out
-    assert "n-grams" in out and "OnlineAdapter" in out  # the drafter learns if nothing else is said
+    assert "n-grams" in out and "LoRA of rank 4" in out  # the drafter learns if nothing else is said
     assert (state / "state.json").is_file()
     monkeypatch.setattr("sys.stdin", io.StringIO("a tea"))
     assert main(["chat", "--no-learn", "--json", *folders]) == 0
@@ -127,7 +136,7 @@ def test_a_conversation_that_becomes_too_long(
     folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("a tea\n" + "a tea " * 500 + "\nthe heat\n"))
-    assert main(["chat", *folders, "--max-new-tokens", "2"]) == 0
+    assert main(["chat", "--no-learn", *folders, "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr().out
     assert "error: " in out and "/new begins another conversation" in out
     assert out.count("accepted per round: ") == 2
@@ -136,8 +145,8 @@ def test_a_conversation_that_becomes_too_long(
 def test_a_bad_line_does_not_lose_what_was_learned(folders: list[str], tmp_path: Path) -> None:
     prompts, state = tmp_path / "prompts.jsonl", tmp_path / "state"
     prompts.write_text('{"prompt": "a tea"}\nno prompt\n')
-    arguments = ["--prompts", str(prompts), "--state", str(state), "--learn", "--max-new-tokens", "8"]
-    assert main(["bench", *arguments, *folders]) == 1
+    arguments = ["--prompts", str(prompts), "--state", str(state), "--learn", "--lora-rank", "0"]
+    assert main(["bench", *arguments, "--max-new-tokens", "8", *folders]) == 1
     assert (state / "state.json").is_file()
 
 

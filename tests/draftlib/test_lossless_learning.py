@@ -86,7 +86,10 @@ def test_the_text_is_the_targets_own_whatever_changes(
     folder = checkpoint("smollm2-135m-instruct")
     drafter = load_model(EXAMPLES / "models" / "drafter-7m", dtype=dtype)
     assert isinstance(drafter, TextModel)
-    adapter = OnlineAdapter(update_every=2, update_tokens=32, share=0.5, background=background)
+    rank = None if background else 32
+    adapter = OnlineAdapter(
+        update_every=2, update_tokens=32, lora_rank=rank, share=0.5, background=background
+    )
     ngrams = NGramCache(max_entries=4)  # so few that many have to go
     decoder = SpeculativeDecoder(packed_target(folder, dtype), drafter, cache=ngrams, adapter=adapter)
     lengths: list[Length] = [CostAware(), FixedLength(5), Confidence(), Entropy(), AcceptanceHead()]

@@ -18,7 +18,8 @@ PROMPTS = ["the heat at a", "a hat", "at the", "eat the hat", "heat", "a tea"]
 
 
 def learner(**settings: Any) -> OnlineAdapter:
-    return OnlineAdapter(**{"update_every": None, "learning_rate": 1e-2, "share": math.inf, **settings})
+    usual = {"update_every": None, "learning_rate": 1e-2, "share": math.inf, "lora_rank": None}
+    return OnlineAdapter(**{**usual, **settings})
 
 
 def decoder(adapter: HeadTraining, **settings: Any) -> SpeculativeDecoder:
