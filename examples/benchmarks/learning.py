@@ -11,7 +11,7 @@ nothing is learned any more, and each test prompt is answered by the target alon
 Results are one JSON object a line in RUNS/MODE.jsonl; what is there already is not measured again, so that a
 run that was stopped goes on. At the end come a table and, with the `plots` extra, RUNS/MODE.svg.
 
-    methods     direct map, + n-gram cache, + distillation (LoRA), both, the paper's loss, all weights, + source
+    methods     direct map, n-gram cache, distillation (LoRA), both, the paper's loss, all weights, a source
     lengths     fixed lengths, confidence, entropy, trained head (alone, joint, interleaved), cost-aware
     sources     one by one and together, with and without a drafter
     cache       its effect with 3 and 4 draft tokens, and with 80 and 160 entries
