@@ -159,6 +159,12 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
         """Size of an output vector."""
         return self.codes.shape[0]
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether the grid of the inputs is fitted to all tokens of a call: `PerTensor(dynamic=True)`."""
+        inner = self.activation.inner if isinstance(self.activation, KeepColumns) else self.activation
+        return isinstance(inner, PerTensor) and inner.dynamic
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., out_features] for inputs [..., in_features]."""
         if self.activation is not None:
