@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from draftlib.vocabulary.ngram_cache import NGramCache
 from qlib.errors import DraftError, describe, did_you_mean
+from qlib.models.quantized_linear import QuantizedLinear
 from qlib.models.text import TextModel
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ def check_pair(target: TextModel, draft: TextModel | None) -> None:
     Raises
     ------
     DraftError
-        The models are on different devices, or the target is packed in a way that changes its numbers.
+        The models are on different devices, or the target's logits for a token depend on the tokens that are
+        verified beside it: because of how it is packed, or of how it rounds the inputs of layers.
     """
     devices = [model.model.embed_tokens.weight.device for model in (target, draft or target)]
     if devices[0] != devices[1]:
@@ -157,6 +159,14 @@ def check_pair(target: TextModel, draft: TextModel | None) -> None:
         raise DraftError(
             "The target is packed for speed only: a token's logits may differ in the last bits with the "
             "number of tokens verified beside it. Pass it unpacked, or pack it with pack(stable=True)."
+        )
+    # A drafter may do that: whatever it proposes is verified.
+    layers = [layer for layer in target.modules() if isinstance(layer, QuantizedLinear)]
+    if mixing := sum(layer.mixes_tokens for layer in layers):
+        raise DraftError(
+            f"The target rounds the inputs of {mixing} layers by PerTensor(dynamic=True), on one grid for "
+            "all tokens of a call: its text would depend on what is drafted. Quantize it with "
+            "activation=qlib.PerToken(bits=8), or with qlib.PerTensor(), whose grid is fixed by calibration."
         )
     if draft is not None and _weights(draft) > _weights(target):
         log.warning(

@@ -68,7 +68,7 @@ def _foreign(model: nn.Module, missing: list[str], what: str) -> str:
     return start + (
         "Pass what qlib.load_model returns. Round any other module layer by layer: "
         "codes = method.quantize_layer(layer.weight, stats, grid), then "
-        "qlib.FakeQuantLinear.from_linear(layer, codes, grid)."
+        "qlib.FakeQuantLinear.from_linear(layer, codes, grid). docs/any_module.md has the loop."
     )
 
 

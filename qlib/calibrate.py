@@ -79,8 +79,7 @@ class Visit:
             A layer's input is not finite; the message names layer and utterance.
         """
         statistics = {self.layers_here(group)[0]: InputStatistics(needs) for group in self.groups}
-        for layer, rows in self._layer_inputs():
-            statistics[layer].add(rows)
+        self._each_input(lambda layer, rows: statistics[layer].add(rows))
         return self._shared({layer: each.finish() for layer, each in statistics.items()})
 
     def histograms(self, without: Mapping[str, Tensor]) -> dict[str, Histogram]:
@@ -89,11 +88,14 @@ class Visit:
         `without` gives input columns of some layers that do not count: those that are never rounded.
         """
         found = {self.layers_here(group)[0]: Histogram() for group in self.groups}
-        for layer, rows in self._layer_inputs():
+
+        def add(layer: str, rows: Tensor) -> None:
             counts = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
             if layer in without:
                 counts[without[layer]] = False
             found[layer].add(rows[:, counts])
+
+        self._each_input(add)
         return self._shared(found)
 
     def _shared(self, found: Mapping[str, T]) -> dict[str, T]:
@@ -104,31 +106,37 @@ class Visit:
             for layer in self.layers_here(group)
         }
 
-    def _layer_inputs(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the first layer of each group and its input [tokens, inputs], batch by batch, no padding."""
+    def _each_input(self, take: Callable[[str, Tensor], None]) -> None:
+        """Give the first layer of each group and its input [tokens, inputs] to `take`, without padding.
+
+        That happens batch by batch, and at the moment when the layer reads it: what a block does with it
+        later does not show.
+        """
         sources = {self.layers_here(group)[0]: group.source for group in self.groups}
+
+        def check(layer: str, rows: Tensor) -> None:
+            if not rows.isfinite().all():
+                raise QuantError(
+                    f"The input of {layer} is not finite for {batch.where}: "
+                    f"{int((~rows.isfinite()).any(1).sum())} of {len(rows)} vectors. Check the "
+                    "recording and the checkpoint, and whether a layer before it was quantized too "
+                    "coarsely."
+                )
+            take(layer, rows)
+
         with laid_out(self.block):
             for hidden, batch in zip(self.inputs, self.batches, strict=True):
-                for layer, rows in self._run_and_watch(hidden, batch, sources):
-                    if not rows.isfinite().all():
-                        raise QuantError(
-                            f"The input of {layer} is not finite for {batch.where}: "
-                            f"{int((~rows.isfinite()).any(1).sum())} of {len(rows)} vectors. Check the "
-                            "recording and the checkpoint, and whether a layer before it was quantized too "
-                            "coarsely."
-                        )
-                    yield layer, rows
+                self._run_and_watch(hidden, batch, sources, check)
 
     @torch.no_grad()
     def _run_and_watch(
-        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source]
-    ) -> list[tuple[str, Tensor]]:
-        """Run the block over one batch as far as needed; return what each of these layers reads."""
-        found: list[tuple[str, Tensor]] = []
+        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source], take: Callable[[str, Tensor], None]
+    ) -> None:
+        """Run the block over one batch as far as needed; give `take` what each of these layers reads."""
         missing = set(sources)
 
         def keep(layer: str, inputs: Tensor) -> None:
-            found.append((layer, select(inputs, self.stage.valid(batch, sources[layer]))))
+            take(layer, select(inputs, self.stage.valid(batch, sources[layer])))
             missing.discard(layer)
             if not missing:
                 raise _AllInputsSeen
@@ -136,7 +144,6 @@ class Visit:
         modules = {layer: self.model.get_submodule(layer) for layer in sources}
         with suppress(_AllInputsSeen), watch_inputs(modules, keep):
             self.stage.run(self.block, hidden, batch, self.stage.valid(batch, "hidden"))
-        return found
 
 
 class _AllInputsSeen(Exception):  # noqa: N818  (not an error)
@@ -162,11 +169,11 @@ class TableVisit(Visit):
 
     @torch.no_grad()
     def _run_and_watch(
-        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source]
-    ) -> list[tuple[str, Tensor]]:
-        """Return what the head reads: the last block's output, normed."""
+        self, hidden: Tensor, batch: Any, sources: Mapping[str, Source], take: Callable[[str, Tensor], None]
+    ) -> None:
+        """Give `take` what the head reads: the last block's output, normed."""
         norm = self.model.get_submodule(self.model.token_layers.norm)
-        return [(self.name, select(call(norm, hidden), self.stage.valid(batch, "hidden")))]
+        take(self.name, select(call(norm, hidden), self.stage.valid(batch, "hidden")))
 
 
 class InputStatistics:
@@ -178,9 +185,11 @@ class InputStatistics:
         self.waiting: list[Tensor] = []  # fewer than `ROWS` vectors
 
     def add(self, rows: Tensor) -> None:
-        """Add input vectors [tokens, inputs]."""
+        """Add input vectors [tokens, inputs]. They may be changed afterwards: nothing of them is kept."""
         self.waiting.append(rows.float())
-        if sum(map(len, self.waiting)) >= ROWS:
+        if sum(map(len, self.waiting)) < ROWS:
+            self.waiting[-1] = rows.to(torch.float32, copy=True)  # the model may write there: x += layer(x)
+        else:
             rows = torch.cat(self.waiting)
             whole = len(rows) - len(rows) % ROWS
             for start in range(0, whole, ROWS):

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qlib.errors import ModelError, QuantError, list_names
+from qlib.errors import ModelError, QuantError, describe, list_names
 from qlib.linear import FakeQuantWeight
 from qlib.models.disk.disk_errors import disk_errors
 from qlib.models.disk.folders import atomic_folder
@@ -66,7 +66,7 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
     Parameters
     ----------
     model : Model
-        With at least one `FakeQuantLinear` or `FakeQuantEmbedding`.
+        Of this library, and with at least one `FakeQuantLinear` or `FakeQuantEmbedding`.
     folder : str or Path
         Created; an older quantized checkpoint there is replaced once the new one is complete, and files in it
         that are not the checkpoint's stay.
@@ -76,12 +76,14 @@ def save_quantized(model: Model, folder: str | Path, settings: Mapping[str, Any]
     Raises
     ------
     QuantError
-        Nothing in the model is quantized, a layer holds NaN or infinite scales, or the folder holds something
-        else than such a checkpoint.
+        It is no model of this library, nothing in it is quantized, a layer holds NaN or infinite scales, or
+        the folder holds something else than such a checkpoint.
     FileError
         The disk is full, or may not be written.
     """
     folder = Path(folder)
+    if not isinstance(model, Model):
+        raise QuantError(_no_model(model))
     model.require_unpacked("saved")
     layers = _quantized_layers(model)
     if not layers:
@@ -119,6 +121,19 @@ def load_quantized(folder: str | Path, device: str | torch.device = "cpu") -> Mo
 def folder_bytes(folder: str | Path) -> int:
     """Return the size of a checkpoint's weight files in bytes."""
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def _no_model(got: object) -> str:
+    """Say what `save_quantized` got in the place of a model, and what to do with it."""
+    start = f"save_quantized got {describe(got)}"
+    if isinstance(getattr(got, "model", None), Model):
+        return f"{start}, which holds a model. Call its own save(folder)."
+    if isinstance(got, nn.Module):
+        return (
+            f"{start}, which is no model of this library, and a checkpoint holds the structure of one. "
+            "Any other module is kept whole by torch.save(model, path): docs/any_module.md."
+        )
+    return f"{start}, not a model. Pass the model of qlib.quantize(...), or call result.save(folder)."
 
 
 # --- writing

@@ -8,6 +8,7 @@ are both there. On disk only the codes count.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import embedding as look_up
 from torch.nn.functional import linear as multiply
 
 from qlib.activation import Activation, PerTensor
-from qlib.errors import QuantError, describe
+from qlib.errors import QuantError, describe, list_names
 from qlib.grid import Grid, check_grid
 from qlib.kept_columns import KeepColumns
 from qlib.models.quantized_linear import QuantizedLinear
@@ -40,6 +41,11 @@ class FakeQuantWeight(nn.Module):
     All tensors of the quantized weight (`QuantizedWeight.tensors`) are in the state dict. `weight`, the
     decoded values, is not: it is computed from them, also after `load_state_dict`. Casting the module to a
     shorter float (`.half()`) rounds its scales as well.
+
+    `load_state_dict` takes tensors of the same names, shapes and kinds alone, as the same method stores them
+    on the same grid; others are an error (torch's RuntimeError) that names the layer, also with
+    ``strict=False``. Kind, bits and range of an input rounding are not in the state dict; the columns that it
+    leaves in float because the weight does (QUIK) are taken from those of the weight.
     """
 
     codes: Tensor
@@ -64,9 +70,56 @@ class FakeQuantWeight(nn.Module):
         tensors = {name: self.get_buffer(name) for name in self.parts}
         return QuantizedWeight.from_tensors(tensors, self.second, self.notes)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.weight.copy_(_values(self.quantized, self.weight.dtype))  # else those of the codes before
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {name[len(prefix) :]: each for name, each in state_dict.items() if name.startswith(prefix)}
+        stored = {name: value for name, value in own.items() if "." not in name and name != "bias"}
+        if stored and (fault := self._misfit(stored)):
+            error_msgs.append(
+                f"{prefix.removesuffix('.') or 'The layer'}: {fault}. A state dict fits layers of the same "
+                "method, grid and calibration; torch.save(model, path) keeps a whole model."
+            )
+            return
+        kept, columns = self.activation, self.quantized.columns
+        follows = isinstance(kept, KeepColumns) and columns is not None and torch.equal(kept.columns, columns)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if stored:
+            self.weight.copy_(_values(self.quantized, self.weight.dtype))  # else those of the codes before
+        if isinstance(kept, KeepColumns) and follows:
+            self.activation = KeepColumns(kept.inner, self.get_buffer("columns"))
+
+    def _misfit(self, stored: Mapping[str, Tensor]) -> str:
+        """Say which of the tensors of another weight does not fit in the place of this one's, or nothing."""
+        more, less = (
+            [each for each in stored if each not in self.parts],
+            [each for each in self.parts if each not in stored],
+        )
+        if more or less:
+            faults = [f"holds {list_names(more)}, which this layer does not have"] if more else []
+            faults += [f"lacks {list_names(less)}"] if less else []
+            return f"the state dict {' and '.join(faults)}"
+        for name, value in stored.items():
+            here = self.get_buffer(name)
+            floats = here.is_floating_point() and value.is_floating_point()  # these may be cast
+            if value.shape != here.shape or not (floats or value.dtype == here.dtype):
+                return (
+                    f"{name} is {value.dtype} {list(value.shape)} in the state dict, and {here.dtype} "
+                    f"{list(here.shape)} in the model"
+                )
+        low, high = int(stored["codes"].min()), int(stored["codes"].max())
+        if low < self.grid.qmin or high > self.grid.qmax:
+            return f"the state dict has codes from {low} to {high} of it, and it is rounded to {self.grid}"
+        return ""
 
 
 class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
@@ -158,6 +211,12 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
     def out_features(self) -> int:
         """Size of an output vector."""
         return self.codes.shape[0]
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether the grid of the inputs is fitted to all tokens of a call: `PerTensor(dynamic=True)`."""
+        inner = self.activation.inner if isinstance(self.activation, KeepColumns) else self.activation
+        return isinstance(inner, PerTensor) and inner.dynamic
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., out_features] for inputs [..., in_features]."""

@@ -122,6 +122,28 @@ def test_split_into_batches_does_not_matter(model: Whisper, batch: SpeechBatch, 
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_are_of_what_was_added_whatever_happens_to_it_later(dtype: torch.dtype) -> None:
+    """Models write in place, `x += layer(x)`, while fewer than 2,048 vectors wait."""
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = rows.double().T @ rows.double()
+    statistics = InputStatistics(ALL)
+    for part in (rows[:2], rows[2:]):
+        statistics.add(part)
+        part.zero_()
+    torch.testing.assert_close(statistics.finish().hessian, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_may_write_into_what_a_layer_has_read(model: Whisper, tmp_path: Path) -> None:
+    visit = next(walk_blocks(model, speech_batches(model, utterances(tmp_path))))
+    expected, fc1 = visit.collect(ALL), model.get_submodule(f"{visit.name}.fc1")
+    written = fc1.register_forward_hook(lambda _, inputs, output: (inputs[0].zero_(), output)[1])
+    found = visit.collect(ALL)
+    written.remove()
+    for name, stats in expected.items():
+        assert torch.equal(found[name].hessian, stats.hessian), name
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_sums_do_not_depend_on_the_split_at_all(sizes: list[int]) -> None:

@@ -294,6 +294,17 @@ def test_manifest_that_names_a_foreign_layer(tmp_path: Path, result: qlib.Result
 def test_refusals_of_saving(tmp_path: Path, result: qlib.Result) -> None:
     with pytest.raises(QuantError, match="no quantized layer"):
         save_quantized(tiny_whisper(frames=20), tmp_path / "saved")
+    foreign: list[tuple[Any, str]] = [
+        (result, r"a Result.*, which holds a model\. Call its own save\(folder\)"),
+        (
+            torch.nn.Sequential(result.model),
+            r"a Sequential.*no model of this library.*torch\.save\(model",
+        ),
+        (str(tmp_path), r"the str .*, not a model\. Pass the model of qlib\.quantize"),
+    ]
+    for got, message in foreign:
+        with pytest.raises(QuantError, match=f"save_quantized got {message}"):
+            save_quantized(got, tmp_path / "saved")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(QuantError, match="exists and is not a quantized checkpoint"):

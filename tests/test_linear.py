@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import qlib
 from qlib.activation import PerToken
 from qlib.errors import QuantError
 from qlib.grid import Grid
@@ -104,6 +106,88 @@ def test_state_dict_holds_codes_and_restores_values(grid: Grid) -> None:
     assert set(state) == expected
     target.load_state_dict(state)
     assert torch.equal(target.weight, source.weight)
+
+
+INPUTS = random(60, 12) * torch.linspace(0.1, 3, 12)  # the last columns are the largest
+
+
+SPQR, SPQR_FEWER, QUIK = qlib.SpQR(threshold=0.003), qlib.SpQR(threshold=0.01), qlib.QUIK(columns=2)
+SYMMETRIC, W4, W3 = Grid(4, symmetric=True), Grid(4, 5), Grid(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "grids", "message"),
+    [
+        (
+            qlib.HQQ(),
+            qlib.RTN(),
+            (GRID, GRID),
+            r"zero is torch.float32 \[7, 3\] in .* torch.uint8 \[7, 3\]",
+        ),
+        (qlib.RTN(), qlib.HQQ(), (GRID, GRID), "zero is torch.uint8"),
+        (SPQR, SPQR_FEWER, (GRID, GRID), r"outliers is torch.int64 \[\d+\]"),
+        (SPQR, qlib.RTN(), (GRID, GRID), "the state dict holds outliers, .*, which this layer does not have"),
+        (qlib.RTN(), QUIK, (GRID, GRID), "the state dict lacks columns, column_values"),
+        (qlib.QUIK(columns=3), QUIK, (Grid(4), Grid(4)), r"columns is torch.int64 \[3\]"),
+        (qlib.RTN(), qlib.RTN(), (Grid(4), SYMMETRIC), "the state dict holds zero, which"),
+        (SPQR, QUIK, (GRID, GRID), r"holds outliers, .*, which this layer does not have and lacks columns, "),
+        (qlib.RTN(), qlib.RTN(), (W4, Grid(4, 6)), r"scale is torch.float32 \[7, 3\]"),
+        (qlib.RTN(), qlib.RTN(), (W4, W3), "codes from 0 to 15 of it, and it is rounded to w3 g5"),
+        (qlib.RTN(), qlib.RTN(), (W4, Grid(4, 4)), None),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_of_another_kind_is_refused(
+    method: Any, other: Any, grids: tuple[Grid, Grid], message: str | None, strict: bool
+) -> None:
+    """Most of them were copied into what was there, floats into bytes, or missed the numbers that count."""
+
+    def model(seed: int, method: Any, grid: Grid) -> nn.Sequential:
+        layer = linear(seed)
+        codes = method.quantize_layer(layer.weight.detach(), statistics(INPUTS), grid)
+        return nn.Sequential(FakeQuantLinear.from_linear(layer, codes, grid))
+
+    source, target = model(0, method, grids[0]), model(1, other, grids[1])
+    before = target[0].quantized.decode()
+    if message is None:  # as many groups of other sizes: the index is in the state dict
+        target.load_state_dict(source.state_dict(), strict=strict)
+        assert torch.equal(target[0].weight, source[0].weight)
+        return
+    with pytest.raises(RuntimeError, match=rf"0: .*{message}.*same method.*torch\.save"):
+        target.load_state_dict(source.state_dict(), strict=strict)
+    assert torch.equal(target[0].quantized.decode(), before)
+    assert torch.equal(target[0].weight, before)
+
+
+def test_a_state_dict_of_floats_or_of_the_bias_alone() -> None:
+    twin = quantize(linear(0))
+    with pytest.raises(RuntimeError, match=r"The layer: the state dict holds weight, .* and lacks codes"):
+        twin.load_state_dict(linear(1).state_dict(), strict=False)
+    twin.load_state_dict({"bias": torch.ones(7)}, strict=False)
+    assert torch.equal(twin.bias, torch.ones(7))
+    half = quantize(linear(1)).half()
+    twin.load_state_dict(half.state_dict())  # scales of another float are cast
+    assert torch.equal(twin.scale, half.scale.float())
+
+
+def test_loaded_inputs_stay_in_float_where_loaded_weights_do() -> None:
+    """QUIK chooses columns by the inputs: a layer that was loaded rounded other columns than its twin."""
+    rounding, grid = PerToken(bits=3), Grid(4)
+
+    def of(inputs: Tensor, activation: Any = rounding) -> FakeQuantLinear:
+        layer = linear()
+        codes = quik(layer.weight.detach(), statistics(inputs), grid, columns=2)
+        return FakeQuantLinear.from_linear(layer, codes, grid, activation)
+
+    source, target = of(INPUTS), of(INPUTS.flip(1))
+    assert source.activation.columns.tolist() != target.activation.columns.tolist()
+    target.load_state_dict(source.state_dict())
+    assert target.activation.columns.tolist() == source.activation.columns.tolist() == [10, 11]
+    assert torch.equal(target(INPUTS), source(INPUTS))
+    assert target.activation.needed == 12
+    own = of(INPUTS.flip(1), KeepColumns(rounding, [0, 1, 5]))  # not those of the weight
+    own.load_state_dict(source.state_dict())
+    assert own.activation.columns.tolist() == [0, 1, 5]
 
 
 def test_quantized_gives_back_what_went_in() -> None:

@@ -27,6 +27,11 @@ class QuantizedLinear(nn.Module):
     bias: Tensor | None
     activation: Callable[[Tensor], Tensor] | None
 
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether the output for one token depends on the other tokens of the call."""
+        return False
+
 
 class TiedEmbedding(nn.Module):
     """Rows of a quantized head's weight, looked up by token: what stands in the place of its embedding.

@@ -100,7 +100,7 @@ class Stage(Protocol):
         """Return one block's output for its input `hidden`: `[batch, time, width]`.
 
         With a mask `only`, bool `[batch, time]`, the vectors that it marks: `[n, width]`. A stage need not
-        compute the others then.
+        compute the others then. It must not write into `hidden`: a block is run several times on it.
         """
         ...
 

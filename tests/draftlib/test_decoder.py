@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 import draftlib
+import qlib
 from draftlib import AcceptanceHead, Confidence, Entropy, FixedLength, NGramCache, Output, SpeculativeDecoder
 from draftlib.arguments import Verify
 from draftlib.drafting.costs import Costs
@@ -674,6 +675,32 @@ def test_a_target_whose_rows_depend_on_one_another_is_refused() -> None:
         SpeculativeDecoder(target_model().pack(), DRAFT)
     assert SpeculativeDecoder(target_model().pack(stable=True), DRAFT).target.stable
     assert SpeculativeDecoder(TARGET, DRAFT).target.stable
+
+
+@pytest.mark.parametrize("method", [qlib.RTN(), qlib.QUIK(columns=2)], ids=["rtn", "quik"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_target_with_one_grid_for_all_tokens_of_a_call_is_refused(method: Any, packed: bool) -> None:
+    """The grid is fitted to the tokens that are verified together, so the text depended on the drafts."""
+
+    def rounded(activation: Any) -> Any:
+        model = tiny_llama(max_position_embeddings=96)
+        calib = ["the heat at a", "a heat"]
+        result = qlib.quantize(
+            model, method, weight=qlib.Grid(8), calib=calib, activation=activation, progress=False
+        )
+        return result.model.packed_copy(stable=True) if packed else result.model
+
+    dynamic = rounded(qlib.PerTensor(dynamic=True))
+    with pytest.raises(
+        DraftError, match=r"inputs of 14 layers by PerTensor\(dynamic=True\).*PerToken\(bits=8\)"
+    ):
+        SpeculativeDecoder(dynamic, DRAFT)
+    for activation in (qlib.PerTensor(), qlib.PerToken()):
+        SpeculativeDecoder(rounded(activation), DRAFT)
+    if not packed:
+        assert (
+            SpeculativeDecoder(TARGET, dynamic.double()).draft is not None
+        )  # a drafter may propose anything
 
 
 def test_a_cache_of_another_pair_is_refused() -> None:

@@ -59,8 +59,8 @@ def load_model(
     ----------
     path_or_name : str or Path
         A folder in Hugging Face layout, a registered name (``python -m qlib.models list``), a ``.gguf`` file
-        (Llama, Qwen 2, Qwen 3, Gemma 3), or a folder of faster-whisper (CTranslate2). The last two are
-        converted once, into the cache.
+        (Llama and Mistral, Qwen 2, Qwen 3, Gemma 3), or a folder of faster-whisper (CTranslate2). The last
+        two are converted once, into the cache.
     dtype : torch.dtype or str
         Floating-point type of the weights in memory: ``torch.float16``, ``"bfloat16"``, ...
     device : str or torch.device
