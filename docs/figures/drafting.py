@@ -280,7 +280,7 @@ def best_length() -> Picture:
 
 def learning_curve() -> Picture:
     """Draw accepted tokens per round over the prompts learned from: the page's own table."""
-    head, row = table("drafting/learning.md", "| prompts learned from |")[:2]
+    head, row = table("drafting/learning_results.md", "| prompts learned from |")[:2]
     without_cache, *accepted = [float(cell) for cell in row[1:]]
     prompts = [int(cell) for cell in head[2:]]
     picture = Picture("A drafter that learns: more of its tokens are accepted with every prompt", 270)
