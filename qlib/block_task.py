@@ -60,10 +60,10 @@ def block_task(
         with rounded_inputs(rounded):
             return functional_call(runner, swapped, (inputs[sample], batches[sample]))  # type: ignore[no-any-return]
 
-    # Copies: a method that changes them in place changes nothing but its own.
-    own = {f"{block}.{name}": value.detach().clone() for name, value in visit.block.named_parameters()}
+    own = {f"{block}.{name}": value.detach() for name, value in visit.block.named_parameters()}
     return BlockTask(
-        parameters=own,
+        # Copies: a method that changes them in place changes neither the block nor `output`.
+        parameters={name: value.clone() for name, value in own.items()},
         layers=tuple(grids),
         groups=tuple(group for group in visit.groups if _is_inside(group, block, grids)),
         stats=stats,

@@ -44,7 +44,8 @@ class Chain:
     def name(self) -> str:
         """What stands in reports: ``awq + gptq``. Rounding to nearest goes without saying."""
         names = [method.name for method in self.preparations]
-        return " + ".join(names if names and isinstance(self.rounding, RTN) else [*names, self.rounding.name])
+        # By name: a method of the user's may inherit from RTN.
+        return " + ".join(names if names and self.rounding.name == RTN.name else [*names, self.rounding.name])
 
     @property
     def learns(self) -> bool:
@@ -174,8 +175,9 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
     Raises
     ------
     QuantError
-        Something is not a method, one stands twice, there are two rounding methods, a transformation
-        follows one, or one object is both.
+        Something is not a method, has a setting by the name of a call, or has `fit` and does not name
+        `Needs.BLOCK`; one stands twice, there are two rounding methods, a transformation follows one, or one
+        object is both.
     """
     rounding: list[WeightMethod] = []
     preparations: list[Preparation] = []
@@ -231,6 +233,26 @@ def _check_method(method: object) -> None:
             f"needs {describe(method.needs)}. Give it a name such as 'mine' and needs such as Needs.HESSIAN "
             "or Needs.NOTHING."
         )
+    _check_calls(method)
+
+
+def _check_calls(method: Preparation | WeightMethod) -> None:
+    """Refuse settings by the name of a call, one object for two steps, and `fit` without `Needs.BLOCK`.
+
+    What rounds may have a setting `fit`, as RTN and GPTQ have: nobody calls it.
+    """
+    if not callable(getattr(method, "quantize_layer", None)):
+        for name in DOES:
+            if hasattr(method, name) and not callable(setting := getattr(method, name)):
+                raise QuantError(
+                    f"{method.name}.{name} is {describe(setting)}, and {name} is what `quantize` calls. Give "
+                    "that setting another name."
+                )
+        if isinstance(method, BlockMethod) and Needs.BLOCK not in method.needs:
+            raise QuantError(
+                f"{method.name} has fit, and its needs, {method.needs}, do not name Needs.BLOCK: without "
+                "calibration data it would learn from nothing. Add Needs.BLOCK to needs."
+            )
     others = [name for name in DOES[1:] if callable(getattr(method, name, None))]
     if isinstance(method, WeightMethod) and others:
         raise QuantError(

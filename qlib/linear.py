@@ -61,8 +61,10 @@ class FakeQuantWeight(nn.Module):
         self.second = None if quantized.second is None else quantized.second.grid
         self.parts = tuple(quantized.tensors())
         for name, tensor in quantized.tensors().items():
-            self.register_buffer(name, tensor)
-        self.register_buffer("weight", _values(quantized, dtype), persistent=False)
+            # A copy of its own: layers of a method may share tensors, and learned ones hang on a graph.
+            own = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self.register_buffer(name, own)
+        self.register_buffer("weight", _values(quantized, dtype).detach(), persistent=False)
 
     @property
     def quantized(self) -> QuantizedWeight:

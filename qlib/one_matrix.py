@@ -98,16 +98,16 @@ def quantize_matrix(
         # 2. take a scale, and let weight and statistics follow;
         if isinstance(method, Transform):
             scale = method.scale_group([W.clone()], stats.copy_for(method.needs), grid)
-            scale = check_scale(scale, W.shape[1], method.name)
+            scale = check_scale(scale, W, method.name)
             s, W, stats = s * scale.to(W), W * scale.to(W), stats.scaled(scale)
         # 3. clip what was scaled.
         if isinstance(method, Clip):
             clipped = method.clip_layer(W.clone(), stats.copy_for(method.needs), grid)
-            W = check_clipped(clipped, W.shape, method.name)
+            W = check_clipped(clipped, W, method.name)
     # 4. Round it.
     last = chain.rounding
     rounded = last.quantize_layer(W, stats.copy_for(last.needs), grid)
-    return QuantizedMatrix(check_rounded(rounded, W.shape, grid, last.name), s.to(W))
+    return QuantizedMatrix(check_rounded(rounded, W, grid, last.name), s.to(W))
 
 
 def _learned(method: BlockMethod, W: Tensor, stats: LayerStats, grid: Grid) -> tuple[Tensor, Tensor]:

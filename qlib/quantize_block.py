@@ -33,7 +33,10 @@ from qlib.report import LayerReport, output_error, weight_error
 from qlib.returned import check_clipped, check_fitted, check_rounded, check_scale
 from qlib.selection import Layer
 
-FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of methods
+FAILURES = (  # of methods
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class BlockQuantizer:
             with _named_errors(method, first):
                 stats = block.stats[first].copy_for(method.needs)
                 found = _scale_group(method, [w.clone() for w in weights], stats, grids)
-                scale = group.tie(check_scale(found, weights[0].shape[1], method.name))
+                scale = group.tie(check_scale(found, weights[0], method.name))
             moved = Fold(group, scale.to(weights[0].dtype))
             block.fold_reference(moved)
             block.write(fold(parameters, group, moved.scale))
@@ -155,7 +158,7 @@ class BlockQuantizer:
             with _named_errors(method, name):
                 stats = block.stats[name].copy_for(method.needs)
                 clipped = method.clip_layer(weight.clone(), stats, self.grids[name])
-                clipped = check_clipped(clipped, weight.shape, method.name)
+                clipped = check_clipped(clipped, weight, method.name)
             block.write({f"{name}.weight": clipped})
 
     # --- steps 3 to 5
@@ -167,7 +170,7 @@ class BlockQuantizer:
             method, name
         ):  # the weight itself: what the method does to it is gone with the layer
             rounded = method.quantize_layer(weight, block.stats[name].copy_for(method.needs), grid)
-            rounded = check_rounded(rounded, weight.shape, grid, method.name)
+            rounded = check_rounded(rounded, weight, grid, method.name)
         return replace(rounded, notes=(*rounded.notes, *block.notes))
 
     def _round_inputs(

@@ -111,7 +111,9 @@ class QuantizedWeight:
 
     def decode(self) -> Tensor:
         """Return the values, [rows, columns], in the scale's dtype; the same bits on every call."""
-        values = decode(self.codes, QuantParams(self.scale, self.zero, self.index))
+        # Along rows, however the codes lie in memory: so outliers are found, and a layer that is read back
+        # multiplies in the same order.
+        values = decode(self.codes, QuantParams(self.scale, self.zero, self.index)).contiguous()
         if self.columns is not None and self.column_values is not None:
             values[:, self.columns] = self.column_values.to(values.dtype)
         if self.outliers is not None and self.outlier_values is not None:
@@ -150,7 +152,10 @@ def check_scale_bits(weight: QuantizedWeight, grid: Grid) -> None:
     if grid.scale_bits == 32:
         return
     second = weight.second
-    remedy = "Fit scales by qlib.grid.fit_scale or fit_float_zero, which round them, or use scale_bits=32."
+    remedy = (
+        "Fit scales by qlib.grid.fit_scale or fit_float_zero, which round them, and return "
+        "QuantizedWeight.of(codes, params), which passes all of a fit on; or use scale_bits=32."
+    )
     if grid.scale_bits < 16 and (second is None or second.grid.bits != grid.scale_bits):
         raise QuantError(
             f"the scales are no codes of {grid.scale_bits} bits, as on the grid {grid}. {remedy}"

@@ -67,7 +67,8 @@ class FinishedBlocks:
     Parameters
     ----------
     folder : Path
-        It belongs to one run: another model, method, grid or calibration list is refused.
+        It belongs to one run: another model, method, grid or calibration list is refused. Of a method, name
+        and settings count; its code is not looked at.
     settings : mapping
         What decides the result, as it stands in the manifest.
     model : Model

@@ -21,8 +21,7 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
         The message names the part, what it is and what it should be.
     """
     rows, columns = shape
-    kept = 0 if weight.columns is None else len(weight.columns)
-    groups = len(grid.slices(columns - kept)) if columns > kept else 1
+    groups = groups_of(weight, grid, columns)
     expect_tensor("codes", weight.codes, shape, grid.code_dtype)
     expect_tensor("scale", weight.scale, (rows, groups), None)
     check_scale_bits(weight, grid)
@@ -37,13 +36,37 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
                 f"the zero point {int(weight.zero.max())} is above {grid.qmax}, the highest code"
             )
     _check_index("index", weight.index, columns, groups)
+    check_beside_codes(weight, shape)
+
+
+def groups_of(weight: QuantizedWeight, grid: Grid, columns: int) -> int:
+    """Return how many groups the columns have that do not stay in float; one if all do."""
+    kept = 0 if weight.columns is None else weight.columns.numel()
+    return len(grid.slices(columns - kept)) if columns > kept else 1
+
+
+def check_beside_codes(weight: QuantizedWeight, shape: tuple[int, int]) -> None:
+    """Refuse what stays in float, or codes of scales, where they do not fit the layer and its scales.
+
+    Raises
+    ------
+    QuantError
+        As `check_consistent`, of which this is the part about columns, outliers and the second level.
+    """
+    (rows, columns), groups = shape, weight.scale.shape[1]
+    kept = 0 if weight.columns is None else weight.columns.numel()
     _check_places("columns", weight.columns, weight.column_values, (rows, kept), columns)
-    count = 0 if weight.outliers is None else len(weight.outliers)
+    count = 0 if weight.outliers is None else weight.outliers.numel()
     _check_places("outliers", weight.outliers, weight.outlier_values, (count,), rows * columns)
     if weight.second is not None:
         for part, level in weight.second.levels().items():
             blocks = len(weight.second.grid.slices(rows))
             expect_tensor(f"{part}_codes", level.codes, (groups, rows), weight.second.grid.code_dtype)
+            if int(level.codes.max()) > weight.second.grid.qmax:
+                raise QuantError(
+                    f"{part}_codes reach {int(level.codes.max())}, above {weight.second.grid.qmax}, the "
+                    "highest code"
+                )
             expect_tensor(f"{part}_scale", level.scale, (groups, blocks), None)
             if level.zero is None:
                 raise QuantError(f"{part}_zero is missing")
@@ -81,7 +104,7 @@ def _check_places(
     if places is None or values is None:
         return
     expect_tensor(name, places, shape[-1:], torch.int64)
-    expect_tensor(f"values of {name}", values, shape, None if values.is_floating_point() else torch.float16)
+    expect_tensor(f"values of {name}", values, shape, None)
     inside = not len(places) or (int(places[0]) >= 0 and int(places[-1]) < limit)
     if not inside or not bool((places.diff() > 0).all()):
         raise QuantError(f"{name} are not ascending numbers from 0 to {limit - 1}")

@@ -66,6 +66,15 @@ class TestOutput:
         assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())
         assert not any(value.requires_grad for value in task.parameters.values())
 
+    @both_blocks
+    def test_a_change_in_place_reaches_neither_block_nor_output(self, model: Whisper, name: str) -> None:
+        task = find_task(model, heard(1, dtype=FLOAT64), name)
+        expected, before = task.output({}, 0), {key: each.clone() for key, each in model.named_parameters()}
+        for value in task.parameters.values():
+            value.mul_(2)
+        assert torch.equal(task.output({}, 0), expected)
+        assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())
+
     def test_a_model_that_wants_gradients_gets_none(self) -> None:
         """Only what is given is learned: gradients for all the rest would be work for nothing."""
         task = find_task(tiny_whisper(layers=1, frames=20).requires_grad_(), heard(1), ENCODER)

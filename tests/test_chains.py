@@ -326,6 +326,14 @@ def test_methods_from_outside_work_like_ours(calib: list[Utterance], tmp_path: P
     assert torch.equal(again.get_submodule("model.encoder.layers.0.fc1").weight, layer.weight)
 
 
+def test_only_plain_rounding_to_nearest_goes_without_a_name() -> None:
+    class Mine(qlib.RTN):
+        name = "mine"
+
+    assert make_chain([qlib.AWQ(), Mine()]).name == "awq + mine"
+    assert make_chain([qlib.AWQ(), qlib.RTN("mse")]).name == make_chain(qlib.AWQ()).name == "awq"
+
+
 def test_the_list_of_methods_is_complete() -> None:
     assert list(METHODS) == ["rtn", "hqq", "gptq", "smoothquant", "awq", "omniquant", "spqr", "quik"]
     for name, method in METHODS.items():

@@ -239,7 +239,7 @@ def test_a_transformation_gets_the_grid_of_each_weight() -> None:
 class Same:
     """A method that learns nothing, with one grid."""
 
-    name, paper, needs = "same", "none", Needs.RANGE
+    name, paper, needs = "same", "none", Needs.BLOCK | Needs.RANGE
 
     def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
         assert set(task.grids.values()) == {grid}

@@ -30,6 +30,7 @@ from qlib.methods.smoothquant import smoothing_scale
 from qlib.methods.spqr import spqr
 from qlib.models.tiny import tiny_llama, tiny_whisper
 from qlib.quantized_weight import QuantizedWeight
+from qlib.testing import check_method
 
 GRID = Grid(4, 8)
 UTTERANCE = qlib.Utterance(Path("a.wav"), "a", "a")
@@ -65,6 +66,10 @@ class Outside:
 def rounding(change: Callable[[QuantizedWeight], Any]) -> list[Any]:
     """A rounding method whose result is changed on the way back."""
     return [Outside(quantize_layer=lambda weight, stats, grid: change(rtn(weight, grid)))]
+
+
+def learning(fit: Callable[..., Any]) -> qlib.Result:
+    return text([Outside(fit=fit, needs=Needs.BLOCK)], calib=["the cat"])
 
 
 def with_codes(change: Callable[[Tensor], Any]) -> list[Any]:
@@ -148,6 +153,18 @@ METHODS: list[Case] = [
         lambda: run([Outside(quantize_layer=lambda w, s, g: rtn(w, g), clip_layer=lambda w, s, g: w)]),
         r"outside has quantize_layer and clip_layer.*not be called.*two objects",
     ),
+    *(
+        (
+            lambda call=call: run([Outside(scale_group=abs, needs=Needs.MAGNITUDE, **{call: "minmax"})]),
+            rf"outside\.{call} is the str 'minmax', and {call} is what `quantize` calls.*another name",
+        )
+        for call in ("quantize_layer", "clip_layer", "fit")
+    ),
+    (
+        lambda: text([Outside(fit=lambda task, grid: {}, needs=Needs.RANGE)], calib=["a"]),
+        r"outside has fit, and its needs, Needs\.RANGE, do not name Needs\.BLOCK.*Add Needs\.BLOCK",
+    ),
+    (lambda: check_method(Outside(fit=lambda task, grid: {})), r"outside has fit.*Add Needs\.BLOCK"),
     (lambda: run([Unwritable(W)]), r"the settings of unwritable.*cannot be written as JSON"),
     (
         lambda: run([Outside(quantize_layer=lambda w, s, g: rtn(w, g))], work="never"),
@@ -278,6 +295,14 @@ RETURNED: list[Case] = [
         r"q_proj: outside failed with IndexError: list index",
     ),
     (
+        lambda: run([Outside(quantize_layer=lambda w, s, g: 1 / 0)]),
+        r"q_proj: outside failed with ZeroDivisionError: division by zero",
+    ),
+    (
+        lambda: run([Outside(quantize_layer=lambda w, s, g: rtm(w, g))]),  # type: ignore[name-defined] # noqa: F821
+        r"q_proj: outside failed with NameError: name 'rtm' is not defined",
+    ),
+    (
         lambda: run([Outside(quantize_layer=lambda w, s, g: w @ w[1:])]),
         r"q_proj: outside failed with RuntimeError: .*shapes",
     ),
@@ -299,13 +324,13 @@ RETURNED: list[Case] = [
     ),
     (lambda: run([Outside(clip_layer=lambda w, s, g: w * torch.inf)]), r"NaN or infinite"),
     (
-        lambda: run([Outside(fit=lambda task, g: None)]),
+        lambda: learning(lambda task, g: None),
         r"layers\.0: outside\.fit returned None. Return a dict",
     ),
-    (lambda: run([Outside(fit=lambda task, g: {"x": W})]), r"returned x, which the block does not have"),
+    (lambda: learning(lambda task, g: {"x": W}), r"returned x, which the block does not have"),
     (
-        lambda: run([Outside(fit=lambda task, g: {f"{task.layers[0]}.weight": W})]),
-        r"for model\.encoder\.layers\.0.* returned a Tensor \[6, 16\].*float tensor \[16, 16\]",
+        lambda: learning(lambda task, g: {f"{task.layers[0]}.weight": W}),
+        r"for model\.layers\.0.* returned a Tensor \[6, 16\].*float tensor \[16, 16\]",
     ),
 ]
 SETTINGS: list[Case] = [
@@ -537,7 +562,7 @@ def test_a_method_is_handed_what_it_needs_and_no_more(contract: str) -> None:
     """AWQ and QUIK need all there is: one that forgot what it needs fails beside them as it fails alone."""
     wide = qlib.statistics(X)
     for needs in (Needs.NOTHING, Needs.HESSIAN, Needs.RANGE | Needs.MAGNITUDE):
-        method = Looks(contract, needs)
+        method = Looks(contract, needs | Needs.BLOCK if contract == "fit" else needs)
         last = [] if contract == "quantize_layer" else [qlib.QUIK(columns=1)]
         text([qlib.AWQ(), method, *last], calib=["the heart of the matter", "a heath"])
         qlib.quantize_matrix(W, wide, GRID, [qlib.AWQ(), method, *last])
@@ -578,7 +603,7 @@ def test_what_a_method_changes_in_place_is_its_own_copy() -> None:
     method = Outside(quantize_layer=careless)
     method.needs = Needs.HESSIAN
     before = [
-        Outside(fit=spoil, name="a"),
+        Outside(fit=spoil, name="a", needs=Needs.BLOCK),
         Outside(scale_group=overwrite, name="b"),
         Outside(clip_layer=clip),
     ]

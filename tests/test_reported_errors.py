@@ -111,7 +111,7 @@ def test_folds_count_for_nothing(family: str, methods: list[Any], speech: list[q
 class Shifted:
     """A toy that learns: it moves a scale and an offset, and clips the first layer of the block."""
 
-    name, paper, needs = "shifted", "none", Needs.RANGE
+    name, paper, needs = "shifted", "none", Needs.BLOCK
 
     def fit(self, task: BlockTask, grid: qlib.Grid) -> Fitted:
         changed, folds = dict(task.parameters), []
@@ -148,7 +148,7 @@ def test_a_fold_of_a_learning_method_counts_for_nothing(speech: list[qlib.Uttera
 
 def test_a_plain_dict_names_no_folds(speech: list[qlib.Utterance]) -> None:
     class Half:
-        name, paper, needs = "half", "none", Needs.NOTHING
+        name, paper, needs = "half", "none", Needs.BLOCK
 
         def fit(self, task: BlockTask, grid: qlib.Grid) -> dict[str, Tensor]:
             return {f"{layer}.weight": task.parameters[f"{layer}.weight"] / 2 for layer in task.layers}

@@ -348,7 +348,7 @@ class TestStored:
         for scale_bits, message in ((16, "not in bfloat16"), (3, "no codes of 3 bits")):
             grid = Grid(4, 16, scale_bits=scale_bits)
             with pytest.raises(QuantError, match=rf"Mine\.quantize_layer returned other scales.*{message}"):
-                check_rounded(plain, weight.shape, grid, "Mine")
+                check_rounded(plain, weight, grid, "Mine")
             with pytest.raises(QuantError, match=message):
                 pack_layer("x", FakeQuantLinear(plain, grid))
         zero = QuantParams(torch.ones(40, 1), torch.full((40, 1), 1 / 3))

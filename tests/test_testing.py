@@ -19,7 +19,9 @@ from qlib.methods.contracts import BlockTask, Fitted, Fold, LayerStats, Needs, a
 from qlib.methods.gptq import gptq, hessian
 from qlib.methods.rtn import rtn
 from qlib.quantized_weight import QuantizedWeight
-from qlib.testing import best_rounding, check_method, gptq_column_by_column, method_checks
+from qlib.testing import best_rounding, check_method, gptq_column_by_column, method_checks, problems
+from qlib.testing.gain import _errors
+from qlib.testing.sides import sides_of
 
 # --- the library's own
 
@@ -191,6 +193,19 @@ class LongScales(Rounds):
         return replace(good, scale=good.scale.double() * (1 + 1e-9))
 
 
+class LongValues(Rounds):
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        return replace(
+            rtn(weight, grid), outliers=torch.tensor([3]), outlier_values=weight.flatten()[[3]].double()
+        )
+
+
+class LeavesOutTheSecondLevel(Rounds):
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        params = fit_minmax(weight, grid)
+        return QuantizedWeight(encode(weight, params, grid), params.scale, params.zero, params.index)
+
+
 class InPlace(Rounds):
     def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
         return rtn(weight.clamp_(-1, 1), grid)
@@ -350,7 +365,13 @@ BROKEN: list[tuple[Any, str, str]] = [
     (DividesByInputs(), "takes_unused_inputs", r"two inputs of which are always 0.*NaN"),
     (ZeroScales(), "takes_unused_inputs", r"always 0.*2 of 24 scales that are 0 or below.*the scale 1"),
     (Float32(), "takes_every_float", r"in float64.*is torch\.float32.*as_compute_dtype"),
-    (LongScales(), "takes_every_float", r"in float16.*scales are float64, and 64 bits"),
+    (LongScales(), "takes_every_float", r"in float16.*its scale is float64, and 64 bits"),
+    (LongValues(), "takes_every_float", r"in float16.*its outlier_values is float64.*values\.float"),
+    (
+        LeavesOutTheSecondLevel(),
+        "returns_what_it_promises",
+        r"w4 g8 asymmetric, 4-bit scales.*codes of 4 bits",
+    ),
     (InPlace(), "leaves_its_arguments", r"changed \d+ of 288 numbers of weight.*clone"),
     (ChangesStatistics(), "leaves_its_arguments", r"changed 24 of 576 numbers of stats\.hessian"),
     (ClipsInPlace(), "leaves_its_arguments", r"numbers of weight"),
@@ -385,6 +406,39 @@ def test_every_check_has_a_broken_method() -> None:
         for each in method_checks(method)
     }
     assert every == {name for _, name, _ in BROKEN}
+
+
+@dataclass(frozen=True)
+class KeepsLargeInputs(Rounds):
+    """The two inputs that are 20 times larger stay in float; the rest is rounded to nearest."""
+
+    def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> QuantizedWeight:
+        columns = torch.tensor([number for number in problems.LARGE if number < weight.shape[1]])
+        rest = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, columns, False)
+        params = fit_minmax(weight[:, rest], grid)
+        codes = torch.zeros(weight.shape, dtype=grid.code_dtype)
+        codes[:, rest] = encode(weight[:, rest], params, grid)
+        index = None
+        if params.index is not None:
+            index = torch.zeros(weight.shape[1], dtype=torch.int64)
+            index[rest] = params.index
+        found = QuantizedWeight.of(codes, replace(params, index=index))
+        return replace(found, columns=columns, column_values=weight[:, columns])
+
+
+def test_inputs_of_columns_in_float_are_not_rounded() -> None:
+    """As in `quantize`: with the two large inputs rounded too, most of the error would be theirs."""
+    (side,) = sides_of(KeepsLargeInputs())
+    mine, nearest = _errors(KeepsLargeInputs(), side, problems.layer(), Grid(8), "rounded inputs")
+    assert mine < nearest / 20
+    W, X = problems.layer().weight.double(), problems.layer().inputs.double()
+    values = (
+        KeepsLargeInputs().quantize_layer(problems.layer().weight, LayerStats(), Grid(8)).decode().double()
+    )
+    inputs = qlib.PerToken(8)(X.index_fill(1, torch.tensor(problems.LARGE), 0))
+    inputs[:, problems.LARGE] = X[:, problems.LARGE]
+    assert mine == pytest.approx(float((inputs @ values.T - X @ W.T).square().sum()))
+    check_method(KeepsLargeInputs(), better_at="rounded inputs")
 
 
 def test_a_method_without_fields_and_an_unknown_claim_are_refused() -> None:

@@ -12,7 +12,8 @@ others need is None for it. Any of them may have more methods:
 
     check_weights(weights, grid)   refuses, before the work begins, what it could not round: weights by the
                                    names of their layers, once for each grid
-    settings()                     returns what decides its result as plain data; a dataclass needs none
+    settings()                     returns what decides its result, but for its code, as plain data; a
+                                   dataclass needs none
     before(rounding)               returns it with the settings that it takes in front of the rounding method
                                    of that name: one that chooses ranges itself should see weights unclipped
     scale_mixed(weights, stats, grids), fit_mixed(task)
@@ -41,7 +42,7 @@ class Needs(Flag):
     HESSIAN = auto()
     RANGE = auto()  # smallest and largest value of each channel
     MAGNITUDE = auto()  # mean of |x| of each channel
-    BLOCK = auto()  # the inputs of each block, and its outputs in float
+    BLOCK = auto()  # the inputs of each block, and its outputs in float: what `fit` must name
 
 
 @dataclass
@@ -221,7 +222,7 @@ class BlockTask:
 
 @runtime_checkable
 class BlockMethod(Protocol):
-    """Learns scales, offsets and ranges for all layers of a block together."""
+    """Learns scales, offsets and ranges for all layers of a block together; `needs` names `Needs.BLOCK`."""
 
     name: ClassVar[str]
     paper: ClassVar[str]

@@ -50,7 +50,7 @@ def says_what_it_is(method: Any, side: Side) -> None:
 
 
 def returns_what_it_promises(method: Any, side: Side) -> None:
-    """Look at shapes, codes in the range of the grid, finite scales and their bits; on four grids."""
+    """Look at shapes, codes in the range of the grid, finite scales and their bits; on five grids."""
     for grid in grids_for(method):
         side.run(method, layer(), grid)
 
@@ -82,11 +82,13 @@ def takes_every_float(method: Any, side: Side) -> None:
         if not not_refused(method, (grid,), problem)[0]:  # refused beforehand, as it may be
             continue
         result = side.run(method, problem, grid)
-        if dtype != torch.float64 and getattr(result, "scale", problem.weight).dtype == torch.float64:
-            raise CheckError(
-                f"{method.name}.{side.call} on {problem}, {grid}: its scales are float64, and 64 bits are "
-                "stored for each. Return those of a fit, or scale.float()."
-            )
+        parts = side.tensors(result) if isinstance(result, QuantizedWeight) else {}
+        for name, part in parts.items():
+            if dtype != torch.float64 and part.dtype == torch.float64:
+                raise CheckError(
+                    f"{method.name}.{side.call} on {problem}, {grid}: its {name} is float64, and 64 bits are "
+                    f"stored for each number. Return {name}.float()."
+                )
         if dtype != torch.float64 or side.contract is Transform:
             continue
         values = (

@@ -6,6 +6,7 @@ Three claims, each a sum over three layers, W [outputs, inputs] and X [tokens, i
     "outputs"          |X (W^ - W)^T|^2               GPTQ, AWQ: the inputs decide what an error costs
     "rounded inputs"   |A(X / s) W^^T - X W^T|^2      SmoothQuant: inputs are rounded too, to 8 bits a token
 
+Input columns whose weights stay in float are not rounded, as in `quantize`.
 A method that scales or clips is followed by rounding to nearest, and W^ is then that of W s, or of the
 clipped W. For a method of whole blocks each claim means the loss of the block.
 """
@@ -21,6 +22,7 @@ from torch.nn.functional import mse_loss
 from qlib.activation import PerToken
 from qlib.errors import CheckError, QuantError
 from qlib.grid import Grid, round_to_nearest
+from qlib.kept_columns import KeepColumns
 from qlib.methods.contracts import BlockMethod, BlockTask, Transform, WeightMethod
 from qlib.testing.problems import FC1, FC2, Problem, layer
 from qlib.testing.sides import Side, grids_for
@@ -69,16 +71,17 @@ def _errors(method: Any, side: Side, problem: Problem, grid: Grid, claim: Claim)
         values = result.decode()
     else:
         values = round_to_nearest(W * s if side.contract is Transform else result, grid)
-    return _error(values, s, problem, claim), _error(
+    return _error(values, s, problem, claim, getattr(result, "columns", None)), _error(
         round_to_nearest(W, grid), torch.ones_like(s), problem, claim
     )
 
 
-def _error(values: Tensor, s: Tensor, problem: Problem, claim: Claim) -> float:
-    """Return the squared error of W^ = `values`, which reads X / s."""
+def _error(values: Tensor, s: Tensor, problem: Problem, claim: Claim, columns: Tensor | None = None) -> float:
+    """Return the squared error of W^ = `values`, which reads X / s; the inputs `columns` stay in float."""
     W, X, values, s = problem.weight.double(), problem.inputs.double(), values.double(), s.double()
     if claim == "rounded inputs":
-        return float((PerToken(8)(X / s) @ values.T - X @ W.T).square().sum())
+        A = PerToken(8) if columns is None else KeepColumns(PerToken(8), columns)
+        return float((A(X / s) @ values.T - X @ W.T).square().sum())
     D = values / s - W
     return float((D if claim == "weights" else X @ D.T).square().sum())
 

@@ -22,7 +22,9 @@ from qlib.models.structure import LayerGroup
 ALL = Needs.HESSIAN | Needs.RANGE | Needs.MAGNITUDE
 ROWS, COLUMNS, TOKENS, UTTERANCES = 12, 24, 240, 4
 LARGE = (3, 17)  # inputs that are 20 times larger
-GRIDS = (Grid(4), Grid(3, 8), Grid(4, 8, symmetric=True), Grid(3, 8, scale_bits=16))
+GRIDS = (
+    Grid(4), Grid(3, 8), Grid(4, 8, symmetric=True), Grid(3, 8, scale_bits=16), Grid(4, 8, scale_bits=4),
+)  # fmt: skip
 RAGGED = (Grid(4, 10), Grid(4, 10, symmetric=True))  # of 24 columns: 10, 10 and 4
 NORM, FC1, FC2 = "block.norm", "block.fc1", "block.fc2"
 

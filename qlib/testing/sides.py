@@ -41,7 +41,7 @@ class Side:
     arguments : callable
         `arguments(problem, needs, grid)` -> what the method is called with, by name; made anew each time.
     returned : callable
-        `returned(result, problem, name)` -> the result, or a QuantError where it is none.
+        `returned(result, problem, grid, name)` -> the result, or a QuantError where it is none.
     tensors : callable
         `tensors(result)` -> all tensors of the result, by name.
     """
@@ -96,17 +96,17 @@ def _block_arguments(problem: Problem, needs: Needs, grid: Grid) -> Arguments:
 SIDES = (
     Side(
         WeightMethod, "quantize_layer", _layer_arguments,
-        lambda result, problem, grid, name: check_rounded(result, problem.weight.shape, grid, name),
+        lambda result, problem, grid, name: check_rounded(result, problem.weight, grid, name),
         QuantizedWeight.tensors,
     ),
     Side(
         Transform, "scale_group", _group_arguments,
-        lambda result, problem, _, name: check_scale(result, problem.weight.shape[1], name),
+        lambda result, problem, _, name: check_scale(result, problem.weight, name),
         lambda result: {"the scale": result},
     ),
     Side(
         Clip, "clip_layer", _layer_arguments,
-        lambda result, problem, _, name: check_clipped(result, problem.weight.shape, name),
+        lambda result, problem, _, name: check_clipped(result, problem.weight, name),
         lambda result: {"the clipped weight": result},
     ),
     Side(
