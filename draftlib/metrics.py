@@ -59,7 +59,7 @@ class Stats:
     Attributes
     ----------
     responses, rounds, tokens, drafted, proposed, accepted : int
-        See the top of this file; `rounds` are also the target's calls.
+        As docs/drafting/metrics.md defines them; `rounds` are also the target's calls.
     merged, hits : int
         Proposed tokens that stand for several draft tokens; those of them that were accepted.
     drafting_rounds : int

@@ -116,7 +116,7 @@ def _parts(decoder: SpeculativeDecoder) -> Iterator[tuple[str, Any]]:
     """Yield what can have learned, by name."""
     if decoder.adapter is not None:
         yield "adapter", decoder.adapter
-    if hasattr(decoder.length, "state"):
+    if all(callable(getattr(decoder.length, name, None)) for name in ("state", "restore")):
         yield f"length {type(decoder.length).__name__}", decoder.length
     for source in decoder.sources:
         yield f"source {source.name}", source

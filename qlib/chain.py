@@ -128,7 +128,7 @@ class Chain:
                 for block in (block for stage in model.stages() for block in stage.blocks):
                     inside = {name: grid for name, grid in grids.items() if name.startswith(f"{block}.")}
                     _refuse_mixed(method, "fit", "fit_mixed(task)", inside)
-            elif isinstance(method, Transform) and not hasattr(method, "scale_mixed"):
+            if isinstance(method, Transform) and not hasattr(method, "scale_mixed"):
                 for group in filter(_can_scale, model.groups()):
                     inside = {name: grids[name] for name in group.layers if name in grids}
                     _refuse_mixed(method, "scale_group", "scale_mixed(weights, stats, grids)", inside)

@@ -143,7 +143,7 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
 
     Notes
     -----
-    The state dict and casts are those of `FakeQuantWeight`, and `bias`.
+    The state dict and casts are those of `qlib.linear.FakeQuantWeight`, and `bias`.
     """
 
     def __init__(
@@ -237,8 +237,8 @@ class FakeQuantLinear(FakeQuantWeight, QuantizedLinear):
 class FakeQuantEmbedding(FakeQuantWeight):
     """Rows of W, looked up by token, with W [tokens, width] decoded from integer codes.
 
-    The parameters are those of `FakeQuantWeight`. It has a table of its own: where a head shares the table,
-    the head is a `FakeQuantLinear`, and a `TiedEmbedding` looks up its rows.
+    The parameters are those of `qlib.linear.FakeQuantWeight`. It has a table of its own: where a head shares
+    the table, the head is a `FakeQuantLinear`, and a `TiedEmbedding` looks up its rows.
     """
 
     bias = None

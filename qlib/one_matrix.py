@@ -132,6 +132,7 @@ def _learned(method: BlockMethod, W: Tensor, stats: LayerStats, grid: Grid) -> t
     task = BlockTask(
         {name: value.clone() for name, value in own.items()}, ("layer",), (LayerGroup(("layer",), "norm"),),
         {"layer": stats.copy_for(method.needs)}, len(tokens), output, target=lambda k: tokens[k] @ W.T,
+        grids={"layer": grid},
     )  # fmt: skip
     fitted = {**own, **check_fitted(method.fit(task, grid), own, method.name)}
     s: Tensor = 1 / fitted[NORM].detach()

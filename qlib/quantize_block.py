@@ -88,7 +88,6 @@ class BlockQuantizer:
             if isinstance(method, BlockMethod):
                 self._learn(method, block)
                 block.stats = visit.collect(needs)
-                continue
             if isinstance(method, Transform):
                 self._scale(method, block)
             if isinstance(method, Clip):
@@ -166,10 +165,9 @@ class BlockQuantizer:
     def _round(self, block: _Block, name: str) -> QuantizedWeight:
         """Return the codes of one layer."""
         weight, method, grid = _weight(block.visit.model, name), self.chain.rounding, self.grids[name]
-        with _named_errors(
-            method, name
-        ):  # the weight itself: what the method does to it is gone with the layer
-            rounded = method.quantize_layer(weight, block.stats[name].copy_for(method.needs), grid)
+        with _named_errors(method, name):
+            # A copy: the float block still runs, to find static ranges of inputs.
+            rounded = method.quantize_layer(weight.clone(), block.stats[name].copy_for(method.needs), grid)
             rounded = check_rounded(rounded, weight, grid, method.name)
         return replace(rounded, notes=(*rounded.notes, *block.notes))
 

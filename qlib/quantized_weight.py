@@ -25,7 +25,7 @@ class QuantizedWeight:
     codes : Tensor
         [rows, columns], uint8 (asymmetric) or int8 (symmetric).
     scale, zero, index : Tensor
-        As in `QuantParams`.
+        As in `qlib.grid.QuantParams`.
     notes : tuple of str
         What the user should know about this layer, such as inputs that were always 0.
     columns, column_values : Tensor or None

@@ -18,6 +18,14 @@ STEPS = Path(__file__).parents[1] / "data" / "drafting_steps.txt"
 DRAFT = [b"Snow", b" f", b"la", b"ke", b" is", b" st", b"amps"]
 TARGET = [b"Snow", b" flake", b" is", b" stamps", b" f"]
 SHOWN = 16  # rounds of the recorded answer
+CURVES = {  # rows of the table: name in the picture, colour, kind of line
+    "direct map": ("no learning", TEXT, "5 4"),
+    "n-gram cache": ("n-gram cache", TEXT, ""),
+    "distillation": ("distillation", ORANGE, "5 4"),
+    "n-gram cache, distillation": ("both", ORANGE, ""),
+    "distillation, source": ("distillation, source", GREEN, "5 4"),
+    "n-gram cache, distillation, source": ("both, source", GREEN, ""),
+}
 LETTER = 8.0  # width of a letter in a box, monospace
 
 
@@ -279,24 +287,23 @@ def best_length() -> Picture:
 
 
 def learning_curve() -> Picture:
-    """Draw accepted tokens per round over the prompts learned from: the page's own table."""
-    head, row = table("drafting/learning_results.md", "| prompts learned from |")[:2]
-    without_cache, *accepted = [float(cell) for cell in row[1:]]
-    prompts = [int(cell) for cell in head[2:]]
-    picture = Picture("A drafter that learns: more of its tokens are accepted with every prompt", 270)
-    axes = Axes(picture, 60, 64, 480, 150, (0, 160), (0.8, 1.6))
-    axes.frame(
-        prompts,
-        (0.8, 1, 1.2, 1.4, 1.6),
-        "prompts learned from",
-        "accepted tokens per round, on other prompts",
-    )
-    axes.curve([(0, without_cache), (160, without_cache)], TEXT, dots=False, dash="5 4")
-    axes.curve(list(zip(prompts, accepted, strict=True)), ORANGE)
-    picture.text(552, axes.at(0, without_cache)[1] + 4, "no learning, no n-gram cache", size=11)
-    picture.text(
-        552, axes.at(0, accepted[-1])[1] + 4, f"{accepted[-1]} after {prompts[-1]} prompts", colour=ORANGE
-    )
+    """Draw accepted tokens per round, 20 prompts at a time: the page's own table."""
+    head, *rows = table("drafting/learning_results.md", "| prompts |")
+    ends = [int(cell.rpartition(" ")[2]) for cell in head[1:-1]]
+    picture = Picture("Learning raises what is accepted; a source helps from the first prompt on", 292)
+    axes = Axes(picture, 60, 64, 430, 176, (10, 150), (0.6, 1.6))
+    axes.frame(ends, (0.6, 0.8, 1, 1.2, 1.4, 1.6), "prompts", "accepted tokens per round, mean of 20 prompts")
+    labels = []
+    for name, *cells in rows:
+        if name in CURVES:
+            label, colour, dash = CURVES[name]
+            points = [(end - 10, float(cell)) for end, cell in zip(ends, cells, strict=False)]
+            axes.curve(points, colour, dash=dash)
+            labels.append((axes.at(*points[-1])[1] + 4, colour, label))
+    lowest = float("-inf")
+    for y, colour, label in sorted(labels):
+        lowest = max(y, lowest + 15)  # names must not cover one another
+        picture.text(500, lowest, label, colour=colour)
     return picture
 
 

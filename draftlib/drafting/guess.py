@@ -37,7 +37,7 @@ class Guess:
     source : str
         Name of the source.
     tokens : tuple of int
-        Target tokens, `LONGEST` at most; may be empty.
+        Target tokens, `LONGEST` at most; may be empty. One that is not in the target's vocabulary ends it.
     kinds : tuple
         One for each token: tokens of one kind are right about equally often.
     """

@@ -55,6 +55,8 @@ class Drafted(NamedTuple):
 class Length:
     """Decides how many tokens a round drafts. Inherit from it for a rule of your own.
 
+    A rule that also has `state()` and `restore(state)`, as in `Source`, is saved with its decoder.
+
     Attributes
     ----------
     max_tokens : int

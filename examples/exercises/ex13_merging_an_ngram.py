@@ -4,10 +4,10 @@ The drafter writes "f", "la", "ke" where the target has "flake". A cache of n-gr
 is translated from left to right: the longest n-gram that fits, otherwise the direct counterpart of one
 token. A token that has neither ends the translation.
 
-In the paper's rule the n-gram's token t has the probability that all of its pieces are drawn, and its first
-piece loses it:
+In the paper's rule the n-gram's token t gains the probability that all of its pieces are drawn, and its
+first piece loses it. t has a probability before only if it is some draft token's direct counterpart as well:
 
-    q'(t) = q(d_1) q(d_2) ... q(d_m)        q'(d_1) = q(d_1) - q'(t)        all others as they are
+    m = q(d_1) q(d_2) ... q(d_n)    q'(t) = q(t) + m    q'(d_1) = q(d_1) - m    all others as they are
 
 The rule is approximate: lesson 22 counts what it gets wrong.
 
