@@ -20,7 +20,7 @@ from qlib.methods import METHODS
 from qlib.methods.contracts import LayerStats, Needs
 from qlib.models.moonshine import Moonshine
 from qlib.models.structure import Model, apply_fold
-from qlib.models.tiny import tiny_moonshine, tiny_whisper
+from qlib.models.tiny import tiny_llama, tiny_moonshine, tiny_whisper
 from qlib.models.whisper import Whisper
 
 FAMILIES = {"whisper": lambda: tiny_whisper(seed=4), "moonshine": lambda: tiny_moonshine(seed=4)}
@@ -349,3 +349,24 @@ def test_folding_refuses_what_is_tied() -> None:
     with pytest.raises(ModelError, match="must stay as it is"):
         apply_fold(model, {"model.decoder.embed_tokens.weight": torch.zeros_like(before)})
     assert torch.equal(model.proj_out.weight, before)
+
+
+def test_a_method_that_changes_its_weight_in_place_changes_no_range_of_inputs() -> None:
+    """Static ranges are found by running the float block after its layers were rounded."""
+
+    class Careless(qlib.RTN):
+        def quantize_layer(self, weight: Tensor, stats: LayerStats, grid: qlib.Grid) -> qlib.QuantizedWeight:
+            rounded = super().quantize_layer(weight, stats, grid)
+            weight.mul_(3)
+            return rounded
+
+    plain, careless = (
+        qlib.quantize(
+            tiny_llama(seed=1), [method], weight=qlib.Grid(4, 8), activation=qlib.PerTensor(8),
+            calib=["the heat at a", "a tea"], progress=False,
+        ).model
+        for method in (qlib.RTN(), Careless())
+    )  # fmt: skip
+    layers = zip(plain.modules(), careless.modules(), strict=True)
+    pairs = [(one, two) for one, two in layers if isinstance(one, qlib.FakeQuantLinear)]
+    assert pairs and all(repr(one.activation) == repr(two.activation) for one, two in pairs)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import qlib
 from qlib.errors import QuantError
 from qlib.grid import Grid
 from qlib.methods.awq import awq_clip, awq_scale
-from qlib.methods.contracts import LayerStats
+from qlib.methods.contracts import BlockTask, LayerStats, Needs
 from qlib.methods.gptq import gptq, hessian
 from qlib.methods.hessian import statistics
 from qlib.methods.hqq import hqq
@@ -22,6 +22,7 @@ from qlib.methods.quik import quik
 from qlib.methods.rtn import rtn
 from qlib.methods.smoothquant import smoothing_scale
 from qlib.methods.spqr import spqr
+from qlib.models.tiny import tiny_llama
 from qlib.one_matrix import quantize_matrix
 from qlib.quantized_weight import QuantizedWeight
 from qlib.testing.problems import layer
@@ -108,6 +109,34 @@ def test_what_is_learned_has_the_error_of_all_tokens(tokens: int, seed: int) -> 
 
     quantize_matrix(torch.zeros(2, 6, dtype=torch.float64), statistics(inputs), Grid(4), Watches())
     assert float(sum(seen)) == pytest.approx(2 * float(inputs.sum(1).square().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("model", [False, True], ids=["matrix", "model"])
+def test_an_object_may_learn_scale_and_clip(model: bool) -> None:
+    """All calls of one object are made, in the order of the page; a fit finds the grid of each layer."""
+    calls: list[str] = []
+
+    class All:
+        name, paper, needs = "all", "none", Needs.BLOCK
+
+        def fit(self, task: BlockTask, grid: Grid) -> dict[str, Tensor]:
+            assert set(task.grids) == set(task.layers) and set(task.grids.values()) == {grid}
+            calls.append("fit")
+            return {}
+
+        def scale_group(self, weights: list[Tensor], stats: LayerStats, grid: Grid) -> Tensor:
+            calls.append("scale")
+            return torch.ones(weights[0].shape[1])
+
+        def clip_layer(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+            calls.append("clip")
+            return weight
+
+    if model:
+        qlib.quantize(tiny_llama(), [All()], weight=Grid(4, 8), calib=["a tea"], progress=False)
+    else:
+        quantize_matrix(W, STATS, GRID, All())
+    assert list(dict.fromkeys(calls)) == ["fit", "scale", "clip"]
 
 
 def test_a_scale_leaves_the_outputs() -> None:

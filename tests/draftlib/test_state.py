@@ -108,6 +108,16 @@ def test_what_the_decoder_does_not_have_is_left_out_aloud(
     assert state_folder.look(folder) == {}
 
 
+def test_a_rule_with_half_of_the_two_calls_is_not_saved(tmp_path: Path) -> None:
+    """`state` may also be an attribute that has nothing to do with saving."""
+
+    class Counts(FixedLength):
+        state = 0
+
+    decoder(length=Counts(2)).save(tmp_path / "state")
+    assert state_folder.look(tmp_path / "state") == {}
+
+
 # --- damage
 
 
