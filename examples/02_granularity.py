@@ -129,7 +129,7 @@ def draw_cost(axes: Any, weight: Tensor) -> None:
 
 
 def main() -> None:
-    """Print one table, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. One weight, six grains, six widths
     weight = layer()
     errors = print_table(weight)

@@ -123,7 +123,7 @@ def draw_curves(axes: Any, curves: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    """Print one table, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. Three columns by hand
     by_hand()
 

@@ -94,14 +94,14 @@ def draw_shrinkage(axes: Any) -> None:
     """Draw how much of an error still moves the zero: R - E."""
     R = torch.linspace(0.001, 0.6, 300)
     for beta, color in zip(BETAS, COLORS, strict=True):
-        axes.plot(R, torch.minimum(R, R.pow(-0.3) / beta), color=color)
+        axes.plot(R, torch.minimum(R, R.pow(-0.3) / beta), color=color, label=f"beta = {beta:g}")
     axes.axvspan(0, 0.03, color=GREY, alpha=0.25, label="usual |R|")
     axes.set(title="Large errors lose their vote", xlabel="|R|", ylabel="R - E: moves the zero")
     axes.legend()
 
 
 def main() -> None:
-    """Print one table, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. Five values of beta
     weight = weights()
     walks = {beta: list(hqq_steps(weight, GRID, beta=beta)) for beta in BETAS}

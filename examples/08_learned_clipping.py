@@ -73,7 +73,7 @@ def error(weights: Weights, other: Weights, inputs: Tensor) -> Tensor:
 
 
 def sweep(weights: Weights, inputs: Tensor, grid: Grid) -> tuple[Tensor, list[float]]:
-    """Return shares of the range in %, the same for all rows, and the error of each."""
+    """Return shares of the range in %, sigmoid(u) = 1 / (1 + e^-u), alike for all rows, and their errors."""
     logits, errors = torch.linspace(-2, 5, 60), []
     for logit in logits:
         upper = torch.full((HIDDEN, 1), logit.item())

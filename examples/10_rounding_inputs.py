@@ -66,7 +66,7 @@ def roundings(bits: int, seen: Tensor) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print two tables, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. One token by hand
     seen, unseen = inputs(seed=0), inputs(seed=1)
     same = torch.allclose(by_hand(unseen[3], 8), PerToken(8)(unseen[3:4])[0], atol=1e-5)

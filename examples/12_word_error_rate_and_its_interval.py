@@ -58,7 +58,7 @@ def bootstrap_by_hand(errors: np.ndarray, words: np.ndarray, resamples: int, see
 
 
 def main() -> None:
-    """Print four tables, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. One sentence: which words went wrong
     result = score([SAID], [WRITTEN])
     print(result.marked())

@@ -57,7 +57,7 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Print three tables, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 3. By hand, and the layers of a model
     print(
         "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)

@@ -6,7 +6,7 @@ What you will learn
 - a guess x is accepted with probability min(1, p(x) / q(x)), else the token is drawn from max(p - q, 0):
   then the text has exactly the target's distribution. All outcomes are counted, with their probabilities;
 - if a guess is accepted with probability a, a round gives (1 - a^(k+1)) / (1 - a) tokens, and takes 1 + ck
-  passes: so there is a best k, the larger the better and the cheaper the drafter is.
+  passes: so there is a best k. A better drafter makes it larger, and so does a cheaper one.
 
 Papers: Leviathan et al. (arXiv 2211.17192), algorithm 1, equation 1, theorem 3.8; Chen et al. (2302.01318).
 Page: docs/drafting/one_vocabulary.md    Source: draftlib/plain.py
@@ -93,7 +93,7 @@ def as_model(rows: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def main() -> None:
-    """Print four tables, draw one picture."""
+    """Print tables, draw one picture."""
     # %% 1. The distribution of the first two tokens after "a", for the target, the drafter, and both together
     found = {"target": alone(P, 0, 2), "drafter": alone(Q, 0, 2), "both, k = 3": texts(0, 2, k=3)}
     names = {x: V[x[0]] + V[x[1]] for x in found["target"]}

@@ -39,8 +39,9 @@ def shared(p: Tensor, q: Tensor) -> float:
     """Return how often both draw the same token with the same noise.
 
     log p_i + g_i is the largest of its row, and log q_i + g_i of its, if g_j - g_i is smaller than both
-    log(p_i / p_j) and log(q_i / q_j) for all j: an exponential race that token i wins with probability
-    1 / sum_j max(p_j / p_i, q_j / q_i).
+    log(p_i / p_j) and log(q_i / q_j) for all other j. With e = exp(-g), for which P(e > x) = exp(-x), this
+    is e_j > m_j e_i with m_j = max(p_j / p_i, q_j / q_i). For a given e_i its probability is the product of
+    exp(-m_j e_i) over the other j; the mean over e_i is 1 / (1 + sum of these m_j), and the 1 is m_i.
     """
     ratios = torch.maximum(p[None] / p[:, None], q[None] / q[:, None])  # [i, j]
     return float((1 / ratios.sum(1)).sum())

@@ -87,7 +87,7 @@ def main() -> None:
         print(f"{size:13d}{pair.coverage:15.1%}{covered:16.1%}{shares[-1][0]:12.1%}{shares[-1][1]:9.1%}")
     print("draft covered: draft tokens whose bytes are a target token; target covered: the other way round")
 
-    # %% 2. One sentence in both spellings; in brackets the token at which a round is rejected
+    # %% 2. One sentence in both spellings, all of it proposed at once
     said = target.encode(SENTENCE)
     spelling = ReverseTranslator(pair)
     spelling.append(said)
@@ -99,6 +99,7 @@ def main() -> None:
         right = next((i for i, (token, wanted) in enumerate(pairs) if token != wanted), len(proposed))
         kept, lost = (spelled(pair.target_bytes, part) for part in (proposed[:right], proposed[right:]))
         print(f"{name:18} {kept}{f'|[{lost}]' if lost else ''}")
+    print("in brackets: the first token that the target rejects, and all behind it, which is lost with it")
 
     # %% 3. Why not 100 % with n-grams: the longest match may cross a border of the target's tokens
     print("\nThe same bytes, other tokens: an n-gram that goes on where the target's token ends")

@@ -2,7 +2,7 @@
 
 What you will learn
 - the cache starts empty and takes in what the target says: every token that the drafter spells with several;
-- few n-grams are said often and many once, so hits come early and growth slows down;
+- nearly every n-gram that is said once is said again: more and more are found, and growth slows down;
 - a bounded cache must let something go: the least often used (LFU) or the longest unused (LRU). Plain LFU is
   far behind: the subject changes from page to page, old favourites never leave, and what is new goes again
   before it is said twice. So `NGramCache` lets them age: to a count it adds the age of the cache. Then LFU

@@ -80,7 +80,7 @@ RULES = {
 
 # %% 4. All rules
 def main() -> None:
-    """Print three tables, draw one picture."""
+    """Print tables, draw one picture."""
     rounds = record(MOST)
     known = known_tokens(rounds)
     a = share(known)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import qlib
+from qlib.models.tiny import tiny_whisper
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
@@ -98,6 +99,16 @@ def test_the_texts_of_lesson_12_have_the_errors_of_its_table(tmp_path: Path) -> 
     (by_hand,) = re.findall(r"^difference +([+-]\S+) ", out, re.MULTILINE)
     assert f"WER difference {by_hand} " in out
     assert "substitutions, +0 deletions, +0 insertions" in out  # one wrong word for one right word
+
+
+@pytest.mark.slow
+def test_lesson_18_counts_float_numbers_of_16_bits_like_its_page(tmp_path: Path) -> None:
+    (path,) = (path for path in LESSONS if path.name.startswith("18"))
+    out = run_lesson(path, tmp_path).stdout
+    found = qlib.cost(tiny_whisper(width=64), audio_seconds=10, tokens=40, float_bits=16)
+    (per_token,) = re.findall(r"^float +\S+ +\S+ +(\S+)", out, re.MULTILINE)
+    assert per_token == f"{found.per_token.weight_bytes / 1e6:.3g}"
+    assert "float numbers of 16 bits" in out
 
 
 @pytest.mark.weights

@@ -1,7 +1,7 @@
 """Exercise 9: a gradient through round(), which has none (OmniQuant, Shao et al. 2023, equation 2).
 
 round() is flat almost everywhere. "Straight through" keeps its value, and takes the gradient of x instead.
-With it a range can be learned: each row's largest |w| times sigmoid(u), on a symmetric grid.
+With it a range can be learned: each row's largest |w| times sigmoid(u) = 1 / (1 + e^-u), on a symmetric grid.
 
     m = sigmoid(u) max|w|        scale = m / (2^(b-1) - 1)        value = scale round(clamp(w, -m, m) / scale)
 
