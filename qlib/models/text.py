@@ -143,7 +143,7 @@ class TextModel(Model):
         stable : bool
             Let `decode` with a cache and `logits` give each of up to 16 tokens the same bits, however many
             are computed together: verifying a draft then sees exactly what plain decoding sees. It makes a
-            single token 15 to 30 % slower. After `torch.set_num_threads` the next call measures again for
+            single token 14 to 29 % slower. After `torch.set_num_threads` the next call measures again for
             which numbers of tokens that is so; texts begun before it may go on in other bits.
 
         Notes
