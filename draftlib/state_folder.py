@@ -4,7 +4,7 @@
     state.safetensors    the tensors of all parts, each as PART/NAME
     ngrams/              the n-gram cache (`vocabulary/ngram_file.py`)
 
-Parts: "adapter", "length", and "source NAME" for each source. The folder is replaced as a whole
+Parts: "adapter", "length CLASS" for a rule that has a state, and "source NAME" for each source. The folder is replaced as a whole
 (`qlib.models.disk`): a reader finds the old state or the new one.
 """
 

@@ -110,7 +110,8 @@ def draw_ladder(axes: Any, rows: list[list[float]]) -> None:
             [g + 0.2 * k for g in range(len(rows))], [row[k] for row in rows], 0.18, color=color, label=name
         )
     axes.set(title="What each search adds", ylabel="relative squared output error", yscale="log")
-    axes.set_xticks([g + 0.3 for g in range(len(rows))], ["w2", "w3", "w4", "w3 g32"])
+    names = [f"w{grid.bits}" + (f" g{grid.group}" if grid.group else "") for grid in GRIDS]
+    axes.set_xticks([g + 0.3 for g in range(len(rows))], names)
     axes.legend()
 
 

@@ -3,7 +3,8 @@
 What you will learn
 - a group size need not divide the width: the last group is narrower, and is rounded on its own;
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
-- Moonshine's decoder is gated: a scale may move out of fc2 into one half of fc1, and never into the other.
+- Moonshine's decoder is gated: a scale of fc2's inputs may move into fc2 where one half of fc1, the values, is
+  divided by it, and never by way of the other half, the gate.
 
 Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608)
 Pages: docs/methods/rtn.md#groups, docs/models.md#a-scale-through-a-gate
@@ -41,7 +42,7 @@ def logits(model: Any, batches: list[Any]) -> torch.Tensor:
 
 
 def move_through_the_gate(model: Any, wrong: bool) -> Any:
-    """Fold a scale of 4 from the first decoder layer's fc2 into the right, or the wrong, half of fc1."""
+    """Multiply the first decoder layer's fc2 by 4, and divide the right, or the wrong, half of fc1 by it."""
     fc2 = "model.decoder.layers.0.mlp.fc2"
     (group,) = (each for each in model.groups() if fc2 in each.layers)
     rows = group.rows or ()  # the output of fc1 that each input of fc2 comes from: the first half, the values
@@ -90,8 +91,8 @@ def main() -> None:
     print("bits per weight: of all layers; fc2 reads 1152 inputs, so its groups are others.")
 
     # %% 3. A scale moved through the gate, rightly and wrongly
-    print("\nA scale moved from fc2 into fc1, without any rounding:")
-    for text, wrong in (("into the first half (values)", False), ("into the second half (gate)", True)):
+    print("\nfc2 times 4, and a half of fc1 divided by 4, without any rounding:")
+    for text, wrong in (("the first half (values)", False), ("the second half (gate)", True)):
         print(f"  {text:30} changes the logits by {error(move_through_the_gate(fresh(), wrong)):8.4f} %")
 
     # %% 4. The errors over the groups
@@ -116,7 +117,7 @@ def main() -> None:
 
 # %% Try this: predict first, then run
 # 1. Group 287: how many groups, and how many bits per weight? Which weights are rounded without an error?
-# 2. Fold a scale of 2 in place of 4 into the gate: is the error half as large? (SiLU is not linear)
+# 2. A scale of 2 in place of 4 by way of the gate: is the error half as large? (SiLU is not linear)
 # 3. Group 96 and group 128 have three groups each: which has the smaller error, and why?
 
 if __name__ == "__main__":

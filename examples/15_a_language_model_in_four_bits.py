@@ -102,7 +102,7 @@ def main() -> None:
     for name, method in METHODS.items():
         points[name] = []
         for bits in (3, 4):
-            few = calib if name in ("AWQ", "GPTQ") else None
+            few = calib if method.needs else None  # RTN and HQQ look at no inputs
             result = qlib.quantize(model, method, weight=qlib.Grid(bits, 64), calib=few, progress=False)
             found = qlib.perplexity(result.model, test, progress=False)
             rounded[name, bits] = result.model

@@ -75,12 +75,14 @@ def main() -> None:
         return result.report.bits_per_weight, divergence(reference, logprobs(result.model, batches))
 
     # %% 4. A plan for each budget, and the same bits everywhere
-    rows, curves = [("bits per weight", "uniform KL", "planned KL", "2-bit layers", "6-bit layers")], []
+    ends, curves = (GRIDS[0], GRIDS[-1]), []
+    names = [f"{grid.bits}-bit layers" for grid in ends]
+    rows = [("bits per weight", "uniform KL", "planned KL", *names)]
     for grid in GRIDS[1:4]:
         bits, uniform = measure(grid)
         plan = qlib.allocate(found.losses, model, bits_per_weight=bits)
         planned_bits, planned = measure(plan)
-        counts = [sum(each.grid == chosen for each in plan.layers) for chosen in (GRIDS[0], GRIDS[-1])]
+        counts = [sum(each.grid == chosen for each in plan.layers) for chosen in ends]
         rows.append((f"{bits:.2f}", f"{uniform:.4f}", f"{planned:.4f}", *map(str, counts)))
         curves.append((bits, uniform, planned_bits, planned))
     print(f"\n{len(test[:8])} other recordings, rounded to nearest; KL in nats per token\n\n{align(rows)}")

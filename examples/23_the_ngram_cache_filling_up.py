@@ -18,6 +18,7 @@ Run: python examples/23_the_ngram_cache_filling_up.py        (seconds)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 
 from drawing import BLUE, GREEN, INK, ORANGE, canvas, save
 from two_tokenizers import PAGES, byte_level, sentence_pieces
@@ -105,7 +106,7 @@ def main() -> None:
     # %% 3. Found, and entries, along the text
     figure = canvas(12, 4)
     left, right = figure.subplots(1, 2)
-    for (name, curve), color in zip(curves.items(), (INK, GREEN, ORANGE, BLUE), strict=True):
+    for (name, curve), color in zip(curves.items(), cycle((INK, GREEN, ORANGE, BLUE)), strict=False):
         tokens = [WINDOW * (i + 1) / 1000 for i in range(len(curve.hits))]
         left.plot(tokens, [100 * share for share in curve.hits], color=color, label=name)
         right.plot(tokens, curve.sizes, color=color, label=name)

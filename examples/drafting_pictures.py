@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 
@@ -32,11 +33,11 @@ def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple
     figure = canvas(7, 4.5)
     axes = figure.subplots()
     axes.plot(*zip(*fixed, strict=True), color=GREY, marker=".", label="fixed length")
-    for (name, point), color in zip(rules.items(), (BLUE, PURPLE, RED, GREEN, INK), strict=True):
+    for (name, point), color in zip(rules.items(), cycle((BLUE, PURPLE, RED, GREEN, INK)), strict=False):
         axes.plot(*point, color=color, marker="o", linestyle="", label=name)
     axes.axhline(1, color=GREY, linestyle="--")
     axes.set(
-        title="Five rules against fixed lengths",
+        title="Rules against fixed lengths",
         xlabel="draft tokens per round",
         ylabel="tokens per time of a pass (dashed: target alone)",
     )

@@ -8,7 +8,7 @@ from typing import Any
 from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 from torch import Tensor
 
-COLORS = (BLUE, GREY, ORANGE, GREEN, PURPLE, RED, INK, "#0e7490")
+COLORS = (BLUE, GREY, ORANGE, GREEN, PURPLE, RED, INK, "#0e7490", "#b7791f", "#9d174d")
 
 
 def draw_roundings(

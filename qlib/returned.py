@@ -190,7 +190,7 @@ def _check_scales(rounded: QuantizedWeight, grid: Grid, what: str) -> None:
         raise QuantError(
             f"{what} returned scales that are {describe(scale)}. Return floats [{rows}, groups]."
         )
-    groups = groups_of(rounded, grid, columns)
+    groups = groups_of(rounded.columns, grid, columns)
     if scale.shape[1] != groups:
         kept = 0 if rounded.columns is None else rounded.columns.numel()
         raise QuantError(

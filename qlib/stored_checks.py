@@ -21,7 +21,7 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
         The message names the part, what it is and what it should be.
     """
     rows, columns = shape
-    groups = groups_of(weight, grid, columns)
+    groups = groups_of(weight.columns, grid, columns)
     expect_tensor("codes", weight.codes, shape, grid.code_dtype)
     expect_tensor("scale", weight.scale, (rows, groups), None)
     check_scale_bits(weight, grid)
@@ -39,9 +39,9 @@ def check_consistent(weight: QuantizedWeight, grid: Grid, shape: tuple[int, int]
     check_beside_codes(weight, shape)
 
 
-def groups_of(weight: QuantizedWeight, grid: Grid, columns: int) -> int:
-    """Return how many groups the columns have that do not stay in float; one if all do."""
-    kept = 0 if weight.columns is None else weight.columns.numel()
+def groups_of(in_float: Tensor | None, grid: Grid, columns: int) -> int:
+    """Return how many groups those of the columns have that do not stay in float; one if all do."""
+    kept = 0 if in_float is None else in_float.numel()
     return len(grid.slices(columns - kept)) if columns > kept else 1
 
 

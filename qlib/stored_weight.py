@@ -12,7 +12,7 @@ from qlib.grid import Grid
 from qlib.linear import FakeQuantWeight
 from qlib.packing import from_unsigned, pack, to_unsigned, unpack
 from qlib.quantized_weight import QuantizedWeight, SecondLevel, short_integers
-from qlib.stored_checks import check_consistent, expect_tensor
+from qlib.stored_checks import check_consistent, expect_tensor, groups_of
 
 SHORT = {"scale", "zero", "scale_scale", "scale_zero", "zero_scale", "zero_zero"}
 """Floats that a grid may store in 16 bits."""
@@ -23,8 +23,8 @@ def pack_weight(layer: FakeQuantWeight) -> dict[str, Tensor]:
 
     Codes and whole zeros are packed, and scales take 16 bits where the grid says so. What can be computed is
     left out: the codes of columns that stay in float, the group of each column where groups are neighbours,
-    and scales and zeros of which a second level is kept. Positions of outliers are stored as gaps, 16 bits
-    each where they fit.
+    and scales and zeros of which a second level is kept. Positions of outliers are stored as gaps, in 8,
+    16 or 32 bits, whichever holds the largest.
 
     Raises
     ------
@@ -91,7 +91,9 @@ def unpack_weight(
     tensors["codes"] = torch.zeros(rows, columns, dtype=grid.code_dtype)
     tensors["codes"][:, _rounded_columns(kept, columns)] = from_unsigned(codes, grid)
     if second is not None:
-        tensors = _unpack_second_level(tensors, second, rows, len(grid.slices(columns)))
+        tensors = _unpack_second_level(
+            tensors, second, rows, groups_of(tensors.get("columns"), grid, columns)
+        )
     if (zero := tensors.get("zero")) is not None and zero.dtype == torch.uint8:
         tensors["zero"] = unpack(zero, grid.bits, tensors["scale"].shape)
     if "index" not in tensors and tensors["scale"].shape[1] > 1:

@@ -63,13 +63,14 @@ def rounded(name: str, weight: Tensor, grid: Grid) -> QuantizedWeight:
         "gptq": lambda: gptq(weight, H, grid, act_order=True, fit="mse"),
         "gptq static": lambda: gptq(weight, H, grid, act_order=True, static_groups=True),
         "quik": lambda: quik(weight, statistics(inputs(weight.shape[1])), grid, columns=3),
+        "quik, a group fewer": lambda: quik(weight, statistics(inputs(weight.shape[1])), grid, columns=13),
         "hqq": lambda: hqq(weight, grid),
         "spqr": lambda: spqr(weight, H, grid),
     }
     return results[name]()
 
 
-METHODS = ["rtn", "rtn mse", "gptq", "gptq static", "quik", "hqq", "spqr"]
+METHODS = ["rtn", "rtn mse", "gptq", "gptq static", "quik", "quik, a group fewer", "hqq", "spqr"]
 CASES = [
     (name, scale_bits, symmetric)
     for name, scale_bits, symmetric in itertools.product(METHODS, [32, *SHORT], [False, True])

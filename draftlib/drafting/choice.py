@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 PAUSE = 24  # rounds without the drafter before it is tried again
 DEBT = 0.02  # of the time that the target alone would have taken
 ALLOWED = 0.5  # of a pass, which every answer may lose: the first trial has to be possible
-FIRST = 6  # rounds, after which two without a draft measure what the target alone takes
-REFRESH = 128  # rounds, after which one measures it again
+FIRST = 6  # rounds with a draft in a row, after which one without measures the target alone, until two have
+REFRESH = 128  # such rounds, after which one measures it again
 TRIED = 4  # rounds of the drafter, before it is judged
 MEMORY = 16  # rounds that the drafter's expected gain rests on
 CLEARLY = 1.03  # times the target's own rate: a drafter that gained so much lately may get into debt
@@ -196,5 +196,5 @@ class Choice:
         """Yield for each token of a guess how likely it is accepted, with all before it."""
         share = 1.0
         for kind in guess.kinds:
-            share *= self.rates.of(kind)
+            share *= self.rates.of((guess.source, kind))
             yield share

@@ -129,7 +129,7 @@ def _each(values: Any, what: str, name: str) -> list[Any]:
 
 
 class Rates:
-    """How often tokens of each kind were right lately.
+    """How often tokens of each kind were right lately; kinds of guesses count for each source by itself.
 
     A kind's share is (right + prior) / (seen + `PRIOR`), and each newer token counts a little more than the
     one before: after `MEMORY` tokens of the kind an old one counts 1/e.
@@ -159,7 +159,7 @@ class Rates:
     def learn(self, guess: Guess, written: Sequence[int]) -> None:
         """Count a guess against what the target wrote, up to the first token that was wrong."""
         for token, kind, actual in zip(guess.tokens, guess.kinds, written, strict=False):
-            self.seen(kind, token == actual)
+            self.seen((guess.source, kind), token == actual)
             if token != actual:
                 return
 

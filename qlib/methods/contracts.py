@@ -11,7 +11,7 @@ Each names what it `needs` to know of the inputs. That is collected, and that is
 others need is None for it. Any of them may have more methods:
 
     check_weights(weights, grid)   refuses, before the work begins, what it could not round: weights by the
-                                   names of their layers, once for each grid
+                                   names of their layers, once for each grid, and for each token table
     settings()                     returns what decides its result, but for its code, as plain data; a
                                    dataclass needs none
     before(rounding)               returns it with the settings that it takes in front of the rounding method
@@ -56,7 +56,8 @@ class LayerStats:
     hessian : Tensor or None
         Sum over the tokens of x x^T, [inputs, inputs], float64.
     low, high : Tensor or None
-        Smallest and largest value of each channel, [inputs], float32 (float64 of inputs in float64).
+        Smallest and largest value of each channel, [inputs], float32 (float64 from
+        `statistics` of inputs in float64).
     absolute : Tensor or None
         Sum over the tokens of |x|, [inputs], float64.
     """

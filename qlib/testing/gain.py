@@ -2,13 +2,13 @@
 
 Three claims, each a sum over three layers, W [outputs, inputs] and X [tokens, inputs]:
 
-    "weights"          |W^ - W|^2                     what rounding to nearest with a better range claims
-    "outputs"          |X (W^ - W)^T|^2               GPTQ, AWQ: the inputs decide what an error costs
-    "rounded inputs"   |A(X / s) W^^T - X W^T|^2      SmoothQuant: inputs are rounded too, to 8 bits a token
+    "weights"          |W^ - W|^2                       what rounding to nearest with a better range claims
+    "outputs"          |X (W^ - W)^T|^2                 GPTQ, AWQ: the inputs decide what an error costs
+    "rounded inputs"   |A(X / s) (W^ s)^T - X W^T|^2    SmoothQuant: inputs are rounded too, to 8 bits a token
 
 Input columns whose weights stay in float are not rounded, as in `quantize`.
-A method that scales or clips is followed by rounding to nearest, and W^ is then that of W s, or of the
-clipped W. For a method of whole blocks each claim means the loss of the block.
+A method that scales or clips is followed by rounding to nearest, Q: W^ is then Q(W s) / s, or Q of the clipped
+W; s is 1 where nothing scales. For a method of whole blocks each claim means the loss of the block.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _errors(method: Any, side: Side, problem: Problem, grid: Grid, claim: Claim)
 
 
 def _error(values: Tensor, s: Tensor, problem: Problem, claim: Claim, columns: Tensor | None = None) -> float:
-    """Return the squared error of W^ = `values`, which reads X / s; the inputs `columns` stay in float."""
+    """Return the squared error of `values`, W^ s, which reads X / s; the inputs `columns` stay in float."""
     W, X, values, s = problem.weight.double(), problem.inputs.double(), values.double(), s.double()
     if claim == "rounded inputs":
         A = PerToken(8) if columns is None else KeepColumns(PerToken(8), columns)

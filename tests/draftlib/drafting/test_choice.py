@@ -197,7 +197,7 @@ def settled(length: Length, *sources: Named, drafts: tuple[int, int] | None = No
     """A choice of known rates and costs; `drafts`: tokens drafted and accepted in each of its rounds."""
     choice = Choice(length, sources)
     for source in sources:
-        choice.rates.put(source.name, 1000 * source.share, 1000)
+        choice.rates.put((source.name, source.name), 1000 * source.share, 1000)
     for answer in range(30):
         choice.learn(round_of([], 0, answer=answer, ended=True))
         if drafts is not None:

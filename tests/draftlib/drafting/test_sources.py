@@ -123,8 +123,9 @@ def test_a_guess_is_never_longer_than_what_can_be_verified(text: list[int]) -> N
 def test_rates_count_up_to_the_first_wrong_token() -> None:
     rates = Rates()
     rates.learn(Guess("x", (1, 2, 3), ("a", "b", "c")), (1, 7, 3))
-    assert rates.of("a") == (1 + 2 * 0.5) / 3 and rates.of("b") == 1 / 3
-    assert rates.of("c") == 0.5  # what follows a wrong token was never asked about
+    assert rates.of(("x", "a")) == (1 + 2 * 0.5) / 3 and rates.of(("x", "b")) == 1 / 3
+    assert rates.of(("x", "c")) == 0.5  # what follows a wrong token was never asked about
+    assert rates.of(("y", "a")) == 0.5  # another source may name its kinds alike
     for _ in range(2000):
-        rates.seen("a", 0)
-    assert rates.of("a") < 0.01  # old ones are forgotten
+        rates.seen(("x", "a"), 0)
+    assert rates.of(("x", "a")) < 0.01  # old ones are forgotten
