@@ -4,8 +4,8 @@
     state.safetensors    the tensors of all parts, each as PART/NAME
     ngrams/              the n-gram cache (`vocabulary/ngram_file.py`)
 
-Parts: "adapter", "length CLASS" for a rule that has a state, and "source NAME" for each source. The folder is replaced as a whole
-(`qlib.models.disk`): a reader finds the old state or the new one.
+Parts: "adapter", "length CLASS" for a rule that has a state, and "source NAME" for each source. The folder is
+replaced as a whole (`qlib.models.disk`): a reader finds the old state or the new one.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 What you will learn
 - a group size need not divide the width: the last group is narrower, and is rounded on its own;
 - what the narrow group costs in bits, and that padding or a silently changed group size are not needed;
-- Moonshine's decoder is gated: a scale of fc2's inputs may move into fc2 where one half of fc1, the values, is
-  divided by it, and never by way of the other half, the gate.
+- Moonshine's decoder is gated: a scale of fc2's inputs may move into fc2 where one half of fc1, the values,
+  is divided by it, and never by way of the other half, the gate.
 
 Paper: Moonshine (Jeffries et al. 2024, arXiv 2410.15608)
 Pages: docs/methods/rtn.md#groups, docs/models.md#a-scale-through-a-gate
