@@ -178,8 +178,8 @@ def comes_back_from_disk(method: Any, side: Side) -> None:
             ]
             raise CheckError(
                 f"{method.name} on qlib.models.tiny.tiny_llama(), {grid}: after save and load_quantized "
-                f"{len(differ)} of {len(saved)} tensors differ: {list_names(differ)}. Only what the fields of "
-                "a QuantizedWeight hold is stored: codes, scale, zero, index, what stays in float."
+                f"{len(differ)} of {len(saved)} tensors differ: {list_names(differ)}. Only what the fields "
+                "of a QuantizedWeight hold is stored: codes, scale, zero, index, what stays in float."
             )
 
 

@@ -7,8 +7,8 @@ Three claims, each a sum over three layers, W [outputs, inputs] and X [tokens, i
     "rounded inputs"   |A(X / s) (W^ s)^T - X W^T|^2    SmoothQuant: inputs are rounded too, to 8 bits a token
 
 Input columns whose weights stay in float are not rounded, as in `quantize`.
-A method that scales or clips is followed by rounding to nearest, Q: W^ is then Q(W s) / s, or Q of the clipped
-W; s is 1 where nothing scales. For a method of whole blocks each claim means the loss of the block.
+A method that scales or clips is followed by rounding to nearest, Q: W^ is then Q(W s) / s, or Q of the
+clipped W; s is 1 where nothing scales. For a method of whole blocks each claim means the loss of the block.
 """
 
 from __future__ import annotations
