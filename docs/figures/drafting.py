@@ -290,8 +290,8 @@ def learning_curve() -> Picture:
     """Draw accepted tokens per round, 20 prompts at a time: the page's own table."""
     head, *rows = table("drafting/learning_results.md", "| prompts |")
     ends = [int(cell.rpartition(" ")[2]) for cell in head[1:-1]]
-    picture = Picture("Learning raises what is accepted; a source helps from the first prompt on", 292)
-    axes = Axes(picture, 60, 64, 430, 176, (10, 150), (0.6, 1.6))
+    picture = Picture("Learning raises what is accepted; a source helps from the first prompt on", 288)
+    axes = Axes(picture, 60, 64, 430, 176, (0, 160), (0.6, 1.6))
     axes.frame(ends, (0.6, 0.8, 1, 1.2, 1.4, 1.6), "prompts", "accepted tokens per round, mean of 20 prompts")
     labels = []
     for name, *cells in rows:
