@@ -17,7 +17,7 @@ class State(NamedTuple):
     tensors : dict of str to Tensor
         By name.
     values : dict of str to Any
-        Numbers, strings, lists and dicts of them.
+        Numbers, strings, lists and dicts of them, with str as keys. A tuple comes back as a list.
     """
 
     tensors: dict[str, Tensor]

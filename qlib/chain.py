@@ -204,7 +204,15 @@ def make_chain(methods: Method | Iterable[Method]) -> Chain:
 def _before(method: Preparation, rounding: str) -> Preparation:
     """Return a method with the settings that it takes in front of a rounding method."""
     before = getattr(method, "before", None)
-    return before(rounding) if callable(before) else method
+    if not callable(before):
+        return method
+    found: Any = before(rounding)
+    if isinstance(found, type) or not isinstance(found, Preparation):
+        raise QuantError(
+            f"{method.name}.before({rounding!r}) returned {describe(found)}. Return the method with its "
+            "settings there: self, or dataclasses.replace(self, ...)."
+        )
+    return found
 
 
 KNOWN = f"Known methods: {list_names(METHODS, 20)}, each an object such as qlib.GPTQ()."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -451,6 +451,55 @@ def test_a_method_without_fields_and_an_unknown_claim_are_refused() -> None:
 def test_a_method_that_refuses_all_layers_says_why() -> None:
     with pytest.raises(CheckError, match=r"check_weights refuses.*columns=24.*small layers"):
         check_method(qlib.QUIK(columns=24))
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        lambda grid: grid.group is not None,
+        lambda grid: grid.group is None,
+        lambda grid: grid.bits == 4,
+        lambda grid: grid.bits == 2,
+        lambda grid: grid.symmetric,
+        lambda grid: grid.group in (4, 8, 16),
+    ],
+    ids=["groups", "rows", "4 bits", "2 bits", "symmetric", "powers of two"],
+)
+def test_checks_without_a_grid_are_left_out(allowed: Callable[[Grid], bool]) -> None:
+    class Picky(qlib.RTN):
+        def check_weights(self, weights: Mapping[str, Tensor], grid: Grid) -> None:
+            if not allowed(grid):
+                raise QuantError(f"Picky does not take {grid}. Choose another grid.")
+
+    check_method(Picky())
+
+
+def test_a_fold_that_is_only_named_is_found() -> None:
+    class Names:
+        name, paper, needs = "names", "none", Needs.BLOCK
+
+        def fit(self, task: BlockTask, grid: Grid) -> Fitted:
+            group = task.groups[0]
+            size = task.parameters[f"{group.first}.weight"].shape[1]
+            return Fitted({}, [Fold(group, torch.full((size,), 2.0))])
+
+    with pytest.raises(CheckError, match=r"its folds move .*which its result does not hold"):
+        check_method(Names())
+
+
+def test_a_before_that_returns_nothing_is_refused() -> None:
+    class Forgets(qlib.SmoothQuant):
+        def before(self, rounding: str) -> None:
+            return None
+
+    for call in (
+        lambda: qlib.quantize_matrix(
+            torch.randn(4, 8), qlib.statistics(torch.randn(20, 8)), Grid(4), [Forgets(), qlib.RTN()]
+        ),
+        lambda: check_method(Forgets()),
+    ):
+        with pytest.raises(QuantError, match=r"smoothquant\.before\('rtn'\) returned None"):
+            call()
 
 
 # --- oracles

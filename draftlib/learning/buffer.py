@@ -65,6 +65,7 @@ def make_example(
     rows: TopK,
     vocabulary: VocabularyMap,
     spell: Spell,
+    longest: int,
 ) -> Example | None:
     """Return the example of a text's end, or None where nothing of it can be learned.
 
@@ -80,15 +81,18 @@ def make_example(
         The pair.
     spell : Spell
         Spells target tokens with draft tokens.
+    longest : int
+        Positions of the drafter: of a longer text only the end is learned.
     """
     aligned = align(draft, target, vocabulary)
     tokens, probabilities = rows.tokens.tolist(), rows.logprobs.float().exp().tolist()
     soft = spelled_positions(draft, aligned, tokens, probabilities, spell)
-    soft = {i: distribution for i, distribution in soft.items() if i}
+    start = max(0, len(draft) - longest)
+    soft = {i: distribution for i, distribution in soft.items() if i > start}
     if not soft:
         return None
     places = sorted(soft)
-    first = max(0, places[0] - CONTEXT)
+    first = max(start, places[0] - CONTEXT)
     row_of = {
         i: j
         for j, place in enumerate(aligned)
@@ -136,6 +140,8 @@ class Buffer:
         Examples that are kept, the latest ones.
     update_tokens : int
         Tokens of one answer that make an example though it goes on.
+    longest : int
+        Positions of the drafter: most draft tokens of an example.
 
     Attributes
     ----------
@@ -147,9 +153,9 @@ class Buffer:
         Answers that ended since then.
     """
 
-    def __init__(self, vocabulary: VocabularyMap, most: int, update_tokens: int):
+    def __init__(self, vocabulary: VocabularyMap, most: int, update_tokens: int, longest: int):
         self._vocabulary, self._spell = vocabulary, speller_of(vocabulary)
-        self._update_tokens = update_tokens
+        self._update_tokens, self._longest = update_tokens, longest
         self.examples: deque[Example] = deque(maxlen=most)
         self.held_out: deque[Example] = deque(maxlen=KEPT_OUT)
         self.fresh: deque[Example] = deque(maxlen=most)
@@ -169,7 +175,9 @@ class Buffer:
             return
         del self._writing[round.answer]
         rows = TopK(*(torch.cat(parts) for parts in zip(*writing.rows, strict=True)))
-        example = make_example(round.spelled, writing.tokens, rows, self._vocabulary, self._spell)
+        example = make_example(
+            round.spelled, writing.tokens, rows, self._vocabulary, self._spell, self._longest
+        )
         self.requests += round.ended
         self.cut |= not round.ended
         if example is not None:

@@ -43,7 +43,7 @@ def check_claim(claim: str) -> None:
 def is_better_than_nearest(method: Any, side: Side, claim: Claim) -> None:
     """Compare the sum of the errors over three layers with that of rounding to nearest."""
     fine = claim == "rounded inputs" and side.contract is not BlockMethod
-    for grid in grids_for(method, INPUTS_TOO if fine else WEIGHTS_ONLY):
+    for grid in grids_for(method, INPUTS_TOO if fine else WEIGHTS_ONLY) or grids_for(method):
         own = nearest = 0.0
         for problem in map(_layer, SEEDS):
             mine, theirs = _errors(method, side, problem, grid, claim)

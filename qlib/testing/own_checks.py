@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qlib.errors import CheckError
+from qlib.errors import CheckError, list_names
 from qlib.grid import Grid
 from qlib.methods.contracts import Fitted, apply_folds
 from qlib.testing.problems import layer
@@ -45,7 +45,7 @@ def narrows_the_range(method: Any, side: Side) -> None:
 
 
 def names_its_folds(method: Any, side: Side) -> None:
-    """Apply its folds alone: they leave the float block as it is, and so are no errors."""
+    """Apply its folds alone: they leave the float block as it is, and its result holds what they move."""
     grid, problem = grids_for(method)[0], layer(dtype=torch.float64)
     fitted: Fitted = side.run(method, problem, grid)
     task = problem.task(method.needs, grid, rounds_inputs=False)
@@ -56,6 +56,13 @@ def names_its_folds(method: Any, side: Side) -> None:
             f"{method.name}.fit on {problem}, {grid}: its folds cannot be applied, {type(error).__name__}: "
             f"{error}. Take groups from task.groups, and one scale for each input of the group."
         ) from error
+    moved_names = [name for name, value in folded.items() if not torch.equal(value, task.parameters[name])]
+    if missing := [name for name in moved_names if name not in fitted]:
+        raise CheckError(
+            f"{method.name}.fit on {problem}, {grid}: its folds move {list_names(missing)}, which its result "
+            "does not hold. A Fold says what was moved, and moves nothing itself: return "
+            "Fitted(apply_folds(task.parameters, folds), folds)."
+        )
     for sample in range(task.samples):
         target = task.target(sample)
         moved = float((task.output(folded, sample).detach() - target).abs().max() / target.abs().max())

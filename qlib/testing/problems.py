@@ -25,6 +25,8 @@ LARGE = (3, 17)  # inputs that are 20 times larger
 GRIDS = (
     Grid(4), Grid(3, 8), Grid(4, 8, symmetric=True), Grid(3, 8, scale_bits=16), Grid(4, 8, scale_bits=4),
 )  # fmt: skip
+# Where a method refuses all of `GRIDS`.
+OTHERS = (Grid(2, 8), Grid(8, 8), Grid(2, 8, symmetric=True), Grid(8, 8, symmetric=True))
 RAGGED = (Grid(4, 10), Grid(4, 10, symmetric=True))  # of 24 columns: 10, 10 and 4
 NORM, FC1, FC2 = "block.norm", "block.fc1", "block.fc2"
 

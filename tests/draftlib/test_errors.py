@@ -390,6 +390,7 @@ def test_states_that_no_file_can_hold(tmp_path: Path) -> None:
         (State({"a": [1]}, {}), "tensors['a'] is a list of 1 int"),  # type: ignore[dict-item]
         (State({}, {"a": torch.ones(2)}), "cannot be written as JSON"),
         (State({}, {"a": {1, 2}}), "cannot be written as JSON"),
+        (State({}, {"a": [{"b": {7: 8}}]}), "has the key 7, which JSON would give back as a str"),
     ]
     for state, words in states:
         decoder = build(sources=[Pairs(state=state)])

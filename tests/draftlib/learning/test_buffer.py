@@ -33,7 +33,7 @@ def rows_of(*favourites: dict[int, float]) -> Tensor:
 
 
 def example(draft: list[int], target: list[int], rows: Tensor) -> Example | None:
-    return make_example(draft, target, compress(rows, KEPT), PAIR, speller_of(PAIR))
+    return make_example(draft, target, compress(rows, KEPT), PAIR, speller_of(PAIR), 1000)
 
 
 def soft(found: Example, i: int) -> dict[int, float]:
@@ -84,7 +84,7 @@ def round_of(answer: int, target: list[int], spelled: list[int], ended: bool) ->
 
 
 def filled(answers: int, update_tokens: int = 100, most: int = 8) -> Buffer:
-    buffer = Buffer(PAIR, most, update_tokens)
+    buffer = Buffer(PAIR, most, update_tokens, 1000)
     for number in range(answers):
         buffer.add(round_of(number, [A, C], [b, a, c], ended=False))
         buffer.add(round_of(number, [A], [b, *[a] * (number + 1)], ended=True))
@@ -97,7 +97,7 @@ def ends(examples: Any) -> list[int]:
 
 
 def test_rounds_of_one_answer_are_one_example() -> None:
-    buffer = Buffer(PAIR, 8, 100)
+    buffer = Buffer(PAIR, 8, 100, 1000)
     buffer.add(round_of(1, [A], [b, a], ended=False))
     buffer.add(round_of(2, [B], [c, b], ended=False))  # another answer comes between
     assert not buffer.examples and buffer.requests == 0
@@ -109,7 +109,7 @@ def test_rounds_of_one_answer_are_one_example() -> None:
 
 
 def test_a_long_answer_is_cut_and_every_token_is_learned_once() -> None:
-    buffer = Buffer(PAIR, 8, update_tokens=3)
+    buffer = Buffer(PAIR, 8, update_tokens=3, longest=1000)
     text: list[int] = [b]
     for number, token in enumerate([A, C, A, A, C, B, C]):
         text = [*text, {A: a, B: b, C: c}[token]]
@@ -121,7 +121,7 @@ def test_a_long_answer_is_cut_and_every_token_is_learned_once() -> None:
 
 
 def test_what_the_target_had_no_row_for_or_the_drafter_no_text_for_is_left_out() -> None:
-    buffer = Buffer(PAIR, 8, 100)
+    buffer = Buffer(PAIR, 8, 100, 1000)
     buffer.add(round_of(1, [A, C], [], ended=True))  # a decoder without a drafter
     assert not buffer.examples and buffer.requests == buffer.count == 0
 
@@ -138,7 +138,7 @@ def test_sizes_are_bounded_and_one_of_eight_is_held_out(answers: int) -> None:
 
 @given(st.integers(0, 30), st.integers(0, 12), st.sampled_from([2, 100]))
 def test_a_state_is_all_that_the_buffer_is(before: int, after: int, update_tokens: int) -> None:
-    buffer, again = filled(before, update_tokens), Buffer(PAIR, 8, update_tokens)
+    buffer, again = filled(before, update_tokens), Buffer(PAIR, 8, update_tokens, 1000)
     buffer.take()
     for number in range(after):
         buffer.add(round_of(number, [C, A], [b, c, a], ended=bool(number % 3)))
@@ -168,6 +168,6 @@ def same(one: Example, other: Example) -> bool:
 @pytest.mark.parametrize("answers", [40])
 def test_an_example_of_a_restored_buffer_holds_no_other_ones_in_memory(answers: int) -> None:
     tensors, values = filled(answers).state()
-    again = Buffer(PAIR, 8, 100)
+    again = Buffer(PAIR, 8, 100, 1000)
     again.restore(tensors, values)
     assert all(each.tokens.untyped_storage().nbytes() == 8 * len(each.tokens) for each in again.examples)

@@ -17,8 +17,10 @@ import draftlib
 from draftlib import CostAware, FixedLength, NGramCache, OnlineAdapter, SpeculativeDecoder
 from draftlib.learning import online
 from draftlib.learning.lora import LoRALinear, add_lora, folded_copy
+from draftlib.learning.train import Loss
 from draftlib.metrics import Stats
 from qlib.errors import DraftError
+from qlib.models.tiny import tiny_llama
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -51,6 +53,20 @@ def test_the_drafter_becomes_better() -> None:
     before, after = adapter.losses[0][0], adapter.losses[-1][1]
     assert adapter.kept > 5 and after < 0.9 * before
     assert accepted() > first + 0.2  # of 4
+
+
+@pytest.mark.parametrize("positions", [24, 64, 128])
+@pytest.mark.parametrize("loss", ["acceptance", "hybrid"])
+def test_a_drafter_with_fewer_positions_than_the_text(positions: int, loss: Loss) -> None:
+    """Of a text that is longer than the drafter reads, the end is learned."""
+    target = tiny_llama(5, max_position_embeddings=256)
+    drafter = tiny_llama(1, max_position_embeddings=positions)
+    adapter = learner(loss=loss, update_tokens=100)
+    one = SpeculativeDecoder(target, drafter, adapter=adapter, length=4)
+    for prompt in PROMPTS[:4]:
+        alone = one.generate_target_only(prompt * 8, max_new_tokens=100).tokens
+        assert one.generate(prompt * 8, max_new_tokens=100).tokens == alone
+    assert adapter.updates and all(len(each.tokens) <= positions for each in adapter.buffer.examples)
 
 
 @pytest.mark.parametrize(
