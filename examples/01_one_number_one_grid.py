@@ -21,7 +21,8 @@ from torch import Tensor
 from qlib.grid import Grid, decode, encode, fit_minmax
 
 WEIGHTS = torch.tensor([[-1.0, -0.55, -0.1, 0.0, 0.2, 0.45, 0.9, 1.3, 2.0]])
-LINE = torch.linspace(-1.4, 2.4, 2001)[None]  # stands for "any number": shows the staircase
+LOW, HIGH = WEIGHTS.min().item(), WEIGHTS.max().item()
+LINE = torch.linspace(LOW - 0.4, HIGH + 0.4, 2001)[None]  # stands for "any number": shows the staircase
 
 
 # %% What is computed
@@ -65,18 +66,18 @@ def draw_staircase(axes: Any, grid: Grid) -> None:
     axes.plot(LINE[0], values[0], color=BLUE, label="value after rounding")
     rounded = through(grid, WEIGHTS)[1]
     axes.vlines(WEIGHTS[0], WEIGHTS[0], rounded[0], color=ORANGE, linewidth=1.5)
-    axes.plot(WEIGHTS[0], rounded[0], "o", color=ORANGE, markersize=5, label="the nine weights")
-    axes.axvspan(-1.4, -1, color=PALE, zorder=0)
-    axes.axvspan(2, 2.4, color=PALE, zorder=0)
-    axes.text(-1.37, 2.2, "outside the\nrange: clipped", fontsize=8, color=INK, va="top")
-    axes.set(
-        title="Two bits are four stairs", xlabel="weight", ylabel="value", xlim=(-1.4, 2.4), ylim=(-1.5, 2.5)
-    )
+    axes.plot(WEIGHTS[0], rounded[0], "o", color=ORANGE, markersize=5, label=f"the {WEIGHTS.numel()} weights")
+    axes.axvspan(LOW - 0.4, LOW, color=PALE, zorder=0)
+    axes.axvspan(HIGH, HIGH + 0.4, color=PALE, zorder=0)
+    axes.text(LOW - 0.37, HIGH + 0.2, "outside the\nrange: clipped", fontsize=8, color=INK, va="top")
+    axes.set(title=f"{grid.bits} bits are {2**grid.bits} stairs", xlabel="weight", ylabel="value",
+             xlim=(LOW - 0.4, HIGH + 0.4), ylim=(LOW - 0.5, HIGH + 0.5))  # fmt: skip
     axes.legend(loc="lower right")
 
 
 def draw_error(axes: Any) -> None:
     """Draw the error against the weight for two grids: a saw whose teeth are one step wide."""
+    coarse = through(Grid(2), WEIGHTS)[2]
     for bits, color in ((2, BLUE), (4, ORANGE)):
         _, values, step = through(Grid(bits), LINE)
         axes.plot(LINE[0], (values - LINE)[0], color=color, label=f"{bits} bits")
@@ -86,8 +87,8 @@ def draw_error(axes: Any) -> None:
         title="The error is at most half a step",
         xlabel="weight",
         ylabel="value - weight",
-        xlim=(-1, 2),
-        ylim=(-0.8, 0.8),
+        xlim=(LOW, HIGH),
+        ylim=(-0.8 * coarse, 0.8 * coarse),
     )
     axes.legend(loc="upper right", ncols=2)
 
@@ -97,6 +98,7 @@ def draw_codes(axes: Any) -> None:
     for height, symmetric, color in ((1, False, BLUE), (0, True, ORANGE)):
         grid = Grid(3, symmetric=symmetric)
         codes = torch.arange(grid.qmin, grid.qmax + 1)[None]
+        used, _, step = through(grid, WEIGHTS)
         values = decode(codes, fit_minmax(WEIGHTS, grid))[0]
         axes.plot(
             values, torch.full_like(values, height), "|", color=color, markersize=26, markeredgewidth=2.5
@@ -104,10 +106,13 @@ def draw_codes(axes: Any) -> None:
         for code, value in zip(codes[0].tolist(), values.tolist(), strict=True):
             axes.text(value, height + 0.24, str(code), ha="center", fontsize=9, color=color)
     axes.plot(WEIGHTS[0], torch.full_like(WEIGHTS[0], 0.5), "o", color=INK, markersize=4)
-    axes.axvspan(-2.9, -1.66, color=PALE, zorder=0)
-    axes.text(-2.85, 0.5, "two codes\nthat no\nweight uses", fontsize=8, va="center")
+    left, right = min(values.min().item(), LOW) - 0.25, max(values.max().item(), HIGH) + 0.2  # symmetric
+    unused = int(used.min()) - grid.qmin
+    if unused:
+        axes.axvspan(left, (used.min().item() - 0.5) * step, color=PALE, zorder=0)
+        axes.text(left + 0.05, -0.38, f"shaded: codes that no weight uses, {unused}", fontsize=8, va="center")
     axes.set(title="One-sided weights, wasted codes", xlabel="weights (dots) and the values of 3-bit codes",
-             xlim=(-2.9, 2.2), ylim=(-0.5, 1.6))  # fmt: skip
+             xlim=(left, right), ylim=(-0.5, 1.6))  # fmt: skip
     axes.set_yticks([0, 1], ["symmetric", "asymmetric"])
     axes.grid(visible=False)
 
@@ -130,7 +135,7 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. Add a weight of -3.0 at the end: which of the nine weights change their codes, and how large is a step?
 # 2. 3 bits: how many times smaller is the step than with 2, and why not exactly half?
-# 3. Take 2.0 out: what do symmetric and asymmetric differ by now?
+# 3. Take 2.0 out: by how much do the steps of symmetric and asymmetric differ now?
 
 if __name__ == "__main__":
     main()

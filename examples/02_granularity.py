@@ -90,7 +90,8 @@ def draw_row(axes: Any, weight: Tensor) -> None:
         axes.fill_between(range(384), -half, half, step="mid", color=color, alpha=0.45, lw=0, label=name)
     axes.plot(row[0], ".", color=INK, markersize=3)
     place, top = int(row.abs().argmax()), float(row.abs().max())
-    axes.annotate(f"an outlier of {top:.2f}", (place, 0.12), (place - 20, 0.1), ha="right", va="center",
+    side, ha = (-20, "right") if place > 140 else (20, "left")
+    axes.annotate(f"the largest: {top:.2f}", (place, 0.12), (place + side, 0.1), ha=ha, va="center",
                   arrowprops={"arrowstyle": "->", "color": INK})  # fmt: skip
     axes.set(
         title="Half a step at 4 bits, over one row", xlabel="column", ylabel="weight", ylim=(-0.12, 0.12)
@@ -125,6 +126,7 @@ def draw_cost(axes: Any, weight: Tensor) -> None:
     axes.set(title="... but they are not free", xlabel="columns in a group", ylabel="stored bits per weight")
     axes.set_xscale("log", base=2)
     axes.set_xticks([8, 16, 32, 64, 128, 384], ["8", "16", "32", "64", "128", "row"])
+    axes.set_ylim(bottom=0)
     axes.legend(loc="lower right")
 
 
@@ -133,10 +135,10 @@ def main() -> None:
     # %% 1. One weight, six grains, six widths
     weight = layer()
     errors = print_table(weight)
-    print(
-        "\nRead down a column: smaller groups always win. Read the brackets: 4 bits in groups of 8 take more"
-    )
-    print("bits than 8 bits per channel, and are far worse. 32 to 128 is the usual compromise.")
+    small, wide = stored_bits(weight, 4, 8), stored_bits(weight, 8, None)
+    print("\nRead down a column: smaller groups always win. Read the brackets: 4 bits in groups of 8 take")
+    print(f"{small:.1f}, 8 bits per channel {wide:.1f}, and theirs is by far the smaller error.")
+    print("32 to 128 is the usual compromise.")
     print_sorted(weight, errors)
     # %% 2. One row, the errors, and what they cost in stored bits
     figure = canvas(13, 4)
@@ -148,8 +150,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. No outliers (`< 0` in `layer`): does group 8 still gain on group 128? Where is the best group then?
-# 2. Scales of 16 bits (`16 + bits` in `stored_bits`): does the best group become larger or smaller?
+# 1. No outliers (`< 0` in `layer`): at 4 bits, does group 8 still gain on group 128? And which group stores
+#    the fewest bits for the same error (circles, picture on the right)?
+# 2. Scales of 16 bits (`16 + bits` in `stored_bits`): do the circles move to larger or smaller groups?
 # 3. No outliers, and rows of equal size (`size = 0.05`): is per channel still better than per tensor? Why?
 
 if __name__ == "__main__":

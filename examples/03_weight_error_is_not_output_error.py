@@ -130,7 +130,7 @@ def main() -> None:
 # 1. Inputs that do not repeat one another (`return` without `@ (strength * mixing)`): does GPTQ still gain?
 #    And with `strength` all 1, which leaves the mixing?
 # 2. TOKENS = 100, fewer than columns: what happens to the errors on tokens not seen?
-# 3. damping=1 for `gptq`: does it come nearer to rounding to nearest, and why?
+# 3. damping=1 in both calls of `gptq`: does it come nearer to rounding to nearest, and why?
 
 if __name__ == "__main__":
     main()

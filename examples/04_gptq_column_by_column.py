@@ -140,9 +140,11 @@ def main() -> None:
     same = torch.equal(gptq(weight, H, GRID).codes, gptq_plain(weight, H, GRID).codes)
     print(f"\nThe fast form in blocks gives the same codes as the one above: {same}")
     # %% 4. U, and how far each weight has moved, at three moments
+    U = inverse_factor(H)
+    print(f"An error of 1 in column 1 takes {float(U[0, 23] / U[0, 0]):.3f} off column 24.")
     figure = canvas(15, 4)
     axes = figure.subplots(1, 5, width_ratios=[1.5, 1, 1, 1, 1.7])
-    draw_factor(axes[0], inverse_factor(H))
+    draw_factor(axes[0], U)
     image = draw_heat(axes[1:4], states, weight)
     figure.colorbar(image, ax=axes[3], label="moved by")
     draw_curves(axes[4], curves)
@@ -150,9 +152,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Largest inputs first (reverse `torch.linspace(0.5, 2, COLUMNS)`): what does act-order gain now?
-# 2. Uncorrelated inputs (`mixing` the identity): how far does column 24 move when column 1 is rounded?
-# 3. 2 bits: does the curve of GPTQ end below that of rounding to nearest?
+# 1. Largest inputs first (`torch.linspace(2, 0.5, COLUMNS)`): what does act-order gain now?
+# 2. Uncorrelated inputs (`mixing = torch.eye(COLUMNS)`): how far does column 1 still move column 24?
+# 3. GRID = Grid(bits=2): does the curve of GPTQ end below that of rounding to nearest?
 
 if __name__ == "__main__":
     main()

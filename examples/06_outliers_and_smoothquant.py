@@ -54,7 +54,7 @@ def error(weight: Tensor, tokens: Tensor, scale: Tensor, rounds: str) -> float:
 def print_table(weight: Tensor) -> None:
     """Print the error on tokens that were not looked at."""
     alphas = [0.25, 0.5, 0.75, 1.0]
-    print("Relative output error in %, 8 bits for weights and inputs, unseen tokens\n")
+    print(f"Relative output error in %, w{WEIGHTS.bits}, inputs in {INPUTS.bits} bits, unseen tokens\n")
     print(f"{'outliers':>9}{'RTN':>10}" + "".join(f"{f'alpha {alpha}':>12}" for alpha in alphas))
     for size in SIZES:
         ranges, unseen = inputs(size).abs().amax(0), inputs(size, 1)
@@ -75,6 +75,7 @@ def draw_ranges(axes: Any, weight: Tensor, tokens: Tensor, scale: Tensor, title:
 def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
     """Draw who pays for which alpha."""
     scales = [smoothing_scale(tokens.abs().amax(0), [weight], alpha) for alpha in ALPHAS]
+    highest, lowest = 0.0, 1e9
     for rounds, name, color in (
         ("x", "inputs rounded", ORANGE),
         ("w", "weights rounded", BLUE),
@@ -82,9 +83,11 @@ def draw_alphas(axes: Any, weight: Tensor, tokens: Tensor) -> None:
     ):
         errors = [100 * error(weight, tokens, scale, rounds) ** 0.5 for scale in scales]  # as in the table
         axes.plot(ALPHAS, errors, color=color, label=name)
+        highest, lowest = max(highest, *errors), min(lowest, *errors)
     axes.set(title="The middle is a compromise", xlabel="alpha", yscale="log")
     axes.set_ylabel("relative output error, %")
-    axes.set_yticks([0.3, 0.5, 1, 2], ["0.3", "0.5", "1", "2"])
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 20) if 0.9 * lowest < tick < 1.1 * highest]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend()
 
@@ -110,9 +113,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Weights of 4 bits: does the best alpha move to the left or to the right?
-# 2. Outliers in half of the tokens only: what does alpha = 1 do to the others?
-# 3. Group 24 for the weights: who pays less for a large alpha, and why?
+# 1. WEIGHTS of 4 bits: does the best alpha move to the left or to the right?
+# 2. Outliers in half of the tokens only (`tokens[::2, ::24] *= size`), and errors of the others alone
+#    (`unseen = inputs(size, 1)[1::2]` in `print_table`): what does alpha = 1 do to them?
+# 3. WEIGHTS with group=24: who pays less for a large alpha, and why?
 
 if __name__ == "__main__":
     main()

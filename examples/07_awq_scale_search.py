@@ -65,7 +65,7 @@ def print_table(weight: Tensor) -> list[list[float]]:
     print(f"{'grid':28}{'RTN':>9}{'clip':>9}{'scale':>9}{'both':>9}")
     rows = [ladder(weight, grid, 20) for grid in GRIDS]
     for grid, found in zip(GRIDS, rows, strict=True):
-        print(f"{grid!s:28}" + "".join(f"{100 * each:9.3f}" for each in found))
+        print(f"{grid!s:28}" + "".join(f"{100 * each:9.4g}" for each in found))
     return rows
 
 
@@ -130,9 +130,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. 8 bits: where is the best exponent, and how much does it gain?
-# 2. Every second channel 20 times larger: is there anything left to protect?
-# 3. Swap scale and clip (clip first, then search): is "both" as good?
+# 1. 8 bits (`Grid(8)` in `draw_losses`; a row of it in GRIDS): where is the best exponent, what does it gain?
+# 2. Every second channel 20 times larger (`::2` in `inputs`): is there anything left to protect?
+# 3. Swap scale and clip in `ladder` (`clipped = awq_clip(weight, H, grid)`, search for it, `both` is
+#    `clipped * scale`): is "both" as good?
 
 if __name__ == "__main__":
     main()

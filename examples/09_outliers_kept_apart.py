@@ -31,6 +31,7 @@ from qlib.methods.spqr import spqr
 
 ROWS, COLUMNS, TOKENS = 128, 128, 1000
 LARGE, ODD = 4, 0.01  # inputs that are 40 times larger; share of weights that are 6 times larger
+INPUT_BITS = 4
 KEPT = [0, 1, 2, 3, 4, 6, 8, 16, 32]
 THRESHOLDS = [float("inf"), 1.0, 0.5, 0.2, 0.1, 0.05, 0.02]
 
@@ -53,12 +54,12 @@ def output_error(weight: Tensor, other: Tensor, inputs: Tensor, rounded: Tensor)
 
 
 def columns_kept(weight: Tensor, inputs: Tensor) -> dict[str, list[float]]:
-    """Return the output error for each number of float columns, inputs in float and in 4 bits."""
-    errors: dict[str, list[float]] = {"w4, inputs in float": [], "w4, inputs in 4 bits": []}
+    """Return the output error for each number of float columns, inputs in float and rounded."""
+    errors: dict[str, list[float]] = {"w4, inputs in float": [], f"w4, inputs in {INPUT_BITS} bits": []}
     for count in KEPT:
         result = quik(weight, statistics(inputs), Grid(4, symmetric=True), columns=count)
         kept = torch.empty(0, dtype=torch.int64) if result.columns is None else result.columns
-        rounded = KeepColumns(PerToken(bits=4), kept)(inputs)
+        rounded = KeepColumns(PerToken(bits=INPUT_BITS), kept)(inputs)
         for name, seen in zip(errors, (inputs, rounded), strict=True):
             errors[name].append(output_error(weight, result.decode(), inputs, seen))
     return errors
@@ -122,7 +123,7 @@ def main() -> None:
     left.set_ylabel("relative squared error")
     for (bits, found), color in zip(single.items(), (ORANGE, GREEN, BLUE), strict=True):
         middle.plot(*zip(*(each[:2] for each in found), strict=True), "o-", color=color, label=f"{bits} bits")
-    middle.set(title="Weights kept apart", xlabel="stored bits per weight", yscale="log", xlim=(2.5, 7))
+    middle.set(title="Weights kept apart", xlabel="stored bits per weight", yscale="log", xlim=(2, 7))
     left.legend()
     middle.legend()
     draw_map(right, weight, single[3][THRESHOLDS.index(0.2)][2])
@@ -130,9 +131,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. LARGE = 8: at how many columns is the cliff? And with inputs of 8 bits in place of 4?
+# 1. LARGE = 8: at how many columns is the cliff? And with INPUT_BITS = 8?
 # 2. ODD = 0.05: at equal stored bits, does keeping weights still beat a further bit?
-# 3. Groups of 64 for SpQR: does a threshold of 0.2 keep more or fewer weights?
+# 3. Groups of 64 for SpQR (`group=16` in `main`): does a threshold of 0.2 keep more or fewer weights?
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,7 @@ from qlib.models.table import align
 
 TOKENS, WIDTH = 1000, 64
 LARGE = 100  # one token in so many is 30 times as large
+PERCENTILE = 99
 WIDTHS = range(2, 9)
 
 
@@ -56,12 +57,13 @@ def roundings(bits: int, seen: Tensor) -> dict[str, Any]:
     """Return five ways to round an input, the last three calibrated on tokens."""
     histogram = Histogram()
     histogram.add(seen)
+    share = PerTensor(bits, fit="percentile", percentile=PERCENTILE)
     return {
         "each token": PerToken(bits),
         "each call": PerTensor(bits, dynamic=True),
         "calibrated, all values": PerTensor(bits).calibrated(histogram),
         "calibrated, least squares": PerTensor(bits, fit="mse").calibrated(histogram),
-        "calibrated, 99 %": PerTensor(bits, fit="percentile", percentile=99).calibrated(histogram),
+        f"calibrated, {PERCENTILE} %": share.calibrated(histogram),
     }
 
 
@@ -88,7 +90,7 @@ def main() -> None:
     print(f"8 bits; mean relative error of a token\n\n{align(rows)}")
     print("\nlouder: a recording three times as loud; outside: the share of its values that exceed the")
     print("calibrated range and are cut off. A range of all values cuts off large tokens only. The small")
-    print("ones gain: they are larger now, and reach more codes. A range of 99 % cuts off small ones, too.")
+    print("ones gain: they are larger now, and reach more codes. A narrow one, as of 99 %, small ones, too.")
 
     # %% 3. How many bits a range of its own is worth
     lines: dict[str, list[float]] = {name: [] for name in errors}
@@ -104,9 +106,9 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. One large token in all (`LARGE = 10**6`): how much nearer does "each call" come to "each token"?
 #    And with none (without the line `sizes[::LARGE] *= 30`)?
-# 2. `torch.nn.functional.gelu` around the inputs, `PerToken` with and without symmetric=True: which of the
-#    two grids loses a bit, and why?
-# 3. `percentile=99.9`: the large tokens are one in a hundred. Are they inside of the range now?
+# 2. `torch.nn.functional.gelu` around what `inputs` returns, and `PerToken(bits, symmetric=True)` as another
+#    row of `roundings`: which of the two grids loses a bit, and why?
+# 3. PERCENTILE = 99.9: the large tokens are one in a hundred. Are they inside of the range now?
 
 if __name__ == "__main__":
     main()

@@ -134,7 +134,7 @@ def main() -> None:
 # %% Try this: predict first, then run
 # 1. How many vectors does `encoder_attn.k_proj` of a decoder block see: as many as fc2 of that block?
 # 2. With --model, CLIPS = 2: which of the four ways suffers most? Where are tokens fewer than inputs then?
-# 3. GRID = qlib.Grid(3, 64): does "in order" still lead? Its statistics now contain large errors.
+# 3. With --model, GRID = qlib.Grid(3, 64): does "in order" still lead? Its statistics contain large errors.
 
 if __name__ == "__main__":
     main()

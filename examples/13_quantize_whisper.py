@@ -81,6 +81,12 @@ def main() -> None:
         rows.append(tuple(cells))
     print(f"error of the logits on {len(test)} clips that calibration has not heard, in % of their size\n")
     print(align(rows))
+    report = result.report
+    left = [model.get_submodule(name) for name, _ in report.skipped if ".layers." in name]
+    sizes = [layer.weight.numel() for layer in left if isinstance(layer, torch.nn.Linear)]
+    rounded = sum(layer.outputs * layer.inputs for layer in report.layers)
+    print(f"\nIn float: {sum(sizes) / (rounded + sum(sizes)):.0%} of the linear layers' weights "
+          "in the blocks; \"bits\" does not count them.")  # fmt: skip
 
     # %% 3. Which words went wrong, in the two clips with the most errors
     for name, found in written.items():
@@ -93,9 +99,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. [qlib.AWQ(), qlib.GPTQ()] as another row: does it beat both of its parts?
-# 2. Which method stores more than the bits of its codes plus a scale and a zero point? Look at "bits".
-# 3. skip=["fc2"]: which share of the weights stays in float, and how much of the error goes?
+# 1. [qlib.AWQ(), qlib.GPTQ()] as another row of METHODS: does it beat both of its parts?
+# 2. Which methods store more than the bits of a code, a scale and a zero point (as rtn does)? Look at "bits".
+# 3. skip=["fc2"] for `qlib.quantize`: which share of the weights is in float, how much of the error goes?
 
 if __name__ == "__main__":
     main()

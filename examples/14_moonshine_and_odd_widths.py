@@ -31,7 +31,8 @@ from qlib.models.structure import apply_fold, fold
 from qlib.models.table import align
 from qlib.models.tiny import tiny_moonshine
 
-GROUPS = (None, 128, 96, 64, 32)
+WIDTH, GROUPS = 288, (None, 128, 96, 64, 32)
+FACTOR = 4.0  # of the scale that moves through the gate
 
 
 # %% What is computed
@@ -42,13 +43,13 @@ def logits(model: Any, batches: list[Any]) -> torch.Tensor:
 
 
 def move_through_the_gate(model: Any, wrong: bool) -> Any:
-    """Multiply the first decoder layer's fc2 by 4, and divide the right, or the wrong, half of fc1 by it."""
+    """Multiply the first decoder layer's fc2 by FACTOR, and divide the right (or wrong) half of fc1 by it."""
     fc2 = "model.decoder.layers.0.mlp.fc2"
     (group,) = (each for each in model.groups() if fc2 in each.layers)
     rows = group.rows or ()  # the output of fc1 that each input of fc2 comes from: the first half, the values
     if wrong:  # the same places in the second half, the gate
         group = replace(group, rows=tuple(row + len(rows) for row in rows))
-    apply_fold(model, fold(dict(model.named_parameters()), group, torch.full((len(rows),), 4.0)))
+    apply_fold(model, fold(dict(model.named_parameters()), group, torch.full((len(rows),), FACTOR)))
     return model
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     name = parser.parse_args().model
 
     def fresh() -> Any:
-        return qlib.load_model(name) if name else tiny_moonshine(width=288, layers=1, heads=8)
+        return qlib.load_model(name) if name else tiny_moonshine(width=WIDTH, layers=1, heads=8)
 
     model, longest = fresh(), 1000 if name else 50  # a miniature spells letter by letter and has room for 63
     if not isinstance(model, Moonshine):
@@ -78,7 +79,7 @@ def main() -> None:
     # %% 2. Groups that divide 288, and others
     rows, errors = [("group", "groups of 288", "bits per weight", "RTN error %", "GPTQ error %")], []
     for group in GROUPS:
-        widths = [part.stop - part.start for part in qlib.Grid(4, group).slices(288)]
+        widths = [part.stop - part.start for part in qlib.Grid(4, group).slices(WIDTH)]
         results = [
             qlib.quantize(model, [method], weight=qlib.Grid(4, group), calib=calib, progress=False)
             for method in (qlib.RTN(), qlib.GPTQ())
@@ -91,7 +92,7 @@ def main() -> None:
     print("bits per weight: of all layers; fc2 reads 1152 inputs, so its groups are others.")
 
     # %% 3. A scale moved through the gate, rightly and wrongly
-    print("\nfc2 times 4, and a half of fc1 divided by 4, without any rounding:")
+    print(f"\nfc2 times {FACTOR:g}, and a half of fc1 divided by {FACTOR:g}, without any rounding:")
     for text, wrong in (("the first half (values)", False), ("the second half (gate)", True)):
         print(f"  {text:30} changes the logits by {error(move_through_the_gate(fresh(), wrong)):8.4f} %")
 
@@ -106,18 +107,17 @@ def main() -> None:
             color=color,
             label=label,
         )
-    for ragged in (1, 3):
+    for ragged in (i for i, group in enumerate(GROUPS) if group and WIDTH % group):
         axes.axvspan(ragged - 0.5, ragged + 0.5, color=GREEN, alpha=0.08)
-    axes.set(
-        title="Groups that divide 288, and two that do not (green)", xlabel="group", ylabel="logit error, %"
-    )
+    axes.set(title=f"Groups that divide {WIDTH}, and others (green)", xlabel="group", ylabel="logit error, %")
     axes.legend()
     save(figure, "14_moonshine_and_odd_widths")
 
 
 # %% Try this: predict first, then run
-# 1. Group 287: how many groups, and how many bits per weight? Which weights are rounded without an error?
-# 2. A scale of 2 in place of 4 by way of the gate: is the error half as large? (SiLU is not linear)
+# 1. A group of 287 in GROUPS: how many groups, and how many bits per weight? Which weights are rounded
+#    without an error?
+# 2. FACTOR = 2, by way of the gate: is the error half as large? (SiLU is not linear)
 # 3. Group 96 and group 128 have three groups each: which has the smaller error, and why?
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from qlib.models.table import align
 from qlib.text import text_batches
 
 METHODS: dict[str, Any] = {"RTN": qlib.RTN(), "HQQ": qlib.HQQ(), "AWQ": qlib.AWQ(), "GPTQ": qlib.GPTQ()}
+SYMMETRIC: tuple[str, ...] = ()  # names of METHODS whose grid is symmetric; the others have a zero point
 LARGE = 0.05  # an input with more than this share of a layer's energy is one of the enormous ones
 
 
@@ -103,7 +104,8 @@ def main() -> None:
         points[name] = []
         for bits in (3, 4):
             few = calib if method.needs else None  # RTN and HQQ look at no inputs
-            result = qlib.quantize(model, method, weight=qlib.Grid(bits, 64), calib=few, progress=False)
+            grid = qlib.Grid(bits, 64, symmetric=name in SYMMETRIC)
+            result = qlib.quantize(model, method, weight=grid, calib=few, progress=False)
             found = qlib.perplexity(result.model, test, progress=False)
             rounded[name, bits] = result.model
             rows.append(measured(f"{name} w{bits}", result, found))
@@ -142,9 +144,11 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. qlib.HQQ(iterations=0), a float zero without any iteration: better or worse than HQQ, than RTN?
-# 2. qlib.QUIK keeps the columns of the largest inputs in float. What perplexity at w3, with columns=8?
-# 3. Grid(3, 64, symmetric=True) for RTN: 0 has a code as well. Where does it land?
+# 1. "HQQ 0": qlib.HQQ(iterations=0) in METHODS, a float zero without any iteration: better or worse than HQQ,
+#    than RTN?
+# 2. "QUIK": qlib.QUIK(columns=8) in METHODS keeps the columns of the largest inputs in float. What perplexity
+#    at w3?
+# 3. SYMMETRIC = ("RTN",), a grid without zero points: 0 has a code as well. Where does it land?
 
 if __name__ == "__main__":
     main()

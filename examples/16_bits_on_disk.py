@@ -55,12 +55,12 @@ def error(weight: Tensor, quantized: QuantizedWeight) -> float:
 def main() -> None:
     """Print three tables, draw one picture."""
     # %% 1. Eight codes of three bits are three bytes
-    codes = torch.tensor([1, 2, 3, 4, 5, 6, 7, 0])
-    packed = pack(codes, bits=3)
+    codes, bits = torch.tensor([1, 2, 3, 4, 5, 6, 7, 0]), 3
+    packed = pack(codes, bits=bits)
     stream = "".join(f"{byte:08b}"[::-1] for byte in packed.tolist())  # the lowest bit of a byte comes first
-    print("codes ", *(f"{code:>3}" for code in codes.tolist()))
-    print("bits  ", *(stream[3 * k : 3 * k + 3] for k in range(8)), "  (lowest bit first)")
-    print("bytes ", *packed.tolist(), "  and back:", unpack(packed, 3, (8,)).tolist())
+    print("codes ", *(f"{code:>{bits}}" for code in codes.tolist()))
+    print("bits  ", *(stream[bits * k : bits * (k + 1)] for k in range(len(codes))), "  (lowest bit first)")
+    print("bytes ", *packed.tolist(), "  and back:", unpack(packed, bits, codes.shape).tolist())
 
     # %% 2. What a group adds: by hand, and as the library counts it
     weight = weights()
@@ -93,7 +93,7 @@ def main() -> None:
     for name, (grid, quantized) in found_by.items():
         size = quantized.bits(grid) / weight.numel()
         rows.append((name, f"{size:.2f}", f"{100 * error(weight, quantized):.2f}"))
-    print(f"\nabout five bits per weight; the error is that of the weights\n\n{align(rows)}")
+    print(f"\nall that is stored is counted; the error is that of the weights\n\n{align(rows)}")
 
     # %% 4. Short scales pay for small groups
     curves = {}
@@ -107,8 +107,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. HQQ's zero points are no whole numbers. How many bits per weight do they cost at groups of 64, at 16?
-# 2. Pack nine codes of 3 bits: how many bytes? And how many of 8 bits?
+# 1. HQQ's zero points are no whole numbers. How many bits per weight do they cost at groups of 64, and at 16
+#    (a further line in `found_by`)?
+# 2. Pack nine codes of 3 bits, a further one in `codes`: how many bytes? And how many with bits = 8?
 # 3. A kept weight takes 16 bits for its value and 8 or 16 for its place. How many of 1000 weights can be kept
 #    for 0.1 bits per weight?
 

@@ -31,7 +31,8 @@ from qlib.models.table import align
 GRIDS = [qlib.Grid(bits, 32, scale_bits=16) for bits in (2, 3, 4, 5, 6)]
 
 
-# %% 1. A knapsack by hand: three layers, three options each, at most 10 bits together
+# %% 1. A knapsack by hand: three layers, three options each, at most BUDGET bits together
+BUDGET = 10
 COSTS = [[2, 3, 4], [2, 3, 4], [2, 3, 4]]
 LOSSES = [[9.0, 3.0, 1.0], [2.0, 1.9, 1.8], [5.0, 2.5, 0.5]]
 
@@ -59,9 +60,8 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
 def main() -> None:
     """Print tables, draw one picture."""
     # %% 3. By hand, and the layers of a model
-    print(
-        "three layers, at most 10 bits: options", by_hand(10), "by trying all,", least_loss(COSTS, LOSSES, 10)
-    )
+    tried, fast = by_hand(BUDGET), least_loss(COSTS, LOSSES, BUDGET)
+    print(f"three layers, at most {BUDGET} bits: options {tried} by trying all, {fast}")
     model, calib, test, real = chosen_recognizer()
     found = qlib.sensitivity(model, GRIDS, calib[:6], measure="fisher", progress=False)
     rows = [("layer", *(f"w{grid.bits}" for grid in GRIDS))]
@@ -104,9 +104,9 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. `by_hand(8)`: two bits less. Which layers give them up, and why does not one layer give up both?
-# 2. measure="output" in place of "fisher": does the plan still beat uniform bits?
-# 3. Offer 8 bits as well. Does any layer take them in the plan of the smallest budget?
+# 1. BUDGET = 8: two bits less. Which layers give them up, and why does not one layer give up both?
+# 2. measure="output" in place of "fisher": at which budgets does the plan beat uniform bits, now and before?
+# 3. Offer 8 bits as well, behind the 6 in GRIDS. Does any layer take them in the plan of the smallest budget?
 
 if __name__ == "__main__":
     main()

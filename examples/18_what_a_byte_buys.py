@@ -116,9 +116,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. Which setting halves the megabytes per token: w4, or a table of 4 bits? Look at the table's share first.
+# 1. "w8, table 4": (grids(8, 4), None) in SETTINGS: does it save as much per token as "w4, table 8"?
+#    What does that say of the table's share? (In Whisper tiny it is larger.)
 # 2. Inputs of 8 bits save bit operations, but no bytes per token: why? And why are operations not halved?
-# 3. A table of 3 bits: smaller by how much, and still on the front?
+# 3. "w4, table 3": (grids(4, 3), None) in SETTINGS: smaller by how much, and still on the front?
 
 if __name__ == "__main__":
     main()

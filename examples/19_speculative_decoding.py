@@ -126,13 +126,14 @@ def main() -> None:
     )
     rows.append((f"formula, a = {a:.2f}", *(f"{tokens_per_round(a, k):.3f}" for k in range(1, 6))))
     print(f"\ntokens per round after the token a\n\n{align(rows)}")
-    print("(after b and c guesses are accepted more or less often)")
+    print("(after b and c guesses may be accepted more or less often)")
 
     # %% 5. The best k
-    rows = [("c \\ a", "0.5", "0.7", "0.8", "0.9")]
-    for c in (0.02, 0.05, 0.1, 0.3):
+    costs, acceptances = (0.02, 0.05, 0.1, 0.3), (0.5, 0.7, 0.8, 0.9)
+    rows = [("c \\ a", *map(str, acceptances))]
+    for c in costs:
         cells = []
-        for acceptance in (0.5, 0.7, 0.8, 0.9):
+        for acceptance in acceptances:
             best = max(range(30), key=lambda k: speed(acceptance, k, c))
             cells.append(f"k = {best}, {speed(acceptance, best, c):.2f}x")
         rows.append((str(c), *cells))
@@ -147,8 +148,8 @@ def main() -> None:
 
 # %% Try this: predict first, then run
 # 1. Q = P: how many tokens does a round of three give? Q = P[[1, 2, 0]]: is the text still the target's?
-# 2. A drafter as slow as the target (c = 1): at which a does one draft token pay?
-# 3. Why is "counted" above or below the formula for k > 1? Compute a after b and after c.
+# 2. A 1 more in `costs`: a drafter as slow as the target. At which a does one draft token pay? And at a = 1?
+# 3. Why is "counted" above the formula for k > 1? `torch.minimum(P, Q).sum(1)` is a after a, b and c.
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,7 @@ from qlib.models.table import align
 
 P = torch.tensor([0.5, 0.25, 0.15, 0.1])
 Q = torch.tensor([0.3, 0.4, 0.2, 0.1])
+NAMES = "abcd"[: len(P)]
 SEED = 7
 
 
@@ -76,18 +77,18 @@ def write(count: int, drafter: Tensor | None) -> tuple[list[int], int]:
 def main() -> None:
     """Print three tables, draw one picture."""
     # %% 1. One position: what each adds up, and who wins
-    noise = gumbel(SEED, position=0, count=4)
+    noise = gumbel(SEED, position=0, count=len(P))
     rows = [("token", "g", "log p + g", "log q + g")]
     rows += [
         (name, *(f"{float(each[i]):.2f}" for each in (noise, P.log() + noise, Q.log() + noise)))
-        for i, name in enumerate("abcd")
+        for i, name in enumerate(NAMES)
     ]
     print(align(rows))
 
     # %% 2. Many positions: draws from p, and how often both draw the same
-    many = torch.stack([gumbel(SEED, position, 4) for position in range(20_000)])
+    many = torch.stack([gumbel(SEED, position, len(P)) for position in range(20_000)])
     target, drafter = (P.log() + many).argmax(1), (Q.log() + many).argmax(1)
-    drawn = (target.bincount(minlength=4) / len(target)).tolist()
+    drawn = (target.bincount(minlength=len(P)) / len(target)).tolist()
     print("\nprobabilities of the target ", *(f"{each:6.3f}" for each in P.tolist()))
     print("drawn 20,000 times          ", *(f"{each:6.3f}" for each in drawn))
     rows = [("rule", "accepted"), ("rejection, 1 - TV", f"{rejection(P, Q):.3f}"),
@@ -112,12 +113,13 @@ def main() -> None:
     lost = [1 - tv - each for tv, each, _ in points]
     print(f"\n300 pairs: shared noise accepts {sum(lost) / 300:.3f} less than rejection on average, "
           f"{max(lost):.3f} at most")  # fmt: skip
-    draw_noise(points, {"target": P.log() + noise, "drafter": Q.log() + noise}, "abcd")
+    draw_noise(points, {"target": P.log() + noise, "drafter": Q.log() + noise}, NAMES)
 
 
 # %% Try this: predict first, then run
-# 1. p = q: what do the three rules accept? Which of them is not 1, and why?
-# 2. Two tokens, p = [x, 1 - x], q = [y, 1 - y]: when do shared noise and rejection accept equally often?
+# 1. Q = P: what do the three rules accept? Which of them is not 1, and why?
+# 2. Two tokens, P = torch.tensor([x, 1 - x]) and Q = torch.tensor([y, 1 - y]) with numbers of
+#    your own: when do shared noise and rejection accept equally often?
 # 3. temperature 0: what is left of g? Compare with `verify_greedy` in verify.py.
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from draftlib.vocabulary.translate import translate
 
 SENTENCE = " the largest weight of each group decides the scale"
 ROUND = 4
+DRAFT_SIZE = 600
 SIZES = [700, 1000, 1500, 2000]
 
 
@@ -71,8 +72,8 @@ def crossings(
 def main() -> None:
     """Print one sentence and a table, draw one picture."""
     # %% 1. Four sizes of the target's vocabulary
-    drafter, shares = byte_level(600), []
-    print("a drafter with 600 tokens; share of the target's tokens accepted if it knew the text\n")
+    drafter, shares = byte_level(DRAFT_SIZE), []
+    print(f"a drafter with {DRAFT_SIZE} tokens; share of the target's tokens accepted if it knew the text\n")
     print(f"{'target tokens':>13}{'draft covered':>15}{'target covered':>16}{'direct map':>12}{'n-grams':>9}")
     for size in SIZES:
         target = sentence_pieces(size)
@@ -102,7 +103,7 @@ def main() -> None:
     print("in brackets: the first token that the target rejects, and all behind it, which is lost with it")
 
     # %% 3. Why not 100 % with n-grams: the longest match may cross a border of the target's tokens
-    print("\nThe same bytes, other tokens: an n-gram that goes on where the target's token ends")
+    print("\nThe same bytes, other tokens (an n-gram may go on where the target's token ends)")
     for said, proposed in crossings(pair, target.encode(PAGES[0]), cache)[:3]:
         alone, merged = (spelled(pair.target_bytes, tokens) for tokens in (said, proposed))
         print(f"the target says {alone:20} n-grams {merged}")
@@ -123,9 +124,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. A drafter of 2000 tokens and a target of 700: which line falls, and why not both?
+# 1. DRAFT_SIZE = 2000, and look at the target of 700: why do both shares fall, and no n-gram helps? Do they
+#    now fall or rise with the target's size?
 # 2. ROUND = 1: nothing is lost after a wrong token. How near do the two lines come?
-# 3. `cache.warm_start` left out: what does the cache know at the first sentence?
+# 3. Leave out the line with `warm_start`: what does the cache know? (Here nothing fills it; lesson 23 does.)
 
 if __name__ == "__main__":
     main()

@@ -115,17 +115,17 @@ def main() -> None:
     by_hand(torch.tensor([1 / 2, 1 / 2]), ["A", "B", "AB"], NGramTable.of(SMALLEST, 2))
 
     # %% 2. Two examples, three rules: what is written
-    examples = [
+    examples = [  # title, target tokens, n-grams, k: length of a draft, q, p
         ("The smallest example", ["A", "B", "AB"], SMALLEST, 2,
          [1 / 2, 1 / 2], [1 / 3, 1 / 3, 1 / 3]),
-        ("Six tokens, drafts of three", ["A", "B", "C", "AB", "BC", "ABC"],
+        ("Six tokens", ["A", "B", "C", "AB", "BC", "ABC"],
          {(0,): 0, (1,): 1, (2,): 2, (0, 1): 3, (1, 2): 4, (0, 1, 2): 5}, 3,
          [0.5, 0.3, 0.2], [0.25, 0.1, 0.15, 0.2, 0.1, 0.2]),
     ]  # fmt: skip
     figure = canvas(12, 4)
     for axes, (title, names, ngrams, k, draft, target) in zip(figure.subplots(1, 2), examples, strict=True):
         q, p, table = torch.tensor(draft), torch.tensor(target), NGramTable.of(ngrams, len(draft))
-        print(f"{title}: all {len(q) ** k} drafts, all decisions\n")
+        print(f"{title}: all {len(q) ** k} drafts of length {k}, all decisions\n")
         show(names, p, {name: first_token(q, p, table, k, rule) for name, rule in RULES.items()}, axes, title)
         print()
     print("distance: total variation from the target. accepted: how often the first proposed token is.")
@@ -133,9 +133,10 @@ def main() -> None:
 
 
 # %% Try this: predict first, then run
-# 1. k = 1: no merge can be drafted. Which rules differ now?
+# 1. k = 1 in `examples`, for 2 and for 3: no merge can be drafted. Which rules differ now?
 # 2. A drafter that always writes a, then b: why can it not be given as q here? What would each rule accept?
-# 3. p = [1/4, 1/2, 1/4], how often each token is proposed: why does "path revealed" not accept all of them?
+# 3. The smallest example with p = [1/4, 1/2, 1/4], how often each token is proposed: why does "path revealed"
+#    not accept all of them?
 
 if __name__ == "__main__":
     main()

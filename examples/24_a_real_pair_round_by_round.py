@@ -57,8 +57,9 @@ def main() -> None:
     decoder = SpeculativeDecoder(target, draft, cache=NGramCache(), length=FixedLength(K), sources=())
     list(decoder.steps(PROMPT, max_new_tokens=8))  # warms up
     steps = list(decoder.steps(PROMPT, max_new_tokens=TOKENS))
-    for step in steps[:6]:
-        print(step)
+    for step in steps:
+        if step.number <= 6 or "[" in str(step):  # the first six, and those with an n-gram
+            print(step)
 
     # %% 4. The same in figures
     print(f"\n{table(steps)}\n")
@@ -92,7 +93,8 @@ def main() -> None:
 
 # %% Try this: predict first, then run
 # 1. K = 1 and K = 8: which of the three factors of the speed-up change, and in which direction?
-# 2. An accepted token with a bracket in `print(step)`: which n-gram made it? Run the prompt a second time.
+# 2. max_new_tokens=TOKENS in the line that warms up: the prompt runs a second time. A token in brackets is
+#    accepted now: which n-gram made it?
 # 3. The fallback pair (without SmolLM2) has two models of equal size: can it ever be faster than alone?
 
 if __name__ == "__main__":

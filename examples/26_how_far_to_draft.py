@@ -105,7 +105,8 @@ def main() -> None:
 # 1. C = 0.3: a drafter of three times the size. Which fixed length is best now? Which rules notice?
 #    And R = 0.08, which docs/drafting/speed.md has for one thread?
 # 2. `tokens_per_round(a, 8)` and the counted tokens differ: why, if a is right on average?
-# 3. AcceptanceHead(0.3), the paper's other gamma: longer or shorter drafts than with 0.9?
+# 3. A further line in RULES, "AcceptanceHead(0.3)": AcceptanceHead(0.3, MOST), the paper's other gamma:
+#    longer or shorter drafts than with 0.9?
 
 if __name__ == "__main__":
     main()

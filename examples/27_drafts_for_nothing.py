@@ -93,7 +93,7 @@ def in_use() -> dict[str, list[Step]]:
     target, draft = real_pair()
     beside, alone = SpeculativeDecoder(target, draft, cache=NGramCache()), SpeculativeDecoder(target)
     answers = {}
-    for name, decoder in (("drafter and suffix", beside), ("no drafter", alone)):
+    for name, decoder in (("with a drafter", beside), ("no drafter", alone)):
         for kind, prompt in PROMPTS.items():
             text = decoder.generate_target_only(prompt, max_new_tokens=96).tokens
             steps = answers[f"{kind}, {name}"] = list(decoder.steps(prompt, max_new_tokens=96))
@@ -115,7 +115,7 @@ def main() -> None:
 
 # %% Try this: predict first, then run
 # 1. row=0.2 in `who_proposes`: a target on which more rows cost more. How long are good guesses then?
-# 2. sources=("suffix", "tail") beside the drafter in `in_use`: how often does "tail" propose?
+# 2. sources=("suffix", "tail") for `beside`, in `in_use`: how often does "tail" propose?
 # 3. temperature=0.8 for `steps` and `generate_target_only`: do the texts still agree? What is accepted?
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def draw_lengths(fixed: Sequence[tuple[float, float]], rules: Mapping[str, tuple
     figure = canvas(7, 4.5)
     axes = figure.subplots()
     axes.plot(*zip(*fixed, strict=True), color=GREY, marker=".", label="fixed length")
-    for (name, point), color in zip(rules.items(), cycle((BLUE, PURPLE, RED, GREEN, INK)), strict=False):
+    colors = cycle((BLUE, PURPLE, RED, GREEN, INK, ORANGE))
+    for (name, point), color in zip(rules.items(), colors, strict=False):
         axes.plot(*point, color=color, marker="o", linestyle="", label=name)
     axes.axhline(1, color=GREY, linestyle="--")
     axes.set(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from drawing import BLUE, GREEN, GREY, INK, PURPLE, RED, canvas, save
+from drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, canvas, save
 from torch import Tensor
 
 
@@ -19,10 +19,10 @@ def draw_language_model(
     spoilt = float(errors["HQQ"][top]) > float(errors["RTN"][top])  # as with SmolLM2, not with drafter-7m
     figure = canvas(12, 4)
     left, right = figure.subplots(1, 2)
-    for (name, line), color in zip(points.items(), (GREY, RED, BLUE, GREEN, PURPLE), strict=False):
+    for (name, line), color in zip(points.items(), (GREY, RED, BLUE, GREEN, PURPLE, ORANGE), strict=False):
         left.plot(*zip(*line, strict=True), "o-", color=color, label=name)
     left.axhline(float_value, color=INK, linestyle="--", linewidth=1, label="float")
-    left.set(title="Smaller weight error, larger perplexity: HQQ" if spoilt else "Four methods, 3 and 4 bits",
+    left.set(title="Smaller weight error, larger perplexity: HQQ" if spoilt else "Methods at 3 and 4 bits",
              xlabel="stored bits per weight", ylabel="perplexity", yscale="log")  # fmt: skip
     highest = max(value for line in points.values() for _, value in line)
     ticks = [value for value in (30, 40, 60, 80, 100, 120, 150, 200, 300, 400, 600)

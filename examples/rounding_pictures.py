@@ -45,12 +45,15 @@ def draw_intervals(
     """Draw the bootstrapped rates of two systems, their difference, and how intervals shrink with clips."""
     figure = canvas(13, 4)
     left, middle, right = figure.subplots(1, 3)
-    *systems, (_, difference) = rates.items()
+    systems, differences = list(rates.items())[:2], list(rates.items())[2:]
     for (name, drawn), color in zip(systems, (BLUE, ORANGE), strict=True):
         left.hist(drawn, bins=40, color=color, alpha=0.6, label=name)
     left.set(title="Each alone: the two overlap", xlabel="WER, %", ylabel="resamples")
     left.legend()
-    middle.hist(difference, bins=40, color=GREEN)
+    for (name, drawn), color in zip(differences, (GREEN, PURPLE, RED), strict=False):
+        middle.hist(drawn, bins=40, color=color, alpha=1 if len(differences) == 1 else 0.6, label=name)
+    if len(differences) > 1:
+        middle.legend()
     middle.axvline(0, color=INK, linewidth=1.5)
     middle.set(title="The same clips for both: clear of 0", xlabel="difference, percentage points")
     for (name, line), color in zip(widths.items(), (BLUE, GREEN), strict=True):

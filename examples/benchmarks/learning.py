@@ -2,7 +2,7 @@
 
     python examples/benchmarks/learning.py methods gsm8k.jsonl --draft drafter-generic-7m --out runs
     python examples/benchmarks/learning.py lengths gsm8k.jsonl mbpp.jsonl --out runs
-    python examples/benchmarks/learning.py shift gsm8k.jsonl mbpp.jsonl --out runs
+    python examples/benchmarks/learning.py shift gsm8k.jsonl mbpp.jsonl --learn 60 --tokens 80 --out runs
     python examples/benchmarks/learning.py long --out runs
 
 Prompt files are JSON Lines with a field "prompt"; the first `--learn` prompts are learned from, the last
@@ -112,9 +112,9 @@ CACHE: dict[str, Settings] = {
     },
 }
 QUANTIZED: dict[str, Settings] = {
-    "float target and drafter": {"cache": cache()},
-    "target GPTQ w4": {"cache": cache(), "target": ("gptq", 4)},
-    "target GPTQ w4, drafter RTN w8": {"cache": cache(), "target": ("gptq", 4), "draft": ("rtn", 8)},
+    "float target and drafter": {**FOUR, "cache": cache()},
+    "target GPTQ w4": {**FOUR, "cache": cache(), "target": ("gptq", 4)},
+    "target GPTQ w4, drafter RTN w8": {**FOUR, "cache": cache(), "target": ("gptq", 4), "draft": ("rtn", 8)},
 }
 MODES = {
     "methods": METHODS,
@@ -324,8 +324,8 @@ def parts(options: argparse.Namespace, plan: Sequence[tuple[Settings, list[str]]
 
 
 def long(options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Write one long answer with and without learning; return the acceptance length of its quarters."""
-    rows = [("setting", "acceptance length of the four quarters", "seconds", "of them learning")]
+    """Write one long answer with and without learning; return the tokens per round of its quarters."""
+    rows = [("setting", "tokens per round in the four quarters", "seconds", "of them learning")]
     settings: dict[str, Settings] = {
         "no learning": {**FOUR, "cache": cache()},
         "learning": {**FOUR, **BOTH},
