@@ -1,4 +1,4 @@
-"""OmniDraft: one small drafter speeds up any target model, across vocabularies, without changing its output.
+"""OmniDraft: one small drafter speeds up target models, across vocabularies, without changing its output.
 
 import draftlib
 from qlib.models import load_model
