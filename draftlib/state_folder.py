@@ -141,24 +141,23 @@ def _checked(state: Any, name: str) -> State:
             f"{name}: the values of its state cannot be written as JSON: {error}. Use numbers, strings, "
             "lists and dicts; tensors go to State.tensors."
         ) from error
-    if (key := _no_text(state.values)) is not None:
+    if wrong := [key for key in _keys(state.values) if not isinstance(key, str)]:
         raise DraftError(
-            f"{name}: a dict among the values of its state has the key {key!r}, which JSON would give back "
-            "as a str. Write a list of pairs: [[key, value], ...]."
+            f"{name}: a dict among the values of its state has the key {wrong[0]!r}, which JSON would give "
+            "back as a str. Write a list of pairs: [[key, value], ...]."
         )
     return state
 
 
-def _no_text(values: Any) -> Any:
-    """Return a key of a dict, however deep, that is no str; None if there is none."""
+def _keys(values: Any) -> Iterator[Any]:
+    """Yield the keys of all dicts in what JSON may hold, however deep."""
     if isinstance(values, dict):
-        for key in values:
-            if not isinstance(key, str):
-                return repr(key) if key is None else key
+        yield from values
         values = values.values()
     elif not isinstance(values, list | tuple):
-        return None
-    return next((key for each in values if (key := _no_text(each)) is not None), None)
+        return
+    for each in values:
+        yield from _keys(each)
 
 
 def _read(decoder: SpeculativeDecoder, folder: Path) -> tuple[NGramCache | None, dict[str, State]]:

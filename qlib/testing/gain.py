@@ -25,7 +25,7 @@ from qlib.grid import Grid, round_to_nearest
 from qlib.kept_columns import KeepColumns
 from qlib.methods.contracts import BlockMethod, BlockTask, Transform, WeightMethod
 from qlib.testing.problems import FC1, FC2, Problem, layer
-from qlib.testing.sides import Side, grids_for
+from qlib.testing.sides import Side, grids_for, not_refused
 
 Claim = Literal["weights", "outputs", "rounded inputs"]
 
@@ -43,7 +43,8 @@ def check_claim(claim: str) -> None:
 def is_better_than_nearest(method: Any, side: Side, claim: Claim) -> None:
     """Compare the sum of the errors over three layers with that of rounding to nearest."""
     fine = claim == "rounded inputs" and side.contract is not BlockMethod
-    for grid in grids_for(method, INPUTS_TOO if fine else WEIGHTS_ONLY) or grids_for(method):
+    grids, _ = not_refused(method, INPUTS_TOO if fine else WEIGHTS_ONLY, layer())
+    for grid in grids or grids_for(method):
         own = nearest = 0.0
         for problem in map(_layer, SEEDS):
             mine, theirs = _errors(method, side, problem, grid, claim)

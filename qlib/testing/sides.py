@@ -128,25 +128,23 @@ def sides_of(method: object) -> list[Side]:
     return found[:1] if isinstance(method, WeightMethod) else found
 
 
-def grids_for(method: Any, grids: tuple[Grid, ...] = GRIDS, problem: Problem | None = None) -> list[Grid]:
-    """Return the grids that a method does not refuse beforehand, in its `check_weights`; there may be none.
+def grids_for(method: Any) -> list[Grid]:
+    """Return those of `GRIDS` that a method does not refuse beforehand; of `OTHERS` if it refuses them all.
 
     Raises
     ------
     CheckError
-        It refuses all of `GRIDS` and `OTHERS`, without which there is nothing to check, or fails.
+        It refuses those too, without which there is nothing to check; or its `check_weights` fails.
     """
-    problem = problem or layer()
-    found, why = not_refused(method, grids, problem)
-    if not found and grids is GRIDS:
-        grids = GRIDS + OTHERS
+    problem = layer()
+    for grids in (GRIDS, OTHERS):
         found, why = not_refused(method, grids, problem)
-    if not found and len(grids) > len(GRIDS):
-        raise CheckError(
-            f"{method.name}.check_weights refuses {problem} on all of "
-            f"{', '.join(map(str, grids))}: {why} Let one of these pass, with settings for small layers."
-        )
-    return found
+        if found:
+            return found
+    raise CheckError(
+        f"{method.name}.check_weights refuses {problem} on all of "
+        f"{', '.join(map(str, GRIDS + OTHERS))}: {why} Let one of these pass, with settings for small layers."
+    )
 
 
 def not_refused(method: Any, grids: tuple[Grid, ...], problem: Problem) -> tuple[list[Grid], str]:
